@@ -1,0 +1,18 @@
+//! The hands: each file touches one part of the world and names the one outside crate that it takes.
+//!
+//! Kinds of kernel state share three verbs: `observe` the world into what is provably ours, compute the `steps` purely
+//! (in `plan`), `apply` them.
+
+pub(crate) mod bird;
+pub(crate) mod control;
+pub(crate) mod docker;
+pub(crate) mod etcd;
+pub(crate) mod exec;
+pub(crate) mod guard;
+pub(crate) mod ipsets;
+pub(crate) mod iptables;
+pub(crate) mod kernel_routes;
+pub(crate) mod links;
+pub(crate) mod netns;
+pub(crate) mod relay;
+pub(crate) mod sysctl;

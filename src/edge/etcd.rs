@@ -1,0 +1,274 @@
+//! etcd v3: load everything at a revision, watch from it, change records by compare-and-swap.
+//!
+//! A watch of `etcd-client` does not survive a broken connection, so a watch here ends with the reason and its owner
+//! loads again; nothing is resumed in secret. Every call ends after [`CALL_TIMEOUT`], and keep-alive pings find a peer
+//! that is gone without a word.
+
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions,
+    Txn, TxnOp, WatchOptions, WatchStream,
+};
+use tokio::time::timeout;
+
+use crate::model::fault::Fault;
+use crate::model::key::{Key, ROOT};
+use crate::model::snapshot::{Change, Snapshot};
+
+/// How long one call may take (decided: calls on a request's path end after 5 s).
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many keys one page of a load holds, far below gRPC's message limit.
+const PAGE: i64 = 5_000;
+
+/// Where etcd is and how to speak to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct EtcdAddress {
+    /// `http://host:port` or `https://host:port`, all of one scheme.
+    pub(crate) endpoints: Vec<String>,
+    /// PEM texts: the authority that signed the server, and our own certificate with its key.
+    pub(crate) ca: Option<String>,
+    pub(crate) identity: Option<(String, String)>,
+}
+
+/// A connection; clones share it.
+#[derive(Clone)]
+pub(crate) struct Etcd {
+    client: Client,
+    address: String,
+}
+
+/// What must hold for a transaction to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum When {
+    Absent(Key),
+    Present(Key),
+    /// The key was last written at this revision.
+    At(Key, i64),
+}
+
+/// What a transaction writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Write {
+    Put(Key, Vec<u8>),
+    /// The key goes away with the lease.
+    PutLeased(Key, Vec<u8>, i64),
+    Delete(Key),
+}
+
+/// How a transaction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Carried out, at this revision.
+    Done(i64),
+    /// A condition did not hold; nothing was written.
+    Lost,
+}
+
+/// A value and the revision at which it was last written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) revision: i64,
+    pub(crate) value: Vec<u8>,
+}
+
+/// A stream of changes.
+pub(crate) struct Watch {
+    stream: WatchStream,
+    address: String,
+}
+
+/// The JSON of a value that always has one.
+///
+/// # Errors
+/// None in practice: serde_json fails only on maps with keys that are no strings, which no record here has.
+pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
+    serde_json::to_vec(value).map_err(|error| Fault::World(format!("write a record as JSON: {error}")))
+}
+
+impl Etcd {
+    /// Prepares a connection; it is made with the first call and again whenever it broke.
+    ///
+    /// # Errors
+    /// `Refusal` for an address or certificate that cannot be used, `Away` if the client cannot be made.
+    pub(crate) async fn connect(address: &EtcdAddress) -> Result<Etcd, Fault> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(Duration::from_secs(3))
+            .with_keep_alive(Duration::from_secs(3), Duration::from_secs(3))
+            .with_keep_alive_while_idle(true);
+        if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+            let mut tls = TlsOptions::new();
+            if let Some(ca) = &address.ca {
+                tls = tls.ca_certificate(Certificate::from_pem(ca));
+            }
+            if let Some((certificate, key)) = &address.identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            options = options.with_tls(tls);
+        }
+        let text = address.endpoints.join(",");
+        let client = Client::connect(&address.endpoints, Some(options))
+            .await
+            .map_err(|error| Fault::Away(format!("connect to etcd at {text}: {error}")))?;
+        Ok(Etcd { client, address: text })
+    }
+
+    /// The endpoints, as text for people.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    async fn call<T>(
+        &self,
+        doing: &str,
+        call: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, Fault> {
+        match timeout(CALL_TIMEOUT, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(Fault::Away(format!("{doing} in etcd at {}: {error}", self.address))),
+            Err(_) => Err(Fault::Away(format!(
+                "{doing} in etcd at {}: no answer within {} s",
+                self.address,
+                CALL_TIMEOUT.as_secs()
+            ))),
+        }
+    }
+
+    /// The whole datastore at one revision.
+    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
+        let mut snapshot = Snapshot::default();
+        let mut from = ROOT.as_bytes().to_vec();
+        // The end of a range of all keys with a prefix: the prefix with its last byte one higher.
+        let mut end = from.clone();
+        if let Some(last) = end.last_mut() {
+            *last += 1;
+        }
+        let mut revision = 0;
+        loop {
+            let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
+            if revision > 0 {
+                options = options.with_revision(revision);
+            }
+            let mut kv = self.client.kv_client();
+            let mut page = self.call("load the datastore", kv.get(from.clone(), Some(options))).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = page.more();
+            for pair in page.take_kvs() {
+                let revision = pair.mod_revision();
+                let (path, value) = pair.into_key_value();
+                from = path.clone();
+                from.push(0);
+                if let Ok(path) = String::from_utf8(path) {
+                    snapshot.apply(&Change { revision, path, value: Some(value) });
+                }
+            }
+            if !more {
+                break;
+            }
+        }
+        snapshot.revision = revision;
+        Ok(snapshot)
+    }
+
+    /// All changes after a revision.
+    pub(crate) async fn watch_after(&self, revision: i64) -> Result<Watch, Fault> {
+        let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
+        let mut client = self.client.watch_client();
+        let stream = self.call("watch the datastore", client.watch(ROOT, Some(options))).await?;
+        Ok(Watch { stream, address: self.address.clone() })
+    }
+
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Found>, Fault> {
+        let path = key.path();
+        let mut kv = self.client.kv_client();
+        let mut answer = self.call(&format!("read {path}"), kv.get(path.clone(), None)).await?;
+        Ok(answer.take_kvs().pop().map(|pair| {
+            let revision = pair.mod_revision();
+            Found { revision, value: pair.into_key_value().1 }
+        }))
+    }
+
+    /// Carries out all writes in one step if all conditions hold. `doing` begins the message of a failure.
+    pub(crate) async fn transact(&self, doing: &str, when: &[When], writes: &[Write]) -> Result<Outcome, Fault> {
+        let compares: Vec<Compare> = when
+            .iter()
+            .map(|when| match when {
+                When::Absent(key) => Compare::version(key.path(), CompareOp::Equal, 0),
+                When::Present(key) => Compare::version(key.path(), CompareOp::Greater, 0),
+                When::At(key, revision) => Compare::mod_revision(key.path(), CompareOp::Equal, *revision),
+            })
+            .collect();
+        let operations: Vec<TxnOp> = writes
+            .iter()
+            .map(|write| match write {
+                Write::Put(key, value) => TxnOp::put(key.path(), value.clone(), None),
+                Write::PutLeased(key, value, lease) => {
+                    TxnOp::put(key.path(), value.clone(), Some(PutOptions::new().with_lease(*lease)))
+                }
+                Write::Delete(key) => TxnOp::delete(key.path(), None),
+            })
+            .collect();
+        let mut kv = self.client.kv_client();
+        let answer = self.call(doing, kv.txn(Txn::new().when(compares).and_then(operations))).await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(if answer.succeeded() { Outcome::Done(revision) } else { Outcome::Lost })
+    }
+
+    /// A new lease; what hangs on it goes away when it is not kept alive for `seconds`.
+    pub(crate) async fn lease(&self, seconds: i64) -> Result<i64, Fault> {
+        let mut client = self.client.lease_client();
+        Ok(self.call("grant a lease", client.grant(seconds, None)).await?.id())
+    }
+
+    /// Keeps a lease alive until that fails; answers why.
+    pub(crate) async fn keep_lease(&self, lease: i64, every: Duration) -> Fault {
+        let mut client = self.client.lease_client();
+        let (mut keeper, mut answers) = match self.call("keep a lease", client.keep_alive(lease)).await {
+            Ok(pair) => pair,
+            Err(fault) => return fault,
+        };
+        loop {
+            if let Err(fault) = self.call("keep a lease", keeper.keep_alive()).await {
+                return fault;
+            }
+            match self.call("keep a lease", answers.message()).await {
+                Ok(Some(answer)) if answer.ttl() > 0 => tokio::time::sleep(every).await,
+                Ok(_) => return Fault::Away(format!("keep a lease in etcd at {}: it has expired", self.address)),
+                Err(fault) => return fault,
+            }
+        }
+    }
+}
+
+impl Watch {
+    /// The next changes, of one or more revisions, in order.
+    ///
+    /// # Errors
+    /// The watch is over and the reason: the connection broke, or the revisions asked for are compacted away. Load again.
+    ///
+    /// # Cancel safety
+    /// No change is lost when the future is dropped before it is ready.
+    pub(crate) async fn next(&mut self) -> Result<Vec<Change>, Fault> {
+        let away = |cause: String| Fault::Away(format!("watch the datastore in etcd at {}: {cause}", self.address));
+        let answer = match self.stream.message().await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(away("the stream ended".to_owned())),
+            Err(error) => return Err(away(error.to_string())),
+        };
+        if answer.canceled() {
+            return Err(away(format!("cancelled: {} {}", answer.cancel_reason(), answer.compact_revision())));
+        }
+        let changes = answer.events().iter().filter_map(|event| {
+            let pair = event.kv()?;
+            Some(Change {
+                revision: pair.mod_revision(),
+                path: String::from_utf8(pair.key().to_vec()).ok()?,
+                value: (event.event_type() == EventType::Put).then(|| pair.value().to_vec()),
+            })
+        });
+        Ok(changes.collect())
+    }
+}

@@ -1,0 +1,7 @@
+//! Calico for plain Docker.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod edge;
+mod model;
+mod part;
+mod plan;

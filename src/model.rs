@@ -1,0 +1,17 @@
+//! The words of the field: every value that this software speaks of, as a type that cannot hold a wrong one.
+//!
+//! Text from outside (an etcd value, a create body, a command line) is parsed here once, at the door; inside there are
+//! only these types. The module is pure: no clock, no file, no network. `key` and the `value` codecs are the data model
+//! of the original Calico, kept so that records written by its tools are still read.
+
+pub(crate) mod bgp;
+pub(crate) mod claim;
+pub(crate) mod endpoint;
+pub(crate) mod fault;
+pub(crate) mod key;
+pub(crate) mod name;
+pub(crate) mod pool;
+pub(crate) mod profile;
+pub(crate) mod rule;
+pub(crate) mod snapshot;
+pub(crate) mod wish;

@@ -1,0 +1,209 @@
+//! Endpoints: one interface of one container, as the datastore records it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName};
+
+/// Whether the container's process runs.
+///
+/// `Inactive` keeps chains, dispatch and set membership programmed; only the interface and the route are absent. So the
+/// policy of a container stands before its process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    Active,
+    Inactive,
+}
+
+/// What the create request asked Docker's own networking for before we overwrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Requested {
+    /// `HostConfig.NetworkMode` as it was sent; empty if none was.
+    #[serde(default)]
+    pub(crate) network_mode: String,
+    /// The networks named, each with the aliases asked for in it.
+    #[serde(default)]
+    pub(crate) networks: BTreeMap<String, Vec<String>>,
+}
+
+/// An endpoint's record. What it is stored under is an [`EndpointKey`](super::key::EndpointKey).
+///
+/// Source of the format: data model 1.3 of the original. Keys that are not known here survive a rewrite in `rest`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub(crate) struct Endpoint {
+    pub(crate) state: State,
+    /// The interface on the host.
+    pub(crate) interface: IfName,
+    /// The interface in the container.
+    pub(crate) container_interface: IfName,
+    /// The container side's.
+    pub(crate) mac: Option<Mac>,
+    /// In the order in which they are consulted.
+    pub(crate) profiles: Vec<ProfileName>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// The container's next hop: the host's own address when the container was last started.
+    pub(crate) ipv4_gateway: Option<IpAddr>,
+    pub(crate) ipv6_gateway: Option<IpAddr>,
+    pub(crate) requested: Option<Requested>,
+    pub(crate) rest: BTreeMap<String, serde_json::Value>,
+}
+
+impl Endpoint {
+    pub(crate) fn is_active(&self) -> bool {
+        self.state == State::Active
+    }
+
+    pub(crate) fn ipv4(&self) -> impl Iterator<Item = std::net::Ipv4Addr> + '_ {
+        self.addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    pub(crate) fn ipv6(&self) -> impl Iterator<Item = std::net::Ipv6Addr> + '_ {
+        self.addresses.iter().filter_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(*v6),
+        })
+    }
+}
+
+/// The JSON of a record, older spellings included.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    state: State,
+    name: IfName,
+    #[serde(default)]
+    mac: Option<Mac>,
+    #[serde(rename = "container:if_name", default, skip_serializing_if = "Option::is_none")]
+    container_interface: Option<IfName>,
+    #[serde(default)]
+    profile_ids: Option<Vec<ProfileName>>,
+    #[serde(default, skip_serializing)]
+    profile_id: Option<String>,
+    #[serde(default)]
+    ipv4_nets: Vec<String>,
+    #[serde(default)]
+    ipv6_nets: Vec<String>,
+    #[serde(default)]
+    ipv4_gateway: Option<IpAddr>,
+    #[serde(default)]
+    ipv6_gateway: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    requested: Option<Requested>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
+}
+
+/// One address from a net of a record: `10.0.0.1`, `10.0.0.1/32`. A wider net would route foreign addresses here.
+fn address(text: &str, ipv4: bool) -> Result<IpAddr, String> {
+    let right = if ipv4 { "an IPv4 address or a /32" } else { "an IPv6 address or a /128" };
+    let address = match text.parse::<IpNet>() {
+        Ok(net) if net.prefix_len() == net.max_prefix_len() => net.addr(),
+        Ok(_) => return Err(format!("net {text:?} is wider than one address: it must be {right}")),
+        Err(_) => text.parse().map_err(|_| format!("net {text:?} is not {right}"))?,
+    };
+    if address.is_ipv4() == ipv4 { Ok(address) } else { Err(format!("net {text:?} is not {right}")) }
+}
+
+impl TryFrom<Written> for Endpoint {
+    type Error = String;
+    fn try_from(written: Written) -> Result<Self, String> {
+        let profiles = match (written.profile_ids, written.profile_id) {
+            // Felix lets the list win where both are there.
+            (Some(list), _) => list,
+            (None, Some(one)) if !one.is_empty() => vec![one.parse().map_err(|error| format!("{error}"))?],
+            (None, _) => Vec::new(),
+        };
+        let mut addresses = BTreeSet::new();
+        for net in &written.ipv4_nets {
+            addresses.insert(address(net, true)?);
+        }
+        for net in &written.ipv6_nets {
+            addresses.insert(address(net, false)?);
+        }
+        let container_interface = match written.container_interface {
+            Some(name) => name,
+            None => CONTAINER_INTERFACE.parse().map_err(|error| format!("{error}"))?,
+        };
+        Ok(Endpoint {
+            state: written.state,
+            interface: written.name,
+            container_interface,
+            mac: written.mac,
+            profiles,
+            addresses,
+            ipv4_gateway: written.ipv4_gateway,
+            ipv6_gateway: written.ipv6_gateway,
+            requested: written.requested,
+            rest: written.rest,
+        })
+    }
+}
+
+impl From<Endpoint> for Written {
+    fn from(endpoint: Endpoint) -> Written {
+        Written {
+            ipv4_nets: endpoint.ipv4().map(|address| format!("{address}/32")).collect(),
+            ipv6_nets: endpoint.ipv6().map(|address| format!("{address}/128")).collect(),
+            state: endpoint.state,
+            name: endpoint.interface,
+            mac: endpoint.mac,
+            container_interface: Some(endpoint.container_interface),
+            profile_ids: Some(endpoint.profiles),
+            profile_id: None,
+            ipv4_gateway: endpoint.ipv4_gateway,
+            ipv6_gateway: endpoint.ipv6_gateway,
+            requested: endpoint.requested,
+            rest: endpoint.rest,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RECORD: &str = r#"{"state":"active","name":"cali1d9e9624cdb","mac":"32:24:81:2a:cb:bd","container:if_name":"eth1","profile_ids":["web"],"ipv4_nets":["192.168.1.1/32"],"ipv6_nets":[],"ipv4_gateway":"172.25.0.1","ipv6_gateway":null}"#;
+
+    #[test]
+    fn a_record_survives_reading_and_writing() {
+        let endpoint: Endpoint = serde_json::from_str(RECORD).unwrap();
+        assert!(endpoint.is_active());
+        assert_eq!(serde_json::to_string(&endpoint).unwrap(), RECORD);
+    }
+
+    #[test]
+    fn the_seeds_own_example_is_read() {
+        let text = r#"{"ipv6_gateway": "fd80:24e2:f998:72d6::1", "state": "active", "name": "cali1d9e9624cdb", "ipv4_gateway": null, "ipv6_nets": ["fd80:24e2:f998:72d6::1:1/128"], "profile_id": "web", "mac": "32:24:81:2a:cb:bd", "ipv4_nets": []}"#;
+        let endpoint: Endpoint = serde_json::from_str(text).unwrap();
+        assert_eq!(endpoint.profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>(), ["web"]);
+        assert_eq!(endpoint.container_interface.as_str(), "eth1");
+    }
+
+    #[test]
+    fn keys_of_other_writers_survive() {
+        let text = RECORD.replacen('{', r#"{"labels":{"a":1},"#, 1);
+        let endpoint: Endpoint = serde_json::from_str(&text).unwrap();
+        let again: serde_json::Value = serde_json::from_str(&serde_json::to_string(&endpoint).unwrap()).unwrap();
+        assert_eq!(again["labels"]["a"], 1);
+    }
+
+    #[test]
+    fn a_record_that_would_take_foreign_addresses_is_not_read() {
+        for (from, to) in [
+            ("192.168.1.1/32", "0.0.0.0/0"),
+            ("192.168.1.1/32", "fd00::1/128"),
+            ("cali1d9e9624cdb", "cali1d9e9624cdb0"),
+            ("\"active\"", "\"up\""),
+            ("\"web\"", "\"we/b\""),
+        ] {
+            assert!(serde_json::from_str::<Endpoint>(&RECORD.replace(from, to)).is_err(), "{to}");
+        }
+    }
+}

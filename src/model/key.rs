@@ -1,0 +1,260 @@
+//! Keys: the paths of the datastore, each as a typed value. [`Key::parse`] and [`Key::path`] are inverse to each other.
+//!
+//! The layout is the original's (data model 1.1), as flat keys of etcd v3: what was a directory there is a prefix here.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::name::{EndpointId, HostName, Orchestrator, ProfileName, WorkloadId};
+use super::pool::Family;
+
+/// What this software watches: everything below.
+pub(crate) const ROOT: &str = "/calico/";
+const V1: &str = "/calico/v1/";
+const BGP: &str = "/calico/bgp/v1/";
+
+/// Where an endpoint is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct EndpointKey {
+    pub(crate) host: HostName,
+    pub(crate) orchestrator: Orchestrator,
+    pub(crate) workload: WorkloadId,
+    pub(crate) endpoint: EndpointId,
+}
+
+/// Where the claim of an address is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct AssignmentKey {
+    pub(crate) pool: IpNet,
+    pub(crate) address: IpAddr,
+}
+
+/// For whom a BGP setting holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum BgpScope {
+    Global,
+    Host(HostName),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Key {
+    /// `true` once the datastore holds its defaults.
+    Ready,
+    /// A setting of every host's agent, by its name.
+    Config(String),
+    /// The same setting for one host; wins over the global one.
+    HostConfig(HostName, String),
+    /// A host's IPv4 address.
+    HostIp(HostName),
+    Endpoint(EndpointKey),
+    ProfileTags(ProfileName),
+    ProfileRules(ProfileName),
+    /// The CIDR is a network address.
+    Pool(IpNet),
+    Assignment(AssignmentKey),
+    /// `as_num`.
+    BgpAs(BgpScope),
+    BgpMesh,
+    BgpPeer(BgpScope, IpAddr),
+    BgpHostIp(HostName, Family),
+    BgpLogLevel(BgpScope),
+}
+
+/// The prefix of all that one host records about its workloads, closed by a slash.
+pub(crate) fn host_prefix(host: &HostName) -> String {
+    format!("{V1}host/{host}/")
+}
+
+/// The prefix of all claims.
+pub(crate) const ASSIGNMENTS: &str = "/calico/v1/ipam/";
+
+fn dashed(net: IpNet) -> String {
+    format!("{}-{}", net.addr(), net.prefix_len())
+}
+
+/// A network address from its form in a key; nothing else, so that one pool has one key.
+fn undashed(text: &str, family: &str) -> Option<IpNet> {
+    let (address, prefix) = text.rsplit_once('-')?;
+    let net = IpNet::new(address.parse().ok()?, prefix.parse().ok()?).ok()?;
+    (net.trunc() == net && Family::of_net(net).key() == family && dashed(net) == text).then_some(net)
+}
+
+fn canonical_ip(text: &str) -> Option<IpAddr> {
+    text.parse::<IpAddr>().ok().filter(|ip| ip.to_string() == text)
+}
+
+impl Key {
+    pub(crate) fn path(&self) -> String {
+        match self {
+            Key::Ready => format!("{V1}Ready"),
+            Key::Config(name) => format!("{V1}config/{name}"),
+            Key::HostConfig(host, name) => format!("{V1}host/{host}/config/{name}"),
+            Key::HostIp(host) => format!("{V1}host/{host}/bird_ip"),
+            Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint }) => {
+                format!("{V1}host/{host}/workload/{orchestrator}/{workload}/endpoint/{endpoint}")
+            }
+            Key::ProfileTags(profile) => format!("{V1}policy/profile/{profile}/tags"),
+            Key::ProfileRules(profile) => format!("{V1}policy/profile/{profile}/rules"),
+            Key::Pool(net) => format!("{V1}ipam/{}/pool/{}", Family::of_net(*net).key(), dashed(*net)),
+            Key::Assignment(AssignmentKey { pool, address }) => {
+                format!("{V1}ipam/{}/assignment/{}/{address}", Family::of_net(*pool).key(), dashed(*pool))
+            }
+            Key::BgpAs(scope) => format!("{}as_num", bgp_prefix(scope)),
+            Key::BgpMesh => format!("{BGP}global/node_mesh"),
+            Key::BgpPeer(scope, ip) => format!("{}peer_{}/{ip}", bgp_prefix(scope), Family::of(*ip).key()),
+            Key::BgpHostIp(host, family) => format!("{BGP}host/{host}/ip_addr_{}", family.key()),
+            Key::BgpLogLevel(scope) => format!("{}loglevel", bgp_prefix(scope)),
+        }
+    }
+
+    /// The key at a path; `None` for what this software does not know, which it leaves alone.
+    pub(crate) fn parse(path: &str) -> Option<Key> {
+        if let Some(rest) = path.strip_prefix(V1) {
+            let parts: Vec<&str> = rest.split('/').collect();
+            return parse_v1(&parts);
+        }
+        let parts: Vec<&str> = path.strip_prefix(BGP)?.split('/').collect();
+        match parts.as_slice() {
+            ["global", rest @ ..] => parse_bgp(&BgpScope::Global, rest),
+            ["host", host, rest @ ..] => parse_bgp(&BgpScope::Host(host.parse().ok()?), rest),
+            _ => None,
+        }
+    }
+}
+
+fn bgp_prefix(scope: &BgpScope) -> String {
+    match scope {
+        BgpScope::Global => format!("{BGP}global/"),
+        BgpScope::Host(host) => format!("{BGP}host/{host}/"),
+    }
+}
+
+fn parse_v1(parts: &[&str]) -> Option<Key> {
+    Some(match parts {
+        ["Ready"] => Key::Ready,
+        ["config", name] if !name.is_empty() => Key::Config((*name).to_owned()),
+        ["host", host, "config", name] if !name.is_empty() => Key::HostConfig(host.parse().ok()?, (*name).to_owned()),
+        ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
+        ["host", host, "workload", orchestrator, workload, "endpoint", endpoint] => Key::Endpoint(EndpointKey {
+            host: host.parse().ok()?,
+            orchestrator: orchestrator.parse().ok()?,
+            workload: workload.parse().ok()?,
+            endpoint: endpoint.parse().ok()?,
+        }),
+        ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
+        ["policy", "profile", profile, "rules"] => Key::ProfileRules(profile.parse().ok()?),
+        ["ipam", family, "pool", net] => Key::Pool(undashed(net, family)?),
+        ["ipam", family, "assignment", net, address] => {
+            let pool = undashed(net, family)?;
+            let address = canonical_ip(address).filter(|address| pool.contains(address))?;
+            Key::Assignment(AssignmentKey { pool, address })
+        }
+        _ => return None,
+    })
+}
+
+fn parse_bgp(scope: &BgpScope, parts: &[&str]) -> Option<Key> {
+    Some(match (scope, parts) {
+        (_, ["as_num"]) => Key::BgpAs(scope.clone()),
+        (_, ["loglevel"]) => Key::BgpLogLevel(scope.clone()),
+        (BgpScope::Global, ["node_mesh"]) => Key::BgpMesh,
+        (BgpScope::Host(host), ["ip_addr_v4"]) => Key::BgpHostIp(host.clone(), Family::V4),
+        (BgpScope::Host(host), ["ip_addr_v6"]) => Key::BgpHostIp(host.clone(), Family::V6),
+        (_, [peers @ ("peer_v4" | "peer_v6"), ip]) => {
+            let ip = canonical_ip(ip).filter(|ip| peers.ends_with(Family::of(*ip).key()))?;
+            Key::BgpPeer(scope.clone(), ip)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name<T: std::str::FromStr + std::fmt::Debug>() -> impl Strategy<Value = T> {
+        "[a-zA-Z0-9_.-]{1,40}".prop_filter_map("a name", |text| text.parse().ok())
+    }
+
+    fn ip() -> impl Strategy<Value = IpAddr> {
+        any::<IpAddr>()
+    }
+
+    fn net() -> impl Strategy<Value = IpNet> {
+        (ip(), any::<u8>()).prop_filter_map("a net", |(ip, prefix)| {
+            let most = if ip.is_ipv4() { 32 } else { 128 };
+            IpNet::new(ip, prefix % (most + 1)).ok().map(|net| net.trunc())
+        })
+    }
+
+    fn scope() -> impl Strategy<Value = BgpScope> {
+        prop_oneof![Just(BgpScope::Global), name().prop_map(BgpScope::Host)]
+    }
+
+    fn key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            Just(Key::Ready),
+            Just(Key::BgpMesh),
+            "[A-Za-z0-9]{1,20}".prop_map(Key::Config),
+            (name(), "[A-Za-z0-9]{1,20}").prop_map(|(host, param)| Key::HostConfig(host, param)),
+            name().prop_map(Key::HostIp),
+            (name(), name(), name(), name()).prop_map(|(host, orchestrator, workload, endpoint)| {
+                Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint })
+            }),
+            name().prop_map(Key::ProfileTags),
+            name().prop_map(Key::ProfileRules),
+            net().prop_map(Key::Pool),
+            net().prop_map(|pool| Key::Assignment(AssignmentKey { pool, address: pool.broadcast() })),
+            scope().prop_map(Key::BgpAs),
+            scope().prop_map(Key::BgpLogLevel),
+            (scope(), ip()).prop_map(|(scope, ip)| Key::BgpPeer(scope, ip)),
+            (name(), any::<bool>())
+                .prop_map(|(host, v4)| Key::BgpHostIp(host, if v4 { Family::V4 } else { Family::V6 })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_has_one_path_and_every_path_one_key(key in key()) {
+            prop_assert_eq!(Key::parse(&key.path()), Some(key));
+        }
+
+        #[test]
+        fn a_path_that_is_read_is_written_the_same(path in "/calico/(bgp/)?v1/[a-z0-9_./:-]{0,60}") {
+            if let Some(key) = Key::parse(&path) {
+                prop_assert_eq!(key.path(), path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_paths_are_those_of_the_original() {
+        let pool = "192.168.0.0/16".parse().unwrap();
+        assert_eq!(Key::Pool(pool).path(), "/calico/v1/ipam/v4/pool/192.168.0.0-16");
+        let assignment = Key::Assignment(AssignmentKey { pool, address: "192.168.1.1".parse().unwrap() });
+        assert_eq!(assignment.path(), "/calico/v1/ipam/v4/assignment/192.168.0.0-16/192.168.1.1");
+        assert_eq!(
+            Key::parse("/calico/bgp/v1/global/peer_v4/10.0.0.1"),
+            Some(Key::BgpPeer(BgpScope::Global, "10.0.0.1".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn a_second_spelling_of_a_key_is_not_a_key() {
+        for path in [
+            "/calico/v1/ipam/v4/pool/192.168.0.1-16",
+            "/calico/v1/ipam/v6/pool/192.168.0.0-16",
+            "/calico/v1/ipam/v4/pool/192.168.0.0-016",
+            "/calico/v1/ipam/v4/assignment/192.168.0.0-16/10.0.0.1",
+            "/calico/v1/policy/profile/a/b/tags",
+            "/calico/v1/Ready/",
+            "/calico/v1/host//bird_ip",
+            "/other",
+        ] {
+            assert_eq!(Key::parse(path), None, "{path}");
+        }
+    }
+}

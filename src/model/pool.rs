@@ -1,0 +1,129 @@
+//! Pools: the address ranges that containers are given addresses from.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The two address families, as the datastore spells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) enum Family {
+    #[serde(rename = "v4")]
+    V4,
+    #[serde(rename = "v6")]
+    V6,
+}
+
+impl Family {
+    pub(crate) fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    pub(crate) fn of_net(net: IpNet) -> Self {
+        Family::of(net.addr())
+    }
+
+    /// `v4` or `v6`, as keys have it.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Family::V4 => "v4",
+            Family::V6 => "v6",
+        }
+    }
+
+    /// The length of a prefix that holds one address.
+    pub(crate) fn full_prefix(self) -> u8 {
+        match self {
+            Family::V4 => 32,
+            Family::V6 => 128,
+        }
+    }
+}
+
+/// A pool's record. Its CIDR is the network address and prefix, no host bits set.
+///
+/// Source: `original-system` data model 1.5. Keys of later versions (`ipam`, `disabled`) are read; what else a record
+/// holds is kept through a rewrite.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pool {
+    pub(crate) cidr: IpNet,
+    /// Leave by a tunnel. Recorded only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ipip: Option<String>,
+    /// Masquerade what leaves all pools (`--nat-outgoing`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) masquerade: bool,
+    /// `false`: not for automatic choice.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub(crate) ipam: bool,
+    /// Being removed: no new address is taken from it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) disabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's skip_serializing_if passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+impl Pool {
+    pub(crate) fn new(cidr: IpNet) -> Self {
+        Pool { cidr: cidr.trunc(), ipip: None, masquerade: false, ipam: true, disabled: false }
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        Family::of_net(self.cidr)
+    }
+
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.cidr.contains(&address)
+    }
+
+    /// Whether new addresses may be taken from it at all.
+    pub(crate) fn gives(&self) -> bool {
+        !self.disabled
+    }
+
+    /// Whether `auto` may choose from it.
+    pub(crate) fn chooses(&self) -> bool {
+        !self.disabled && self.ipam
+    }
+}
+
+/// Whether two ranges share an address.
+pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_writes_only_what_is_set() {
+        let mut pool = Pool::new("192.168.7.9/16".parse().unwrap());
+        assert_eq!(serde_json::to_string(&pool).unwrap(), r#"{"cidr":"192.168.0.0/16"}"#);
+        pool.masquerade = true;
+        let text = serde_json::to_string(&pool).unwrap();
+        assert_eq!(text, r#"{"cidr":"192.168.0.0/16","masquerade":true}"#);
+        assert_eq!(serde_json::from_str::<Pool>(&text).unwrap(), pool);
+    }
+
+    #[test]
+    fn ranges_overlap_when_one_holds_the_other() {
+        let net = |text: &str| text.parse().unwrap();
+        assert!(overlap(net("10.0.0.0/8"), net("10.1.0.0/16")));
+        assert!(overlap(net("10.1.0.0/16"), net("10.0.0.0/8")));
+        assert!(!overlap(net("10.0.0.0/16"), net("10.1.0.0/16")));
+        assert!(!overlap(net("10.0.0.0/8"), net("fd00::/8")));
+    }
+}

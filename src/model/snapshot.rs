@@ -1,0 +1,269 @@
+//! The snapshot: the whole view of the datastore at one revision.
+//!
+//! It is the same whatever the way that led to it: applying the changes since any earlier snapshot, or loading anew,
+//! gives an equal value. A record that cannot be read stays in it with the reason, because what it stands for must be
+//! closed, not forgotten.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+
+use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
+use super::claim::Claim;
+use super::endpoint::Endpoint;
+use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
+use super::name::{HostName, ProfileName, TagName};
+use super::pool::{Family, Pool};
+use super::profile::Rules;
+
+/// A record and the revision of the datastore at which it was last written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record<T> {
+    pub(crate) revision: i64,
+    /// The value, or why it could not be read.
+    pub(crate) value: Result<T, String>,
+}
+
+impl<T> Record<T> {
+    pub(crate) fn readable(&self) -> Option<&T> {
+        self.value.as_ref().ok()
+    }
+}
+
+/// One change of the datastore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) revision: i64,
+    pub(crate) path: String,
+    /// `None`: the key was deleted.
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+type Records<K, T> = BTreeMap<K, Record<T>>;
+
+/// See the module. A field holds the records of one kind of key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    /// The newest revision that it includes.
+    pub(crate) revision: i64,
+    pub(crate) ready: Option<Record<bool>>,
+    pub(crate) config: Records<String, String>,
+    pub(crate) host_config: Records<(HostName, String), String>,
+    pub(crate) host_ips: Records<HostName, IpAddr>,
+    pub(crate) endpoints: Records<EndpointKey, Endpoint>,
+    pub(crate) tags: Records<ProfileName, Vec<TagName>>,
+    pub(crate) rules: Records<ProfileName, Rules>,
+    pub(crate) pools: Records<IpNet, Pool>,
+    pub(crate) claims: Records<AssignmentKey, Claim>,
+    pub(crate) bgp_as: Records<BgpScope, AsNumber>,
+    pub(crate) bgp_mesh: Option<Record<Mesh>>,
+    pub(crate) bgp_peers: Records<(BgpScope, IpAddr), Peer>,
+    pub(crate) bgp_ips: Records<(HostName, Family), Option<IpAddr>>,
+    pub(crate) bgp_log: Records<BgpScope, String>,
+}
+
+fn utf8(value: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(value).map_err(|error| format!("not UTF-8: {error}"))
+}
+
+fn json<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(value).map_err(|error| error.to_string())
+}
+
+fn plain<T: std::str::FromStr>(value: &[u8]) -> Result<T, String>
+where
+    T::Err: std::fmt::Display,
+{
+    let text = utf8(value)?.trim();
+    text.parse().map_err(|error| format!("{text:?}: {error}"))
+}
+
+/// An address, or nothing: an empty value, or the `None` that the original's Python wrote.
+fn optional_ip(value: &[u8]) -> Result<Option<IpAddr>, String> {
+    match utf8(value)?.trim() {
+        "" | "None" => Ok(None),
+        _ => plain(value).map(Some),
+    }
+}
+
+/// A record whose value must agree with the key that it stands under.
+fn pool(value: &[u8], net: IpNet) -> Result<Pool, String> {
+    let pool: Pool = json(value)?;
+    if pool.cidr.trunc() == net {
+        Ok(Pool { cidr: net, ..pool })
+    } else {
+        Err(format!("its cidr {} is not the one of its key, {net}", pool.cidr))
+    }
+}
+
+fn store<K: Ord, T>(map: &mut Records<K, T>, key: K, change: &Change, read: impl FnOnce(&[u8]) -> Result<T, String>) {
+    match &change.value {
+        Some(value) => {
+            map.insert(key, Record { revision: change.revision, value: read(value) });
+        }
+        None => {
+            map.remove(&key);
+        }
+    }
+}
+
+fn store_one<T>(slot: &mut Option<Record<T>>, change: &Change, read: impl FnOnce(&[u8]) -> Result<T, String>) {
+    *slot = change.value.as_ref().map(|value| Record { revision: change.revision, value: read(value) });
+}
+
+impl Snapshot {
+    /// Takes one change in. Answers the key that changed; `None` where the path is not one of ours.
+    pub(crate) fn apply(&mut self, change: &Change) -> Option<Key> {
+        self.revision = self.revision.max(change.revision);
+        let key = Key::parse(&change.path)?;
+        match key.clone() {
+            Key::Ready => store_one(&mut self.ready, change, plain),
+            Key::Config(name) => store(&mut self.config, name, change, plain),
+            Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
+            Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
+            Key::Endpoint(key) => store(&mut self.endpoints, key, change, json),
+            Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
+            Key::ProfileRules(profile) => store(&mut self.rules, profile, change, json),
+            Key::Pool(net) => store(&mut self.pools, net, change, |value| pool(value, net)),
+            Key::Assignment(key) => store(&mut self.claims, key, change, json),
+            Key::BgpAs(scope) => store(&mut self.bgp_as, scope, change, plain),
+            Key::BgpMesh => store_one(&mut self.bgp_mesh, change, json),
+            Key::BgpPeer(scope, ip) => store(&mut self.bgp_peers, (scope, ip), change, json),
+            Key::BgpHostIp(host, family) => store(&mut self.bgp_ips, (host, family), change, optional_ip),
+            Key::BgpLogLevel(scope) => store(&mut self.bgp_log, scope, change, plain),
+        }
+        Some(key)
+    }
+
+    /// The endpoints of one host, readable or not.
+    pub(crate) fn endpoints_of<'s>(
+        &'s self,
+        host: &'s HostName,
+    ) -> impl Iterator<Item = (&'s EndpointKey, &'s Record<Endpoint>)> + 's {
+        self.endpoints.iter().filter(move |(key, _)| key.host == *host)
+    }
+
+    /// The readable pools of a family, in order.
+    pub(crate) fn pools_of(&self, family: Family) -> impl Iterator<Item = &Pool> + '_ {
+        self.pools.values().filter_map(Record::readable).filter(move |pool| pool.family() == family)
+    }
+
+    /// The pool that an address belongs to.
+    pub(crate) fn pool_of(&self, address: IpAddr) -> Option<&Pool> {
+        self.pools.values().filter_map(Record::readable).find(|pool| pool.contains(address))
+    }
+
+    /// The addresses of every tag, over the endpoints of all hosts.
+    pub(crate) fn tagged(&self) -> HashMap<&TagName, Vec<IpAddr>> {
+        let mut members: HashMap<&TagName, Vec<IpAddr>> = HashMap::new();
+        for endpoint in self.endpoints.values().filter_map(Record::readable) {
+            for profile in &endpoint.profiles {
+                let tags = self.tags.get(profile).and_then(Record::readable);
+                for tag in tags.into_iter().flatten() {
+                    members.entry(tag).or_default().extend(&endpoint.addresses);
+                }
+            }
+        }
+        members
+    }
+
+    /// A setting as it holds for a host: its own over the global one.
+    pub(crate) fn setting(&self, host: &HostName, name: &str) -> Option<&str> {
+        let own = self.host_config.get(&(host.clone(), name.to_owned()));
+        own.or_else(|| self.config.get(name)).and_then(Record::readable).map(String::as_str)
+    }
+
+    /// The AS of a host: its own, else the global one, else the original's default.
+    pub(crate) fn as_of(&self, host: &HostName) -> AsNumber {
+        let at = |scope: &BgpScope| self.bgp_as.get(scope).and_then(Record::readable).copied();
+        at(&BgpScope::Host(host.clone())).or_else(|| at(&BgpScope::Global)).unwrap_or(DEFAULT_AS)
+    }
+
+    /// Every record that cannot be read: its path and why.
+    pub(crate) fn unreadable(&self) -> Vec<(String, String)> {
+        fn of<K: Clone, T>(map: &Records<K, T>, key: impl Fn(K) -> Key) -> Vec<(String, String)> {
+            let bad = map.iter().filter_map(|(k, record)| record.value.as_ref().err().map(|reason| (k, reason)));
+            bad.map(|(k, reason)| (key(k.clone()).path(), reason.clone())).collect()
+        }
+        [
+            of(&self.endpoints, Key::Endpoint),
+            of(&self.tags, Key::ProfileTags),
+            of(&self.rules, Key::ProfileRules),
+            of(&self.pools, Key::Pool),
+            of(&self.host_ips, Key::HostIp),
+            of(&self.bgp_as, Key::BgpAs),
+            of(&self.bgp_peers, |(scope, ip)| Key::BgpPeer(scope, ip)),
+            of(&self.bgp_ips, |(host, family)| Key::BgpHostIp(host, family)),
+        ]
+        .concat()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A snapshot from `path: value` pairs, where a value that is a string stands for its text and any other for its JSON.
+    pub(crate) fn from_json(text: &str) -> Snapshot {
+        let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+        let mut snapshot = Snapshot::default();
+        for (path, value) in map {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let change = Change { revision: 1, path: path.clone(), value: Some(value.into_bytes()) };
+            assert!(snapshot.apply(&change).is_some(), "{path} is not a key");
+        }
+        snapshot
+    }
+
+    #[test]
+    fn an_unreadable_record_stays_with_its_reason() {
+        let snapshot =
+            from_json(r#"{"/calico/v1/policy/profile/web/rules": {"inbound_rules": [{"action": "maybe"}]}}"#);
+        let unreadable = snapshot.unreadable();
+        assert_eq!(unreadable.len(), 1);
+        assert!(unreadable[0].1.contains("maybe"), "{unreadable:?}");
+    }
+
+    #[test]
+    fn a_pool_under_another_pools_key_is_not_read() {
+        let snapshot = from_json(r#"{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "0.0.0.0/0"}}"#);
+        assert_eq!(snapshot.pools_of(Family::V4).count(), 0);
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let path = prop_oneof![
+            "/calico/v1/policy/profile/[ab]/(tags|rules)",
+            "/calico/v1/host/h[12]/workload/docker/[cd]/endpoint/[ef]",
+            "/calico/v1/config/[XY]",
+        ];
+        let value = prop_oneof![
+            Just(None),
+            Just(Some(b"[\"t\"]".to_vec())),
+            Just(Some(b"{}".to_vec())),
+            Just(Some(br#"{"state":"active","name":"cali1","ipv4_nets":["10.0.0.1/32"]}"#.to_vec())),
+        ];
+        (path, value).prop_map(|(path, value)| Change { revision: 0, path, value })
+    }
+
+    proptest! {
+        /// The same last word on every key gives the same snapshot, whatever was said before and in what order.
+        #[test]
+        fn a_snapshot_does_not_depend_on_the_way_that_led_to_it(changes in prop::collection::vec(change(), 0..40)) {
+            let mut whole = Snapshot::default();
+            let mut last: BTreeMap<&str, &Change> = BTreeMap::new();
+            for change in &changes {
+                whole.apply(change);
+                last.insert(&change.path, change);
+            }
+            let mut short = Snapshot::default();
+            for change in last.values().rev() {
+                short.apply(change);
+            }
+            prop_assert_eq!(whole, short);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Wishes: what a create request asks of Calico in its environment, `CALICO_IP` and `CALICO_PROFILE`.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::fault::Fault;
+use super::name::ProfileName;
+use super::pool::Family;
+
+/// One item of `CALICO_IP`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum AddressWish {
+    /// This address and no other.
+    Exactly(IpAddr),
+    /// Any free address of a family, from any of its pools.
+    Any(Family),
+    /// Any free address of the pool with this CIDR.
+    From(IpNet),
+}
+
+/// What a container asks for: at least one address, and the profiles in the order in which they are consulted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wish {
+    pub(crate) addresses: Vec<AddressWish>,
+    pub(crate) profiles: Vec<ProfileName>,
+}
+
+impl std::str::FromStr for AddressWish {
+    type Err = String;
+    /// One item, trimmed: an address (`/32` allowed), `auto`, `ipv4`, `ipv6` or a CIDR.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" | "ipv4" => return Ok(AddressWish::Any(Family::V4)),
+            "ipv6" => return Ok(AddressWish::Any(Family::V6)),
+            _ => {}
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(AddressWish::Exactly(address));
+        }
+        match text.parse::<IpNet>() {
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => Ok(AddressWish::Exactly(net.addr())),
+            Ok(net) if net.trunc() == net => Ok(AddressWish::From(net)),
+            Ok(net) => Err(format!("{text:?} has host bits set: the CIDR of a pool would be {}", net.trunc())),
+            Err(_) => Err(format!(
+                "{text:?} is not an address: it must be an address of a pool, auto, ipv4, ipv6 or the CIDR of a pool"
+            )),
+        }
+    }
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim)
+}
+
+impl Wish {
+    /// Reads the values of the two variables; `profiles` is `None` where `CALICO_PROFILE` is not set.
+    /// Every mistake is reported, not only the first.
+    pub(crate) fn parse(addresses: &str, profiles: Option<&str>) -> Result<Self, Fault> {
+        let mut wish = Wish { addresses: Vec::new(), profiles: Vec::new() };
+        let mut errors = Vec::new();
+        for item in items(addresses) {
+            if item.is_empty() {
+                errors.push(format!("CALICO_IP {addresses:?} holds an empty item: name an address, auto, ipv4, ipv6 or the CIDR of a pool"));
+                continue;
+            }
+            match item.parse() {
+                Ok(AddressWish::Any(Family::V6)) => {
+                    errors.push(format!(
+                        "CALICO_IP {item:?} asks for an IPv6 address, which this release does not give: ask for IPv4"
+                    ));
+                }
+                Ok(AddressWish::Exactly(address)) if address.is_ipv6() => {
+                    errors.push(format!(
+                        "CALICO_IP {item:?} is an IPv6 address, which this release does not give: ask for IPv4"
+                    ));
+                }
+                Ok(AddressWish::From(net)) if Family::of_net(net) == Family::V6 => {
+                    errors.push(format!(
+                        "CALICO_IP {item:?} is an IPv6 pool, from which this release does not give: ask for IPv4"
+                    ));
+                }
+                Ok(exactly @ AddressWish::Exactly(_)) if wish.addresses.contains(&exactly) => {
+                    errors.push(format!("CALICO_IP names {item} twice: name every address once"));
+                }
+                Ok(address) => wish.addresses.push(address),
+                Err(error) => errors.push(format!("CALICO_IP {error}")),
+            }
+        }
+        for item in profiles.into_iter().flat_map(items) {
+            match item.parse::<ProfileName>() {
+                Ok(profile) if wish.profiles.contains(&profile) => {
+                    errors.push(format!("CALICO_PROFILE names {item} twice: name every profile once"));
+                }
+                Ok(profile) => wish.profiles.push(profile),
+                Err(error) => errors.push(format!("CALICO_PROFILE: {error}")),
+            }
+        }
+        if errors.is_empty() { Ok(wish) } else { Err(Fault::Refusal(errors.join("; "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_is_a_list_of_addresses_families_and_pools() {
+        let wish = Wish::parse("192.168.1.1, auto,ipv4 ,10.0.0.0/8,192.168.0.255/32", Some("a, b")).unwrap();
+        assert_eq!(
+            wish.addresses,
+            [
+                AddressWish::Exactly("192.168.1.1".parse().unwrap()),
+                AddressWish::Any(Family::V4),
+                AddressWish::Any(Family::V4),
+                AddressWish::From("10.0.0.0/8".parse().unwrap()),
+                AddressWish::Exactly("192.168.0.255".parse().unwrap()),
+            ]
+        );
+        assert_eq!(wish.profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_wish_that_cannot_be_read_is_refused_with_every_reason() {
+        for bad in [
+            "",
+            " ",
+            "auto,",
+            "1.2.3",
+            "10.0.0.1/8",
+            "fd00::1",
+            "ipv6",
+            "1.2.3.4,1.2.3.4",
+            "::ffff:1.2.3.4",
+            "1.2.3.4\n5",
+        ] {
+            assert!(matches!(Wish::parse(bad, None), Err(Fault::Refusal(_))), "{bad:?}");
+        }
+        for bad in ["", "a,", "a,a", "a/b", "ü"] {
+            assert!(matches!(Wish::parse("auto", Some(bad)), Err(Fault::Refusal(_))), "{bad:?}");
+        }
+        let Err(Fault::Refusal(text)) = Wish::parse("x,y", Some("a/b")) else { panic!("accepted") };
+        for part in ["\"x\"", "\"y\"", "a/b"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}

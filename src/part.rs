@@ -1,0 +1,10 @@
+//! The moving parts: what runs, and what it does with decisions and hands.
+
+pub(crate) mod agent;
+pub(crate) mod clean;
+pub(crate) mod control;
+pub(crate) mod ctl;
+pub(crate) mod metrics;
+pub(crate) mod network;
+pub(crate) mod proxy;
+pub(crate) mod store;

@@ -1,0 +1,12 @@
+//! The decisions: pure functions from typed values to typed values. No clock, no file, no network, no environment.
+
+pub(crate) mod address;
+pub(crate) mod bird;
+pub(crate) mod body;
+pub(crate) mod call;
+pub(crate) mod filter;
+pub(crate) mod json;
+pub(crate) mod nat;
+pub(crate) mod routes;
+pub(crate) mod sets;
+pub(crate) mod wiring;
