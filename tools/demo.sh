@@ -101,8 +101,8 @@ make_image() {
 }
 
 start_node() {
-    if curl -s -o /dev/null "http://$PROXY/_ping" || [ -S "$RUN/control.sock" ] && curl -s -o /dev/null "$METRICS/readyz"; then
-        fail "a node that this demo did not start is running here already: stop it first"
+    if curl -s -o /dev/null "http://$PROXY/_ping" || curl -s -o /dev/null "$METRICS/readyz"; then
+        fail "something listens on $PROXY or $METRICS already (a node that this demo did not start?): stop it first"
     fi
     sysctl -n net.ipv4.ip_forward >"$STATE/ip_forward"
     [ -d "$RUN" ] || : >"$STATE/run-dir-made"
@@ -248,11 +248,14 @@ stop_containers_and_node() {
             through rm -f "$name" >/dev/null 2>&1 || direct rm -f "$name" >/dev/null || fail "docker rm -f $name"
             ok "container $name removed"
         done
+    else
+        note "dockerd does not run: containers of the demo, if there are any, stay"
     fi
     [ -f "$STATE/node.pid" ] || return 0
     end "$STATE/node.pid" calico-node 30
     ok "node stopped"
-    "$BIN/calico-node" clean --state-dir "$STATE/node" --run-dir "$RUN" | indent || fail "calico-node clean"
+    [ -x "$BIN/calico-node" ] || cargo build --release --locked --bins
+    "$BIN/calico-node" clean --state-dir "$STATE/node" --run-dir "$RUN" || fail "calico-node clean"
     [ ! -f "$STATE/run-dir-made" ] || rm -rf "$RUN"
     if [ -f "$STATE/ip_forward" ] && [ ! -f "$STATE/dockerd-started" ]; then
         sysctl -q "net.ipv4.ip_forward=$(cat "$STATE/ip_forward")"
@@ -283,7 +286,7 @@ stop() {
     step "undoing the demo"
     stop_containers_and_node
     if [ -f "$STATE/image-made" ]; then
-        if direct image inspect "$(cat "$STATE/image-made")" >/dev/null 2>&1; then
+        if [ "$(direct image inspect -f '{{.Id}}' busybox:latest 2>/dev/null)" = "$(cat "$STATE/image-made")" ]; then
             if direct rmi busybox:latest >/dev/null 2>&1; then
                 ok "image busybox removed"
             else
