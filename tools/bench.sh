@@ -7,8 +7,11 @@ cd "$(dirname "$0")/.."
 
 LAB=$(mktemp -d "${TMPDIR:-/tmp}/calico-bench.XXXXXX")
 GROUP=$(basename "$LAB")
+inside=
 tidy() {
     trap - EXIT INT TERM
+    [ -z "$inside" ] || kill -9 "$inside" 2>/dev/null || true
+    wait
     find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null || true
     rm -rf --one-file-system "$LAB"
 }
@@ -18,4 +21,7 @@ trap 'exit 143' TERM
 
 cargo bench --locked --bench start --no-run
 CALICO_BENCH_LAB=$LAB CALICO_BENCH_CGROUP=/$GROUP \
-    unshare --net --mount --pid --fork --kill-child --mount-proc cargo bench --locked --offline --quiet --bench start -- "$@"
+    unshare --net --mount --pid --fork --kill-child --mount-proc cargo bench --locked --offline --quiet --bench start -- "$@" &
+inside=$!
+wait "$inside"
+inside=
