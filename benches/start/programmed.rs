@@ -31,7 +31,7 @@ struct Fake {
 
 impl Fake {
     fn new(number: usize) -> Fake {
-        let id = format!("{number:08x}{:024x}", 0xbe9c);
+        let id = format!("{number:08x}be9c{:020x}", 0);
         let mark = id[..11].to_owned();
         // Not under `docker`: no container of dockerd's stands behind it, and the node must not look for one.
         let key = format!("/calico/v1/host/{HOST}/workload/bench/w{number}/endpoint/{id}");
