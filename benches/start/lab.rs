@@ -27,6 +27,21 @@ impl Drop for Lab {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "a benchmark starts its lab's programs; this is its one place for that")]
+fn command(program: &str) -> Command {
+    Command::new(program)
+}
+
+#[expect(clippy::disallowed_methods, reason = "no runtime is running on the benchmark's threads")]
+pub(crate) fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark has no configuration but what its lab tells it")]
+fn setting(name: &str) -> Outcome<String> {
+    Ok(std::env::var(name).map_err(|_| format!("{name} is not set: this needs a lab around it, run `make bench`"))?)
+}
+
 /// A command whose output is of no interest unless it fails.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Outcome<String> {
     feed(program, arguments, "")
@@ -34,7 +49,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Outcome<String> {
 
 /// The same, with text on its standard input.
 pub(crate) fn feed(program: &str, arguments: &[&str], input: &str) -> Outcome<String> {
-    let mut child = Command::new(program)
+    let mut child = command(program)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -58,8 +73,10 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() ->
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if start.elapsed() > limit => return Err(format!("{what}: not within {limit:?}: {error}").into()),
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) if start.elapsed() > limit => {
+                return Err(format!("{what}: not within {limit:?}: {error}").into());
+            }
+            Err(_) => pause(Duration::from_millis(20)),
         }
     }
 }
@@ -84,9 +101,7 @@ pub(crate) fn get(path: &str) -> Outcome<String> {
 
 impl Lab {
     pub(crate) fn up() -> Outcome<Lab> {
-        let folder = std::env::var("CALICO_BENCH_LAB").map_err(|_| "this needs a lab around it: run `make bench`")?;
-        let group = std::env::var("CALICO_BENCH_CGROUP").map_err(|_| "this needs a lab around it: run `make bench`")?;
-        let folder = PathBuf::from(folder);
+        let (folder, group) = (PathBuf::from(setting("CALICO_BENCH_LAB")?), setting("CALICO_BENCH_CGROUP")?);
         run("ip", &["link", "set", "lo", "up"])?;
         run("ip", &["link", "add", "eth0", "type", "dummy"])?;
         run("ip", &["address", "add", "172.31.255.1/24", "dev", "eth0"])?;
@@ -97,7 +112,7 @@ impl Lab {
         fs::write(folder.join("daemon.json"), "{}")?;
         let log = fs::File::create(folder.join("dockerd.log"))?;
         let path = |name: &str| folder.join(name).display().to_string();
-        let dockerd = Command::new("dockerd")
+        let dockerd = command("dockerd")
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
             .args(["--config-file", &path("daemon.json"), "--cgroup-parent", &group])
@@ -141,9 +156,9 @@ impl Lab {
     pub(crate) fn start_node(&mut self, tools: &[&Path]) -> Outcome<()> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         let mut search: Vec<String> = tools.iter().map(|folder| folder.display().to_string()).collect();
-        search.push(std::env::var("PATH")?);
+        search.push(setting("PATH")?);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("node.log"))?;
-        let node = Command::new(env!("CARGO_BIN_EXE_calico-node"))
+        let node = command(env!("CARGO_BIN_EXE_calico-node"))
             .args(["--listen", &format!("unix://{}", path("proxy.sock"))])
             .args(["--docker-host", &format!("unix://{}", path("docker.sock"))])
             .args(["--state-dir", &path("state"), "--run-dir", &path("run")])

@@ -10,10 +10,10 @@ use etcd_client::Client;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::figures::{Samples, ms, signed, table};
-use crate::lab::{HOST, Lab, feed, run, until};
-use crate::watch::{Event, Watch};
 use crate::Outcome;
+use crate::figures::{Samples, ms, signed, table};
+use crate::lab::{HOST, Lab, feed, pause, run, until};
+use crate::watch::{Event, Watch};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Longer than the node takes to finish what belongs to one change.
@@ -116,7 +116,8 @@ impl Recorder {
 
     /// The calls since the last time, in their order.
     fn take(&self) -> Outcome<Vec<Call>> {
-        let mut paths: Vec<PathBuf> = fs::read_dir(&self.calls)?.map(|entry| Ok(entry?.path())).collect::<Outcome<_>>()?;
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(&self.calls)?.map(|entry| Ok(entry?.path())).collect::<Outcome<_>>()?;
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "call"));
         paths.sort();
         let mut calls = Vec::new();
@@ -153,7 +154,7 @@ impl Floor {
         let (answer, took) = channel();
         std::thread::spawn(move || {
             let ready = (|| -> Outcome<Watch> {
-                nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+                leave_namespace()?;
                 feed("ipset", &["restore"], &sets)?;
                 feed("iptables-restore", &[], &rules)?;
                 Watch::new(&mark)
@@ -180,6 +181,11 @@ impl Floor {
         self.ask.send(())?;
         self.took.recv()?
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the calling thread stays in its new network namespace until it ends")]
+fn leave_namespace() -> Outcome<()> {
+    Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?)
 }
 
 fn by_hand(script: &Script, watch: &Watch) -> Outcome<Duration> {
@@ -220,19 +226,23 @@ fn record(lab: &mut Lab, recorder: &Recorder, fakes: std::ops::Range<usize>, ext
     }
     if let Some(last) = last {
         until("program the endpoints", Duration::from_secs(120), || {
-            if run("iptables", &["-S"])?.contains(&last) { Ok(()) } else { Err("the last one's chain is not there".into()) }
+            if run("iptables", &["-S"])?.contains(&last) {
+                Ok(())
+            } else {
+                Err("the last one's chain is not there".into())
+            }
         })?;
     }
-    std::thread::sleep(SETTLED);
+    pause(SETTLED);
     recorder.take()?;
     let watch = Watch::new(&extra.mark)?;
     store.put(&extra.key, &extra.value)?;
     watch.next(Event::Came, LIMIT)?;
-    std::thread::sleep(SETTLED);
+    pause(SETTLED);
     let add = recorder.take()?;
     store.delete(&extra.key)?;
     watch.next(Event::Went, LIMIT)?;
-    std::thread::sleep(SETTLED);
+    pause(SETTLED);
     let remove = recorder.take()?;
     if !add.iter().any(|call| call.input.contains(&extra.mark)) {
         return Err("no call of a tool was recorded that names the endpoint: there is nothing to compare with".into());

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
+use crate::Outcome;
 use crate::docker::Engine;
 use crate::figures::{Dice, Samples, ms, signed, span, table};
 use crate::lab::{Lab, get};
-use crate::Outcome;
 
 #[derive(Clone, Copy)]
 enum Kind {
