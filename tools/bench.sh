@@ -12,7 +12,12 @@ tidy() {
     trap - EXIT INT TERM
     [ -z "$inside" ] || kill -9 "$inside" 2>/dev/null || true
     wait
-    find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null || true
+    # A control group can only be removed once its processes are gone for good.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null || true
+        [ -n "$(find /sys/fs/cgroup -maxdepth 2 -name "$GROUP*")" ] || break
+        sleep 0.5
+    done
     rm -rf --one-file-system "$LAB"
 }
 trap tidy EXIT
