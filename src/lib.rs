@@ -7,3 +7,4 @@ mod log;
 mod model;
 mod part;
 mod plan;
+mod run;

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
-use crate::model::name::{IfName, Mac};
+use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
 use crate::plan::address::Connected;
 use crate::plan::wiring::{HOST_MAC, LINK_GROUP, Wiring};
 
@@ -93,6 +93,24 @@ impl Netlink {
         }
     }
 
+    /// Removes every link of our group whose name begins as ours do; answers how many there were.
+    pub(crate) async fn remove_ours(&self) -> Result<usize, Fault> {
+        let mut links = self.handle.link().get().execute();
+        let mut ours = Vec::new();
+        while let Some(message) = links.try_next().await.map_err(fault("list the host's interfaces".to_owned()))? {
+            let grouped = message.attributes.contains(&LinkAttribute::Group(LINK_GROUP));
+            let name = message.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => name.parse::<IfName>().ok(),
+                _ => None,
+            });
+            ours.extend(name.filter(|name| grouped && name.as_str().starts_with(INTERFACE_PREFIX)));
+        }
+        for name in &ours {
+            self.remove(name).await?;
+        }
+        Ok(ours.len())
+    }
+
     /// Makes the pair, the container's end inside `netns` and up, the host's end down.
     pub(crate) async fn add_pair(&self, wiring: &Wiring, netns: &Netns) -> Result<(), Fault> {
         let peer = LinkMessageBuilder::<LinkUnspec>::default()
@@ -160,7 +178,7 @@ impl Netlink {
         let mut found = self.handle.address().get().execute();
         while let Some(message) = found.try_next().await.map_err(doing())? {
             let interface = names.get(&message.header.index).cloned().unwrap_or_default();
-            if interface.starts_with(crate::model::name::INTERFACE_PREFIX) {
+            if interface.starts_with(INTERFACE_PREFIX) {
                 continue;
             }
             // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).

@@ -9,6 +9,7 @@ pub(crate) struct Programmed {
     pub(crate) in_sync: bool,
     pub(crate) endpoints: BTreeMap<EndpointId, EndpointProgrammed>,
     pub(crate) faults: BTreeMap<String, String>,
+    pub(crate) bird: crate::edge::bird::BirdState,
 }
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EndpointProgrammed {

@@ -9,6 +9,7 @@
 //! Invariants: an address has at most one claim, made before a container exists and bound in the same transaction that
 //! writes the endpoint's record; only the destruction of the container removes both. Work on one container is serialised.
 
+mod adopt;
 mod claims;
 mod creating;
 mod reconcile;

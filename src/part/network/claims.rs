@@ -288,6 +288,20 @@ impl Network {
         }
     }
 
+    /// Binds the claims to a container that was there before; on failure only the claims go.
+    pub(super) async fn bind_existing(&self, prepared: Prepared, id: &ContainerId) -> Result<(), Fault> {
+        match self.try_bind(&prepared, id).await {
+            Ok(_) => {
+                self.forget(&prepared.request);
+                Ok(())
+            }
+            Err(fault) => {
+                self.abandon(prepared).await;
+                Err(fault)
+            }
+        }
+    }
+
     async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
         let key = self.endpoint_key(prepared, id);
         let endpoint = self.new_endpoint(prepared)?;

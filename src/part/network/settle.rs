@@ -16,7 +16,7 @@ use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, EndpointId};
-use crate::plan::wiring::{Wiring, desired_wiring, hosts_line};
+use crate::plan::wiring::{Wiring, desired_wiring, hosts_line, interface_settings};
 
 /// How often a record that somebody else changes meanwhile is written again.
 const ATTEMPTS: usize = 20;
@@ -117,7 +117,9 @@ impl Network {
         self.netlink.remove(&wiring.host_interface).await?;
         self.netlink.add_pair(wiring, netns).await?;
         // Before the interface is up, so that nothing is ever open on it.
-        sysctl::apply_to_interface(&wiring.host_interface)?;
+        for (setting, value) in interface_settings(&wiring.host_interface) {
+            sysctl::write(&setting, value)?;
+        }
         self.netlink.set_up(&wiring.host_interface).await?;
         inside.address(wiring).await
     }
