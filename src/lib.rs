@@ -5,3 +5,5 @@ mod edge;
 mod model;
 mod part;
 mod plan;
+
+pub use part::ctl::calicoctl_main;
