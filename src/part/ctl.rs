@@ -109,9 +109,15 @@ impl From<Fault> for Failure {
 }
 
 impl Failure {
-    /// The words that make no command, where clap has no objection of its own.
-    fn usage(text: &str) -> Failure {
-        Failure::Usage(Box::new(Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, text)))
+    /// The words that make no command of a family, where clap has no objection of its own.
+    fn usage(family: &str, text: &str) -> Failure {
+        let mut cli = Cli::command();
+        cli.build();
+        let command = match cli.find_subcommand_mut(family) {
+            Some(command) => command,
+            None => &mut cli,
+        };
+        Failure::Usage(Box::new(command.error(clap::error::ErrorKind::MissingRequiredArgument, text)))
     }
 
     fn exit_code(&self) -> u8 {

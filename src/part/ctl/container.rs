@@ -94,7 +94,10 @@ fn address_wish(text: &str) -> Result<String, String> {
 pub(super) async fn run(command: Container, subject: Option<String>, place: &Place<'_>) -> Result<Answer, Failure> {
     let subject = || {
         subject.ok_or_else(|| {
-            Failure::usage("the container is missing: its name or id stands before `profile` and `endpoint`")
+            Failure::usage(
+                "container",
+                "the container is missing: its name or id stands before `profile` and `endpoint`",
+            )
         })
     };
     match command {
@@ -177,7 +180,7 @@ fn workload_of(
     match found.as_slice() {
         [one] => Ok((*one).clone()),
         [] => Err(Fault::Away(format!(
-            "find container {container} on host {host}: the datastore has no such endpoint, and Docker's names cannot be asked for: {silent}"
+            "find container {container} on host {host}: no endpoint is recorded under this id or name, and Docker cannot be asked for it: {silent}"
         ))),
         several => Err(Fault::Refusal(format!(
             "find container {container} on host {host}: {} containers are called so: {}; use the id",
@@ -341,11 +344,11 @@ mod tests {
         ))
     }
 
-    fn edit(change: ProfileChange) -> Result<Edit<String>, Fault> {
+    fn edit(change: &ProfileChange) -> Result<Edit<String>, Fault> {
         let snapshot = snapshot();
-        named_once(&change)?;
+        named_once(change)?;
         let (key, record) = endpoint_of(&snapshot, &host(), &WEB.parse().unwrap(), "web")?;
-        edit_profiles(&snapshot, key, record, &change)
+        edit_profiles(&snapshot, key, record, change)
     }
 
     fn written(edit: &Edit<String>) -> Vec<String> {
@@ -356,14 +359,14 @@ mod tests {
 
     #[test]
     fn profiles_are_appended_removed_and_set_in_their_order() {
-        let append = edit(ProfileChange::Append { profiles: names(&["c"]) }).unwrap();
+        let append = edit(&ProfileChange::Append { profiles: names(&["c"]) }).unwrap();
         assert_eq!((written(&append).join(" ").as_str(), append.answer.as_str()), ("a b c", "Profile(s) c appended."));
         assert_eq!(append.when.len(), 2, "the endpoint unchanged, the profile still there: {append:?}");
-        let remove = edit(ProfileChange::Remove { profiles: names(&["a"]) }).unwrap();
+        let remove = edit(&ProfileChange::Remove { profiles: names(&["a"]) }).unwrap();
         assert_eq!((written(&remove).join(" ").as_str(), remove.answer.as_str()), ("b", "Profile(s) a removed."));
-        let set = edit(ProfileChange::Set { profiles: names(&["c", "a"]) }).unwrap();
+        let set = edit(&ProfileChange::Set { profiles: names(&["c", "a"]) }).unwrap();
         assert_eq!((written(&set).join(" ").as_str(), set.answer.as_str()), ("c a", "Profile(s) set to c, a."));
-        let none = edit(ProfileChange::Set { profiles: Vec::new() }).unwrap();
+        let none = edit(&ProfileChange::Set { profiles: Vec::new() }).unwrap();
         assert!(written(&none).is_empty());
         assert_eq!(none.answer, "Removed all profiles from endpoint.");
     }
@@ -383,7 +386,7 @@ mod tests {
                 "Profile with name a was specified more than once.",
             ),
         ] {
-            assert_eq!(edit(change).unwrap_err().to_string(), message);
+            assert_eq!(edit(&change).unwrap_err().to_string(), message);
         }
     }
 

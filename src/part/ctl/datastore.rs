@@ -6,7 +6,7 @@ use crate::model::fault::Fault;
 use crate::model::snapshot::Snapshot;
 
 /// How often a command decides anew because somebody else was quicker.
-const TRIES: usize = 5;
+const TRIES: usize = 10;
 
 /// How many conditions or writes one transaction holds (etcd's `--max-txn-ops`, which is 128 unless changed).
 const TRANSACTION_LENGTH: usize = 128;

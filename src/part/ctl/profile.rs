@@ -83,8 +83,9 @@ pub(super) enum TagOf {
 
 pub(super) async fn run(command: Profile, subject: Option<String>, place: &Place<'_>) -> Result<Answer, Failure> {
     let subject = || -> Result<ProfileName, Failure> {
-        let name =
-            subject.ok_or_else(|| Failure::usage("the profile is missing: its name stands before `rule` and `tag`"))?;
+        let name = subject.ok_or_else(|| {
+            Failure::usage("profile", "the profile is missing: its name stands before `rule` and `tag`")
+        })?;
         Ok(name.parse().map_err(|error| Fault::Refusal(format!("{error}")))?)
     };
     match command {
@@ -305,12 +306,13 @@ async fn read_input() -> Result<Vec<u8>, Fault> {
 
 /// Reads rules for a profile. Every mistake is reported, not only the first.
 fn parse_rules(input: &[u8], profile: &ProfileName) -> Result<Rules, Fault> {
-    let wrong = |why: String| Fault::Refusal(format!("read rules for profile {profile} from standard input: {why}"));
+    let wrong = |why: String| Fault::Refusal(format!("read rules for profile {profile} from standard input:{why}"));
     if input.len() as u64 > RULES_BYTES {
-        return Err(wrong(format!("they are longer than {RULES_BYTES} bytes")));
+        return Err(wrong(format!(" they are longer than {RULES_BYTES} bytes")));
     }
-    let map: Map<String, Value> = serde_json::from_slice(input)
-        .map_err(|error| wrong(format!("{error}: it must be one JSON object with inbound_rules and outbound_rules")))?;
+    let map: Map<String, Value> = serde_json::from_slice(input).map_err(|error| {
+        wrong(format!(" {error}: it must be one JSON object with inbound_rules and outbound_rules"))
+    })?;
     let mut mistakes = Vec::new();
     if let Some(Value::String(id)) = map.get("id").filter(|id| id.as_str() != Some(profile.as_str())) {
         mistakes.push(format!("Rules JSON \"id\"={id} doesn't match profile name {profile}."));
@@ -320,7 +322,7 @@ fn parse_rules(input: &[u8], profile: &ProfileName) -> Result<Rules, Fault> {
         Ok(_) => {}
         Err(why) => mistakes.push(why),
     }
-    Err(wrong(mistakes.join("; ")))
+    Err(wrong(mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect::<String>()))
 }
 
 #[cfg(test)]

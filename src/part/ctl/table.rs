@@ -1,4 +1,4 @@
-//! Tables: boxes of ASCII, as the original printed them (Python's PrettyTable 0.7: centred cells, a frame).
+//! Tables: boxes of ASCII, as the original printed them (`PrettyTable` 0.7 of Python: centred cells, a frame).
 
 /// A table whose rows are in the order in which they are printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,8 @@ impl Table {
                 cells.flat_map(|cell| cell.lines()).map(|line| printable(line).chars().count()).max().unwrap_or(0)
             })
             .collect();
-        let rule: String = widths.iter().map(|width| format!("+{}", "-".repeat(width + 2))).collect::<String>() + "+";
+        let dashes: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
+        let rule = format!("+{}+", dashes.join("+"));
         let mut lines = vec![rule.clone()];
         lines.extend(row_lines(&self.header, &widths));
         lines.push(rule.clone());
@@ -48,7 +49,7 @@ fn row_lines(row: &[String], widths: &[usize]) -> Vec<String> {
     (0..height).map(line).collect()
 }
 
-/// PrettyTable's centre: an odd blank stands right of a text of odd length, left of one of even length.
+/// Centres as `PrettyTable` does: an odd blank stands right of a text of odd length, left of one of even length.
 fn centred(text: &str, width: usize) -> String {
     let text = printable(text);
     let length = text.chars().count();
