@@ -20,5 +20,5 @@ pub fn calico_node_main() -> ExitCode {
 /// Runs `calicoctl` with the arguments and the environment of this process.
 #[must_use]
 pub fn calicoctl_main() -> ExitCode {
-    part::ctl::main()
+    part::ctl::calicoctl_main()
 }

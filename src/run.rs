@@ -58,7 +58,11 @@ pub(crate) fn node() -> ExitCode {
             .map_err(|error| Fault::World(format!("start the runtime: {error}")))?;
         runtime.block_on(async {
             match flags.command {
-                Some(Command::Clean) => clean::run(&flags.run_dir).await,
+                Some(Command::Clean) => {
+                    prepare_folders(&flags)?;
+                    let _only = checks::be_the_only_one(&flags.run_dir)?;
+                    clean::run().await
+                }
                 None => run(&flags).await,
             }
         })

@@ -1,9 +1,7 @@
 //! Cleaning: everything of ours goes from this host's kernel, and nothing else does.
 //!
 //! What is ours is told by what the node itself goes by: the prefixes of chains and sets, the number of our route
-//! protocol, the group and prefix of our interfaces. Running it twice is running it once.
-
-use std::path::Path;
+//! protocol, the group and prefix of our interfaces. Running it twice is running it once. No node may run meanwhile.
 
 use crate::edge::links::Netlink;
 use crate::edge::{guard, ipsets, iptables, kernel_routes};
@@ -14,14 +12,8 @@ use crate::plan::routes::{self, Routes};
 use crate::plan::sets::{self, Sets};
 
 /// # Errors
-/// `Conflict` while a node runs with this run folder; `World` with everything that could not be removed: the rest is gone.
-pub(crate) async fn run(run_dir: &Path) -> Result<(), Fault> {
-    if crate::edge::control::is_answered(run_dir).await {
-        return Err(Fault::Conflict(format!(
-            "clean this host: a node runs with run folder {}; stop it first",
-            run_dir.display()
-        )));
-    }
+/// `World` with everything that could not be removed: the rest is gone.
+pub(crate) async fn run() -> Result<(), Fault> {
     // Interfaces first: without them no packet goes where the chains would have stopped it.
     let mut faults = Vec::new();
     let mut done = |result: Result<(), Fault>| faults.extend(result.err().map(|fault| fault.to_string()));
