@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod clean;
 pub(crate) mod control;
 pub(crate) mod ctl;
+pub(crate) mod defaults;
 pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod proxy;
