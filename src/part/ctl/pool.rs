@@ -77,6 +77,7 @@ fn silent(nets: &BTreeSet<IpNet>) -> Answer {
     Answer { text: String::new(), json: json!({ "pools": nets }) }
 }
 
+/// Limit: conditions name single keys, so of two overlapping pools that are added in the same moment neither is refused.
 fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<Answer>, Fault> {
     let nets: BTreeSet<IpNet> = cidrs.iter().copied().collect();
     let mut mistakes = Vec::new();
@@ -107,6 +108,8 @@ fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<
     Ok(edit)
 }
 
+/// Limit: a claim that is made between the look at the claims and the deletion is not seen; its container keeps the
+/// address, as with `--force`.
 fn remove(snapshot: &Snapshot, cidrs: &[IpNet], force: bool) -> Result<Edit<Answer>, Fault> {
     let nets: BTreeSet<IpNet> = cidrs.iter().copied().collect();
     let mut mistakes = Vec::new();

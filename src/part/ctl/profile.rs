@@ -157,6 +157,8 @@ fn add(snapshot: &Snapshot, profile: &ProfileName) -> Result<Edit<String>, Fault
     })
 }
 
+/// Limit: an endpoint that begins to use the profile between the look at the endpoints and the deletion is not seen; all
+/// that only this profile allowed it is then dropped, as with `--no-check`.
 fn remove(snapshot: &Snapshot, profile: &ProfileName, check: bool) -> Result<Edit<String>, Fault> {
     let tags = snapshot.tags.get(profile).map(|record| (Key::ProfileTags(profile.clone()), record.revision));
     let rules = snapshot.rules.get(profile).map(|record| (Key::ProfileRules(profile.clone()), record.revision));
