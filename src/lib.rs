@@ -54,6 +54,8 @@ use std::process::ExitCode;
 
 mod config;
 mod edge;
+#[cfg(test)]
+mod house;
 mod log;
 mod model;
 mod part;
