@@ -13,7 +13,7 @@ use super::{Answer, Failure};
 use crate::edge::etcd::{When, Write, to_json};
 use crate::model::claim::Claim;
 use crate::model::fault::Fault;
-use crate::model::key::Key;
+use crate::model::key::{Key, POOLS, assignments_of};
 use crate::model::pool::{Family, Pool as Stored, overlap};
 use crate::model::rule::parse_net;
 use crate::model::snapshot::{Record, Snapshot};
@@ -77,7 +77,6 @@ fn silent(nets: &BTreeSet<IpNet>) -> Answer {
     Answer { text: String::new(), json: json!({ "pools": nets }) }
 }
 
-/// Limit: conditions name single keys, so of two overlapping pools that are added in the same moment neither is refused.
 fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<Answer>, Fault> {
     let nets: BTreeSet<IpNet> = cidrs.iter().copied().collect();
     let mut mistakes = Vec::new();
@@ -92,7 +91,9 @@ fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<
             .extend(new.map(|other| format!("Cannot add IP pool {net} - pool overlaps with another new pool {other}")));
     }
     refuse(mistakes, "No pools added.")?;
-    let mut edit = Edit { when: Vec::new(), writes: Vec::new(), answer: silent(&nets) };
+    // Of two overlapping pools that are added in the same moment, one must see the other.
+    let quiet = POOLS.map(|path| When::Quiet(path.to_owned(), snapshot.revision));
+    let mut edit = Edit { when: quiet.to_vec(), writes: Vec::new(), answer: silent(&nets) };
     for net in nets {
         let key = Key::Pool(net);
         let old = snapshot.pools.get(&net);
@@ -108,8 +109,6 @@ fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<
     Ok(edit)
 }
 
-/// Limit: a claim that is made between the look at the claims and the deletion is not seen; its container keeps the
-/// address, as with `--force`.
 fn remove(snapshot: &Snapshot, cidrs: &[IpNet], force: bool) -> Result<Edit<Answer>, Fault> {
     let nets: BTreeSet<IpNet> = cidrs.iter().copied().collect();
     let mut mistakes = Vec::new();
@@ -120,7 +119,11 @@ fn remove(snapshot: &Snapshot, cidrs: &[IpNet], force: bool) -> Result<Edit<Answ
             Some(record) => edit.when.push(When::At(key.clone(), record.revision)),
             None => mistakes.push(format!("{net} is not a configured pool.")),
         }
-        mistakes.extend(in_use(snapshot, net).filter(|_| !force));
+        if !force {
+            mistakes.extend(in_use(snapshot, net));
+            // A claim that is made meanwhile must be seen.
+            edit.when.push(When::Quiet(assignments_of(net), snapshot.revision));
+        }
         edit.writes.push(Write::Delete(key));
     }
     refuse(mistakes, "No pools removed.")?;

@@ -13,7 +13,7 @@ use super::{Answer, Failure};
 use crate::edge::etcd::{When, Write, to_json};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
-use crate::model::key::{EndpointKey, Key};
+use crate::model::key::{EndpointKey, HOSTS, Key};
 use crate::model::name::{ProfileName, TagName};
 use crate::model::profile::{Rules, default_rules, default_tags};
 use crate::model::rule::Rule;
@@ -157,8 +157,6 @@ fn add(snapshot: &Snapshot, profile: &ProfileName) -> Result<Edit<String>, Fault
     })
 }
 
-/// Limit: an endpoint that begins to use the profile between the look at the endpoints and the deletion is not seen; all
-/// that only this profile allowed it is then dropped, as with `--no-check`.
 fn remove(snapshot: &Snapshot, profile: &ProfileName, check: bool) -> Result<Edit<String>, Fault> {
     let tags = snapshot.tags.get(profile).map(|record| (Key::ProfileTags(profile.clone()), record.revision));
     let rules = snapshot.rules.get(profile).map(|record| (Key::ProfileRules(profile.clone()), record.revision));
@@ -175,8 +173,13 @@ fn remove(snapshot: &Snapshot, profile: &ProfileName, check: bool) -> Result<Edi
             users.join("\n")
         )));
     }
+    let mut when: Vec<When> = keys.iter().map(|(key, revision)| When::At(key.clone(), *revision)).collect();
+    if check {
+        // An endpoint that begins to use it meanwhile must be seen.
+        when.push(When::Quiet(HOSTS.to_owned(), snapshot.revision));
+    }
     Ok(Edit {
-        when: keys.iter().map(|(key, revision)| When::At(key.clone(), *revision)).collect(),
+        when,
         writes: keys.into_iter().map(|(key, _)| Write::Delete(key)).collect(),
         answer: format!("Deleted profile {profile}"),
     })
