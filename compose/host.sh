@@ -1,7 +1,6 @@
 #!/bin/sh
 # The first process of a Docker host in a container (Dockerfile, target host): a dockerd, an image busybox, then the node with the options given.
 set -eu
-unset HOSTNAME
 rm -f /var/run/docker.pid
 # Containers in a container: a dockerd in the first control group of a v2 tree may not hand resources down.
 if [ -f /sys/fs/cgroup/cgroup.controllers ]; then
