@@ -1,35 +1,12 @@
 //! The network of a container through its life: claim before create, wire at start, free at destroy.
 
-use std::net::IpAddr;
-
-use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
-use crate::model::name::{ContainerId, Mac};
-use crate::model::wish::Wish;
-
-/// What a create request asks, once it has been read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub(crate) wish: Wish,
-    /// The name given by `?name=`; empty where Docker chooses one.
-    pub(crate) name: String,
-    pub(crate) requested: Requested,
-    /// What the user should know of the request itself (ports without effect, …).
-    pub(crate) warnings: Vec<String>,
-}
+use crate::model::name::ContainerId;
+use crate::plan::body::{Appearance, Ask};
 
 /// Addresses that are claimed for a create that is under way.
 #[derive(Debug)]
 pub(crate) struct Prepared {}
-
-/// How a container of ours looks to Docker's clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Appearance {
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) ipv4_gateway: Option<IpAddr>,
-    pub(crate) requested: Requested,
-}
 
 /// See the module.
 #[derive(Debug)]
