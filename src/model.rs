@@ -6,6 +6,7 @@
 
 pub(crate) mod bgp;
 pub(crate) mod claim;
+pub(crate) mod control;
 pub(crate) mod endpoint;
 pub(crate) mod fault;
 pub(crate) mod key;

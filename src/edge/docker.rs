@@ -1,1 +1,209 @@
-//! Placeholder.
+//! dockerd, as our own client sees it: inspect, list, events, and the two calls that undo what we began.
+//!
+//! Never on the proxy's path: a typed client drops fields that it does not know. The API version is negotiated with the
+//! first answer, so dockerd may be away when this process starts.
+
+use bollard::query_parameters::{
+    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
+};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::OnceCell;
+
+use crate::model::fault::Fault;
+use crate::model::name::ContainerId;
+
+/// How long one of our own calls may take, in seconds; `stop` adds its grace.
+const CALL_TIMEOUT_S: u64 = 30;
+
+/// How long a container whose wiring failed may take to stop, in seconds.
+const STOP_GRACE_S: i32 = 5;
+
+/// Where dockerd listens, and the client once it has answered.
+#[derive(Debug)]
+pub(crate) struct Docker {
+    host: String,
+    client: OnceCell<bollard::Docker>,
+}
+
+/// A container as dockerd describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    /// Without the leading slash.
+    pub(crate) name: String,
+    /// The process id of its first process, while it runs.
+    pub(crate) pid: Option<i32>,
+    /// Its own host name, and the hosts file that dockerd mounts into it.
+    pub(crate) hostname: String,
+    pub(crate) hosts_path: Option<String>,
+    pub(crate) network_mode: String,
+    /// `NAME=value` entries, the image's among them.
+    pub(crate) env: Vec<String>,
+}
+
+/// A line of the container list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) id: ContainerId,
+    /// Without the leading slash; empty where it has none.
+    pub(crate) name: String,
+    pub(crate) running: bool,
+    /// Seconds since 1970.
+    pub(crate) created_s: i64,
+}
+
+/// Something that happened to a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Event {
+    pub(crate) id: ContainerId,
+    pub(crate) kind: EventKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EventKind {
+    Start,
+    Die,
+    Destroy,
+}
+
+fn status_of(error: &bollard::errors::Error) -> Option<u16> {
+    match error {
+        bollard::errors::Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+impl Docker {
+    /// `host` is `unix:///path` or `tcp://host:port`.
+    pub(crate) fn new(host: &str) -> Self {
+        Docker { host: host.to_owned(), client: OnceCell::new() }
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    fn fault(&self, doing: &str, error: &bollard::errors::Error) -> Fault {
+        let text = format!("{doing} at dockerd {}: {error}", self.host);
+        if status_of(error).is_some() { Fault::World(text) } else { Fault::DockerAway(text) }
+    }
+
+    async fn client(&self) -> Result<&bollard::Docker, Fault> {
+        let make = || async {
+            let version = bollard::API_DEFAULT_VERSION;
+            let client = if let Some(path) = self.host.strip_prefix("unix://") {
+                bollard::Docker::connect_with_unix(path, CALL_TIMEOUT_S, version)
+            } else {
+                bollard::Docker::connect_with_http(&self.host, CALL_TIMEOUT_S, version)
+            };
+            let client = client.map_err(|error| self.fault("connect", &error))?;
+            client.negotiate_version().await.map_err(|error| self.fault("negotiate the API version", &error))
+        };
+        self.client.get_or_try_init(make).await
+    }
+
+    /// Whether dockerd answers.
+    pub(crate) async fn ping(&self) -> Result<(), Fault> {
+        let client = self.client().await?;
+        client.ping().await.map(drop).map_err(|error| self.fault("ping", &error))
+    }
+
+    /// A container by name, id or part of an id; `None` if there is none.
+    pub(crate) async fn inspect(&self, name: &str) -> Result<Option<Container>, Fault> {
+        let client = self.client().await?;
+        let found = match client.inspect_container(name, None::<InspectContainerOptions>).await {
+            Ok(found) => found,
+            Err(error) if status_of(&error) == Some(404) => return Ok(None),
+            Err(error) => return Err(self.fault(&format!("inspect container {name}"), &error)),
+        };
+        let id = found.id.unwrap_or_default();
+        let id = id.parse().map_err(|error| Fault::World(format!("inspect container {name}: {error}")))?;
+        let state = found.state.unwrap_or_default();
+        let running = state.running.unwrap_or(false);
+        let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| running && *pid > 0);
+        let config = found.config.unwrap_or_default();
+        Ok(Some(Container {
+            id,
+            name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+            pid,
+            hostname: config.hostname.unwrap_or_default(),
+            hosts_path: found.hosts_path.filter(|path| !path.is_empty()),
+            network_mode: found.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
+            env: config.env.unwrap_or_default(),
+        }))
+    }
+
+    /// All containers, running or not.
+    pub(crate) async fn list(&self) -> Result<Vec<Listed>, Fault> {
+        let client = self.client().await?;
+        let options = ListContainersOptionsBuilder::default().all(true).build();
+        let list = client
+            .list_containers(Some(options))
+            .await
+            .map_err(|error| self.fault("list containers", &error))?;
+        let listed = list.into_iter().filter_map(|summary| {
+            let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
+            let state = summary.state.map(|state| state.to_string()).unwrap_or_default();
+            Some(Listed {
+                id: summary.id?.parse().ok()?,
+                name: name.trim_start_matches('/').to_owned(),
+                running: matches!(state.as_str(), "running" | "paused"),
+                created_s: summary.created.unwrap_or_default(),
+            })
+        });
+        Ok(listed.collect())
+    }
+
+    /// Stops a container; one that is gone or stopped already is no error.
+    pub(crate) async fn stop(&self, id: &ContainerId) -> Result<(), Fault> {
+        let client = self.client().await?;
+        let options = StopContainerOptionsBuilder::default().t(STOP_GRACE_S).build();
+        match client.stop_container(id.as_str(), Some(options)).await {
+            Err(error) if !matches!(status_of(&error), Some(304 | 404)) => {
+                Err(self.fault(&format!("stop container {}", id.short()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a container that nobody has been told of yet; one that is gone is no error.
+    pub(crate) async fn remove(&self, id: &ContainerId) -> Result<(), Fault> {
+        let client = self.client().await?;
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match client.remove_container(id.as_str(), Some(options)).await {
+            Err(error) if status_of(&error) != Some(404) => {
+                Err(self.fault(&format!("remove container {}", id.short()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What happens to containers from now on. The stream ends when the connection does; what happened meanwhile is
+    /// found by listing.
+    pub(crate) async fn events(&self) -> Result<impl Stream<Item = Result<Event, Fault>> + Send + '_, Fault> {
+        let client = self.client().await?;
+        let filters = std::collections::HashMap::from([
+            ("type", vec!["container"]),
+            ("event", vec!["start", "die", "destroy"]),
+        ]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let events = client.events(Some(options)).filter_map(move |message| {
+            let event = match message {
+                Ok(message) => {
+                    let kind = match message.action.as_deref() {
+                        Some("start") => Some(EventKind::Start),
+                        Some("die") => Some(EventKind::Die),
+                        Some("destroy") => Some(EventKind::Destroy),
+                        _ => None,
+                    };
+                    let id = message.actor.and_then(|actor| actor.id).and_then(|id| id.parse().ok());
+                    kind.zip(id).map(|(kind, id)| Ok(Event { id, kind }))
+                }
+                Err(error) => Some(Err(self.fault("read events", &error))),
+            };
+            std::future::ready(event)
+        });
+        Ok(events)
+    }
+}

@@ -1,1 +1,238 @@
-//! Placeholder.
+//! Child processes: the only place that starts any.
+//!
+//! A tool that runs to its end is started with [`run`]. A child that lives as long as the node is started by a
+//! [`Spawner`], because the kernel ties its life to a thread, not to a process: `PR_SET_PDEATHSIG` fires when the thread
+//! that forked is gone (prctl(2)), and the threads of the async runtime come and go. So one thread, as old as the node,
+//! forks them all. The alternative, a list of process ids to clean up at the next start, kills strangers when ids are
+//! used again.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::model::fault::Fault;
+
+/// How long a tool may run.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// How much of a tool's complaint is repeated.
+const COMPLAINT_LONGEST: usize = 600;
+
+/// What a tool that succeeded has written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Output {
+    pub(crate) stdout: String,
+}
+
+/// Runs a tool to its end, with `stdin` as its input.
+///
+/// # Errors
+/// The tool cannot be started, ended with another code than 0 (its complaint is in the message), or did not end within
+/// 30 s, in which case it has been killed.
+///
+/// # Cancel safety
+/// The tool is killed when the future is dropped.
+pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output, Fault> {
+    let doing = format!("run {program} {}", args.join(" "));
+    let world = |cause: String| Fault::World(format!("{}: {cause}", doing.trim_end()));
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| world(error.to_string()))?;
+    let input = child.stdin.take();
+    let feed = async {
+        if let Some(mut input) = input {
+            // A tool that ends early closes its input; what it says about that is the better message.
+            let _ = input.write_all(stdin.as_bytes()).await;
+        }
+    };
+    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
+    let output = match timeout(TIME_LIMIT, both).await {
+        Ok(output) => output.map_err(|error| world(error.to_string()))?,
+        Err(_) => return Err(world(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
+    };
+    if output.status.success() {
+        return Ok(Output { stdout: String::from_utf8_lossy(&output.stdout).into_owned() });
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let complaint: String = complaint.trim().chars().take(COMPLAINT_LONGEST).collect();
+    Err(world(format!("{}: {complaint}", output.status)))
+}
+
+/// What a child that lives with the node is started as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) program: String,
+    pub(crate) args: Vec<String>,
+    /// Whether its input is a pipe that we hold; else it has none.
+    pub(crate) input: bool,
+    /// Whether what it writes comes to our own error output; else it is thrown away.
+    pub(crate) output: bool,
+}
+
+struct Order {
+    start: Start,
+    answer: oneshot::Sender<std::io::Result<Child>>,
+}
+
+/// The thread that starts children which die with the node. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Spawner {
+    orders: std::sync::mpsc::Sender<Order>,
+}
+
+/// A running child that dies with the node.
+#[derive(Debug)]
+pub(crate) struct Running {
+    name: String,
+    child: Child,
+}
+
+impl Spawner {
+    /// Starts the thread. Called once, early, from inside the runtime; the thread ends when the last clone is dropped, and
+    /// its children with it.
+    pub(crate) fn new() -> Result<Self, Fault> {
+        let (orders, inbox) = std::sync::mpsc::channel::<Order>();
+        let runtime = tokio::runtime::Handle::current();
+        let serve = move || {
+            let _inside = runtime.enter();
+            while let Ok(order) = inbox.recv() {
+                // Nobody waits any more: the child is dropped, and killed with that.
+                let _ = order.answer.send(spawn(&order.start));
+            }
+        };
+        std::thread::Builder::new()
+            .name("spawner".to_owned())
+            .spawn(serve)
+            .map_err(|error| Fault::World(format!("start the thread that starts children: {error}")))?;
+        Ok(Spawner { orders })
+    }
+
+    /// Starts a child.
+    pub(crate) async fn start(&self, start: Start) -> Result<Running, Fault> {
+        let name = start.program.clone();
+        let world = |cause: String| Fault::World(format!("start {name}: {cause}"));
+        let (answer, started) = oneshot::channel();
+        let gone = || world("the thread that starts children is gone".to_owned());
+        self.orders.send(Order { start, answer }).map_err(|_| gone())?;
+        let child = started.await.map_err(|_| gone())?.map_err(|error| world(error.to_string()))?;
+        Ok(Running { name, child })
+    }
+}
+
+fn spawn(start: &Start) -> std::io::Result<Child> {
+    let mut command = Command::new(&start.program);
+    let output = || if start.output { Stdio::inherit() } else { Stdio::null() };
+    command
+        .args(&start.args)
+        .stdin(if start.input { Stdio::piped() } else { Stdio::null() })
+        // What a child says belongs beside our log, and standard output may be somebody's data.
+        .stdout(Stdio::null())
+        .stderr(output())
+        .kill_on_drop(true);
+    let parent = Pid::this();
+    // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls are allowed:
+    // prctl and getppid are bare system calls; it takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have died between fork and prctl; then nothing will ever signal us.
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(nix::errno::Errno::ESRCH.into()) }
+        });
+    }
+    command.spawn()
+}
+
+impl Running {
+    /// The input of the child, once, if it was started with one. To drop it closes it.
+    pub(crate) fn take_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// `None` once the end of the child has been waited for.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for the end; answers how it ended, for people.
+    ///
+    /// # Cancel safety
+    /// It can be called again.
+    pub(crate) async fn wait(&mut self) -> String {
+        match self.child.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Ends the child: TERM, and KILL if it takes longer than the grace.
+    pub(crate) async fn end(&mut self, grace: Duration) {
+        if let Err(fault) = self.signal(Signal::SIGTERM) {
+            tracing::debug!(%fault, "the child has ended already");
+        }
+        if timeout(grace, self.child.wait()).await.is_err()
+            && let Err(error) = self.child.kill().await
+        {
+            tracing::warn!(%error, child = self.name, "a child could not be killed");
+        }
+    }
+
+    /// Sends a signal, unless the child has ended.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<(), Fault> {
+        let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) else { return Ok(()) };
+        kill(Pid::from_raw(pid), signal)
+            .map_err(|error| Fault::World(format!("send {signal} to {} (process {pid}): {error}", self.name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_tools_output_and_its_complaint_come_back() {
+        assert_eq!(run("cat", &[], "words").await.unwrap().stdout, "words");
+        let error = run("sh", &["-c", "echo broken >&2; exit 3"], "").await.unwrap_err().to_string();
+        assert!(error.contains("broken") && error.contains('3'), "{error}");
+        assert!(run("/no/such/tool", &[], "").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_does_not_read_its_input_is_no_error() {
+        assert!(run("true", &[], &"x".repeat(1 << 20)).await.is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_holds_on_to_its_input_and_takes_signals() {
+        let spawner = Spawner::new().unwrap();
+        let start = Start { program: "cat".to_owned(), args: Vec::new(), input: true, output: false };
+        let mut child = spawner.start(start.clone()).await.unwrap();
+        let input = child.take_input();
+        assert!(child.pid().is_some() && input.is_some());
+        drop(input);
+        assert!(child.wait().await.contains('0'));
+        let mut child = spawner.start(start).await.unwrap();
+        let _input = child.take_input();
+        child.signal(Signal::SIGTERM).unwrap();
+        assert!(child.wait().await.contains("15"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_child_dies_with_the_thread_that_started_it() {
+        let spawner = Spawner::new().unwrap();
+        let start = Start { program: "sleep".to_owned(), args: vec!["60".to_owned()], input: false, output: false };
+        let mut child = spawner.start(start).await.unwrap();
+        drop(spawner);
+        assert!(child.wait().await.contains('9'));
+    }
+}

@@ -1,1 +1,97 @@
-//! Placeholder.
+//! The guard: an nft table that drops what no policy accepted, whatever happens to the iptables chains.
+//!
+//! It stands behind them (forward priority 10) and looks only at the accept mark. Its table has `flags owner`: the kernel
+//! gives it to the netlink socket that made it, so `iptables -F` does not reach it and `nft flush ruleset` may not touch
+//! it, and it goes away with the socket. The socket is that of an `nft -i` child whose input stays open; it dies with the
+//! node. Without the guard, a flush of the ruleset would open every container to everybody.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+
+use crate::edge::exec::{Running, Spawner, Start, run};
+use crate::model::fault::Fault;
+use crate::model::name::INTERFACE_PREFIX;
+use crate::plan::chain::ACCEPT_MARK;
+
+/// The table's family and name.
+pub(crate) const TABLE: [&str; 2] = ["inet", "calico-guard"];
+
+/// How long nft may take to make the table.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The table stands as long as this value is held.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    keeper: Running,
+    /// Open, or nft would end.
+    _input: ChildStdin,
+}
+
+/// The commands that make the table, each on a line of its own as the interactive nft reads them.
+fn script() -> String {
+    let [family, table] = TABLE;
+    let mark = format!("{ACCEPT_MARK:#x}");
+    let drop = |side: &str| {
+        format!("add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop\n")
+    };
+    [
+        format!("add table {family} {table} {{ flags owner; }}\n"),
+        format!("add chain {family} {table} forward {{ type filter hook forward priority 10; policy accept; }}\n"),
+        drop("iifname"),
+        drop("oifname"),
+    ]
+    .concat()
+}
+
+impl Guard {
+    /// Makes the table and waits until the kernel shows it.
+    pub(crate) async fn raise(spawner: &Spawner) -> Result<Self, Fault> {
+        let start = Start { program: "nft".to_owned(), args: vec!["-i".to_owned()], input: true, output: true };
+        let mut keeper = spawner.start(start).await?;
+        let mut input =
+            keeper.take_input().ok_or_else(|| Fault::World("raise the guard: nft has no input".to_owned()))?;
+        let fault = |error: std::io::Error| Fault::World(format!("raise the guard: {error}"));
+        input.write_all(script().as_bytes()).await.map_err(fault)?;
+        input.flush().await.map_err(fault)?;
+        let stands = async {
+            while !Guard::stands().await {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::select! {
+            () = stands => Ok(Guard { keeper, _input: input }),
+            ended = keeper.wait() => Err(Fault::World(format!("raise the guard: {ended}"))),
+            () = tokio::time::sleep(PATIENCE) => {
+                Err(Fault::World(format!("raise the guard: table {} not there after {} s; does another node run here?", TABLE.join(" "), PATIENCE.as_secs())))
+            }
+        }
+    }
+
+    /// Whether the table is there, whole.
+    pub(crate) async fn stands() -> bool {
+        let [family, table] = TABLE;
+        let listed = run("nft", &["list", "table", family, table], "").await;
+        listed.is_ok_and(|listed| listed.stdout.matches(" drop").count() == 2)
+    }
+
+    /// Waits until the table is lost, and answers how.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(crate) async fn fallen(&mut self) -> String {
+        self.keeper.wait().await
+    }
+}
+
+/// Removes a guard that nobody holds; one that is not there is no error. With `flags owner` there is none once its node
+/// has ended.
+pub(crate) async fn remove() -> Result<(), Fault> {
+    let [family, table] = TABLE;
+    if Guard::stands().await {
+        run("nft", &["delete", "table", family, table], "").await.map(drop)?;
+    }
+    Ok(())
+}

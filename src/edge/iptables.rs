@@ -1,1 +1,75 @@
-//! Placeholder.
+//! The hand on iptables: `iptables-save` to see, one `iptables-restore --noflush` to change.
+//!
+//! The tool, not nftables' netlink, because dockerd and people use the same tool on the same tables and either back end
+//! (nft or legacy) then is theirs and ours alike. `-w` waits for the lock that they share.
+
+use std::collections::BTreeMap;
+
+use super::exec::run;
+use crate::model::fault::Fault;
+use crate::model::pool::Family;
+use crate::plan::diff::{ChainStep, SeenTable, parse, render};
+
+/// What is there of ours in the tables that we use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) filter: SeenTable,
+    pub(crate) nat: SeenTable,
+}
+
+/// The steps of one apply.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Steps {
+    pub(crate) filter: Vec<ChainStep>,
+    pub(crate) nat: Vec<ChainStep>,
+}
+
+impl Steps {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.filter.is_empty() && self.nat.is_empty()
+    }
+}
+
+fn tool(family: Family, verb: &str) -> String {
+    match family {
+        Family::V4 => format!("iptables-{verb}"),
+        Family::V6 => format!("ip6tables-{verb}"),
+    }
+}
+
+async fn save(family: Family, table: &str) -> Result<BTreeMap<String, SeenTable>, Fault> {
+    Ok(parse(&run(&tool(family, "save"), &["-t", table], "").await?))
+}
+
+/// The chains, entries and jumps that are ours.
+///
+/// Asks table by table: without a name the tool fails on a table of somebody else's that it cannot show.
+pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
+    let (filter, nat) = tokio::try_join!(save(family, "filter"), save(family, "nat"))?;
+    let of = |mut tables: BTreeMap<String, SeenTable>, name: &str| tables.remove(name).unwrap_or_default();
+    Ok(Seen { filter: of(filter, "filter"), nat: of(nat, "nat") })
+}
+
+/// Carries out all steps, of each table in one transaction.
+///
+/// # Errors
+/// A table whose steps hold one that fails is as it was. Observe again.
+pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<(), Fault> {
+    let mut text = String::new();
+    for (table, steps) in [("filter", &steps.filter), ("nat", &steps.nat)] {
+        if !steps.is_empty() {
+            text.push_str(&render(table, steps));
+        }
+    }
+    if text.is_empty() {
+        return Ok(());
+    }
+    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(drop)
+}
+
+/// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
+pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
+    let saved = run(&tool(family, "save"), &["-t", "filter"], "").await?;
+    let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
+    Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
+}

@@ -1,1 +1,269 @@
-//! Placeholder.
+//! Links: the veth pair between a container and the host, and the addresses of the host's own interfaces.
+//!
+//! The peer is born inside the container's namespace under its final name, so nothing is ever moved or renamed and no
+//! half-made interface shows up on the host. rtnetlink is named here and in `kernel_routes` only.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::route::{RouteMessage, RouteScope};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::task::JoinHandle;
+
+use crate::edge::netns::Netns;
+use crate::model::fault::Fault;
+use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
+use crate::plan::address::Connected;
+use crate::plan::wiring::{HOST_MAC, LINK_GROUP, Wiring};
+
+/// An rtnetlink socket and the task that serves it.
+#[derive(Debug)]
+pub(crate) struct Netlink {
+    handle: Handle,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A link as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    /// For a veth: the index of its peer, in the peer's namespace.
+    pub(crate) peer: Option<u32>,
+    pub(crate) mac: Option<Mac>,
+}
+
+/// The error number of a kernel's refusal, positive; `None` for other errors.
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
+        _ => None,
+    }
+}
+
+fn is(error: &rtnetlink::Error, code: nix::errno::Errno) -> bool {
+    errno(error) == Some(code as i32)
+}
+
+fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
+    move |error| {
+        let cause = errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
+        Fault::World(format!("{doing}: {cause}"))
+    }
+}
+
+impl Netlink {
+    /// A socket in the namespace of this process.
+    pub(crate) fn open() -> Result<Self, Fault> {
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
+        Ok(Netlink { handle, task: tokio::spawn(connection) })
+    }
+
+    /// A socket in another namespace.
+    pub(crate) fn open_in(netns: &Netns) -> Result<Self, Fault> {
+        netns.inside(Netlink::open)?
+    }
+
+    /// A link by name; `None` if there is none.
+    pub(crate) async fn link(&self, name: &IfName) -> Result<Option<Link>, Fault> {
+        let mut found = self.handle.link().get().match_name(name.to_string()).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(|message| read_link(&message))),
+            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
+            Err(error) => Err(fault(format!("look for interface {name}"))(error)),
+        }
+    }
+
+    /// Removes a link by name; one that is not there is no error.
+    pub(crate) async fn remove(&self, name: &IfName) -> Result<(), Fault> {
+        let Some(link) = self.link(name).await? else { return Ok(()) };
+        match self.handle.link().del(link.index).execute().await {
+            // It went with its container's namespace meanwhile.
+            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
+            other => other.map_err(fault(format!("remove interface {name}"))),
+        }
+    }
+
+    /// Removes every link of our group whose name begins as ours do; answers how many there were.
+    pub(crate) async fn remove_ours(&self) -> Result<usize, Fault> {
+        let mut links = self.handle.link().get().execute();
+        let mut ours = Vec::new();
+        while let Some(message) = links.try_next().await.map_err(fault("list the host's interfaces".to_owned()))? {
+            let grouped = message.attributes.contains(&LinkAttribute::Group(LINK_GROUP));
+            let name = message.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => name.parse::<IfName>().ok(),
+                _ => None,
+            });
+            ours.extend(name.filter(|name| grouped && name.as_str().starts_with(INTERFACE_PREFIX)));
+        }
+        for name in &ours {
+            self.remove(name).await?;
+        }
+        Ok(ours.len())
+    }
+
+    /// Makes the pair, the container's end inside `netns` and up, the host's end down.
+    pub(crate) async fn add_pair(&self, wiring: &Wiring, netns: &Netns) -> Result<(), Fault> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::default()
+            .name(wiring.container_interface.to_string())
+            .address(wiring.mac.0.to_vec())
+            .setns_by_fd(netns.raw_fd())
+            .up()
+            .build();
+        let pair = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
+            .name(wiring.host_interface.to_string())
+            .address(HOST_MAC.0.to_vec())
+            .link_group(LINK_GROUP)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(pair).execute().await.map_err(fault(format!(
+            "make interface {} with its end {} in the container",
+            wiring.host_interface, wiring.container_interface
+        )))
+    }
+
+    pub(crate) async fn set_up(&self, name: &IfName) -> Result<(), Fault> {
+        let message = LinkUnspec::new_with_name(name.as_str()).up().build();
+        self.handle.link().set(message).execute().await.map_err(fault(format!("set interface {name} up")))
+    }
+
+    /// Gives the container's end its addresses and routes. To be called on a socket inside the container's namespace,
+    /// once the host's end is up: the kernel takes no route through a link without carrier.
+    pub(crate) async fn address(&self, wiring: &Wiring) -> Result<(), Fault> {
+        let name = &wiring.container_interface;
+        let link = self
+            .link(name)
+            .await?
+            .ok_or_else(|| Fault::World(format!("give {name} its addresses: there is no such interface")))?;
+        for address in &wiring.addresses {
+            let add = self.handle.address().add(link.index, IpAddr::V4(*address), 32).replace();
+            add.execute().await.map_err(fault(format!("give {name} its address {address}")))?;
+        }
+        let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(wiring.gateway, 32)
+            .output_interface(link.index)
+            .scope(RouteScope::Link)
+            .build();
+        self.route(to_gateway, format!("route {} through {name}", wiring.gateway)).await?;
+        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
+        self.route(default, format!("route everything through {} on {name}", wiring.gateway)).await
+    }
+
+    async fn route(&self, message: RouteMessage, doing: String) -> Result<(), Fault> {
+        self.handle.route().add(message).replace().execute().await.map_err(fault(doing))
+    }
+
+    /// The addresses of all interfaces but our own.
+    pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
+        let mut names = std::collections::HashMap::new();
+        let mut links = self.handle.link().get().execute();
+        let doing = || fault("list the host's interfaces".to_owned());
+        while let Some(message) = links.try_next().await.map_err(doing())? {
+            let name = message.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+            names.insert(message.header.index, name.unwrap_or_default());
+        }
+        let mut addresses = Vec::new();
+        let mut found = self.handle.address().get().execute();
+        while let Some(message) = found.try_next().await.map_err(doing())? {
+            let interface = names.get(&message.header.index).cloned().unwrap_or_default();
+            if interface.starts_with(INTERFACE_PREFIX) {
+                continue;
+            }
+            // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let peer = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            for address in [local, peer].into_iter().flatten() {
+                if let Ok(net) = IpNet::new(address, message.header.prefix_len) {
+                    let connected = Connected { interface: interface.clone(), net };
+                    if !addresses.contains(&connected) {
+                        addresses.push(connected);
+                    }
+                }
+            }
+        }
+        Ok(addresses)
+    }
+
+    /// The address that this host would speak to the world from: that of its default route, else the first that is
+    /// not of a bridge or tunnel of some other tool.
+    pub(crate) async fn detect_ipv4(&self) -> Result<Option<Ipv4Addr>, Fault> {
+        let addresses = self.host_addresses().await?;
+        let by_route = default_interface();
+        let usable = |address: &&Connected| {
+            let name = address.interface.as_str();
+            let foreign = ["lo", "docker", "cbr", "br-", "virbr", "lxcbr", "veth", "tunl", "flannel"];
+            address.net.addr().is_ipv4() && !foreign.iter().any(|prefix| name.starts_with(prefix))
+        };
+        let best = addresses
+            .iter()
+            .find(|address| Some(&address.interface) == by_route.as_ref() && address.net.addr().is_ipv4())
+            .or_else(|| addresses.iter().find(usable));
+        Ok(best.and_then(|address| match address.net.addr() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }))
+    }
+}
+
+/// The interface of the IPv4 default route. Source of the columns: linux net/ipv4/fib_trie.c, `fib_route_seq_show`.
+fn default_interface() -> Option<String> {
+    let table = std::fs::read_to_string("/proc/net/route").ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        match columns.as_slice() {
+            [interface, "00000000", _, _, _, _, _, "00000000", ..] => Some((*interface).to_owned()),
+            _ => None,
+        }
+    })
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link { index: message.header.index, peer: None, mac: None };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+            _ => {}
+        }
+    }
+    link
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_hosts_own_addresses_are_seen() {
+        let netlink = Netlink::open().unwrap();
+        let addresses = netlink.host_addresses().await.unwrap();
+        let loopback: IpNet = "127.0.0.1/8".parse().unwrap();
+        assert!(addresses.iter().any(|address| address.interface == "lo" && address.net == loopback), "{addresses:?}");
+    }
+
+    #[tokio::test]
+    async fn an_interface_that_is_not_there_is_no_error() {
+        let netlink = Netlink::open().unwrap();
+        let name: IfName = "califfffffffff".parse().unwrap();
+        assert_eq!(netlink.link(&name).await, Ok(None));
+        assert_eq!(netlink.remove(&name).await, Ok(()));
+    }
+}

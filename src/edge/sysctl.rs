@@ -1,1 +1,27 @@
-//! Placeholder.
+//! Kernel settings under `/proc/sys`, of the network namespace of the calling thread.
+//!
+//! The calls are synchronous: procfs does not wait for anything.
+
+use std::fs;
+
+use crate::model::fault::Fault;
+
+fn file(setting: &str) -> String {
+    format!("/proc/sys/{setting}")
+}
+
+/// The value of a setting, such as `net/ipv4/ip_forward`. The name has slashes, since interfaces' names may have dots.
+pub(crate) fn read(setting: &str) -> Result<String, Fault> {
+    let path = file(setting);
+    let text = fs::read_to_string(&path).map_err(|error| Fault::World(format!("read {path}: {error}")))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Sets a value. Nothing is written where it is there already, so that a read-only /proc with right values is no error.
+pub(crate) fn write(setting: &str, value: &str) -> Result<(), Fault> {
+    if read(setting)? == value {
+        return Ok(());
+    }
+    let path = file(setting);
+    fs::write(&path, value).map_err(|error| Fault::World(format!("write {value} to {path}: {error}")))
+}

@@ -1,87 +1,186 @@
-//! The network of a container through its life: claim before create, wire at start, free at destroy.
+//! The network of a container through its life: claimed before create, wired at start, freed at destroy.
+//!
+//! Everything turns on [`Network::settle`]: it looks at what Docker says of a container now and makes the network fit,
+//! whatever happened before. The proxy calls it when it has forwarded a call, the events call it for what passed the
+//! proxy by, and a list of all containers calls it for what the events missed, so a lost event or a crash in between
+//! leaves nothing that the next look does not mend. The alternative, one action for each event, goes wrong with every
+//! event that is lost, doubled or out of order.
+//!
+//! Invariants: an address has at most one claim, made before a container exists and bound in the same transaction that
+//! writes the endpoint's record; only the destruction of the container removes both. Work on one container is serialised.
 
-use std::net::IpAddr;
+mod adopt;
+mod claims;
+mod creating;
+mod reconcile;
+mod settle;
 
-use crate::model::endpoint::Requested;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use crate::edge::docker::Docker;
+use crate::edge::etcd::Etcd;
+use crate::edge::links::Netlink;
+use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
-use crate::model::name::{ContainerId, Mac};
-use crate::model::wish::Wish;
+use crate::model::key::EndpointKey;
+use crate::model::name::{ContainerId, HostName};
+use crate::part::agent::Programmed;
+use crate::part::metrics::Metrics;
+use crate::part::store::Store;
+use crate::plan::address::Reserved;
+use crate::plan::body::Appearance;
 
-/// What a create request asks, once it has been read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub(crate) wish: Wish,
-    /// The name given by `?name=`; empty where Docker chooses one.
-    pub(crate) name: String,
-    pub(crate) requested: Requested,
-    /// What the user should know of the request itself (ports without effect, …).
-    pub(crate) warnings: Vec<String>,
-}
+pub(crate) use claims::Prepared;
 
-/// Addresses that are claimed for a create that is under way.
-#[derive(Debug)]
-pub(crate) struct Prepared {}
-
-/// How a container of ours looks to Docker's clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Appearance {
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) ipv4_gateway: Option<IpAddr>,
-    pub(crate) requested: Requested,
+/// What the network of containers is built on.
+#[derive(Debug, Clone)]
+pub(crate) struct Ground {
+    pub(crate) host: HostName,
+    /// The next hop of every container here.
+    pub(crate) host_ip: Ipv4Addr,
+    pub(crate) state_dir: PathBuf,
+    /// How long a start waits for the agent.
+    pub(crate) apply_timeout: Duration,
 }
 
 /// See the module.
-#[derive(Debug)]
-pub(crate) struct Network {}
+pub(crate) struct Network {
+    ground: Ground,
+    store: Arc<Store>,
+    etcd: Etcd,
+    docker: Arc<Docker>,
+    netlink: Netlink,
+    metrics: Arc<Metrics>,
+    programmed: watch::Receiver<Programmed>,
+    /// The lease that pending claims hang on; `None` while there is none.
+    lease: watch::Sender<Option<i64>>,
+    /// Whether the stream of Docker's events is up.
+    docker_up: watch::Sender<bool>,
+    /// The last address given out of each pool.
+    cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
+    locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// An endpoint of a container, as the view has it.
+#[derive(Debug, Clone)]
+struct Recorded {
+    key: EndpointKey,
+    endpoint: Endpoint,
+    revision: i64,
+}
 
 impl Network {
-    /// Checks a wish and claims its addresses.
-    ///
-    /// # Errors
-    /// Nothing is left claimed.
-    pub(crate) async fn prepare(&self, _ask: Ask) -> Result<Prepared, Fault> {
-        unimplemented!()
+    pub(crate) fn new(
+        ground: Ground,
+        store: Arc<Store>,
+        etcd: Etcd,
+        docker: Arc<Docker>,
+        metrics: Arc<Metrics>,
+        programmed: watch::Receiver<Programmed>,
+    ) -> Result<Self, Fault> {
+        Ok(Network {
+            ground,
+            store,
+            etcd,
+            docker,
+            netlink: Netlink::open()?,
+            metrics,
+            programmed,
+            lease: watch::Sender::new(None),
+            docker_up: watch::Sender::new(false),
+            cursors: Mutex::default(),
+            locks: Mutex::default(),
+        })
     }
 
-    /// Binds the claims to the container that Docker made, with its endpoint record. Answers the warnings for the user.
-    ///
-    /// # Errors
-    /// The container has been removed again and the claims released, as far as that went.
-    pub(crate) async fn bind(&self, _prepared: Prepared, _id: &ContainerId) -> Result<Vec<String>, Fault> {
-        unimplemented!()
+    /// Whether dockerd answers, as far as is known.
+    pub(crate) fn is_docker_up(&self) -> bool {
+        *self.docker_up.borrow()
     }
 
-    /// Releases the claims of a create that Docker refused.
-    pub(crate) async fn abandon(&self, _prepared: Prepared) {
-        unimplemented!()
+    /// The endpoints of a container on this host.
+    fn recorded(&self, id: &ContainerId) -> Vec<Recorded> {
+        self.store.read(|snapshot| {
+            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.workload.as_str() == id.as_str());
+            of_container
+                .filter_map(|(key, record)| {
+                    let endpoint = record.readable()?.clone();
+                    Some(Recorded { key: key.clone(), endpoint, revision: record.revision })
+                })
+                .collect()
+        })
     }
 
-    /// The id of a container that Docker knows by name, id or part of an id. `None`: no container, or none of ours.
-    pub(crate) async fn ours(&self, _name: &str) -> Result<Option<ContainerId>, Fault> {
-        unimplemented!()
+    /// The ids of the containers that this host has endpoints of, readable or not.
+    fn containers(&self) -> Vec<ContainerId> {
+        self.store.read(|snapshot| {
+            let ids = snapshot.endpoints_of(&self.ground.host).filter_map(|(key, _)| key.workload.as_str().parse().ok());
+            let mut ids: Vec<ContainerId> = ids.collect();
+            ids.dedup();
+            ids
+        })
     }
 
-    /// Makes the network of a container what Docker's word on the container requires: wired and routed while it runs,
-    /// dark while it does not, freed when it is gone. Safe to call at any time, any number of times.
-    ///
-    /// `through_us` tells that a client waits for the start: on failure the container is stopped.
-    pub(crate) async fn settle(&self, _id: &ContainerId, _through_us: bool) -> Result<(), Fault> {
-        unimplemented!()
-    }
-
-    /// Settles every container of ours on this host.
-    pub(crate) async fn settle_all(&self) -> Result<(), Fault> {
-        unimplemented!()
+    /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
+    pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
+        let known = self.containers();
+        if known.is_empty() {
+            return Ok(None);
+        }
+        if let Ok(id) = name.parse::<ContainerId>() {
+            return Ok(known.contains(&id).then_some(id));
+        }
+        let found = self.docker.inspect(name).await?.map(|container| container.id);
+        Ok(found.filter(|id| known.contains(id)))
     }
 
     /// How a container looks to Docker's clients; `None` if it is not one of ours.
-    pub(crate) fn appearance(&self, _id: &ContainerId) -> Option<Appearance> {
-        unimplemented!()
+    pub(crate) fn appearance(&self, id: &ContainerId) -> Option<Appearance> {
+        let recorded = self.recorded(id);
+        let first = recorded.first()?;
+        Some(Appearance {
+            addresses: recorded.iter().flat_map(|one| one.endpoint.addresses.iter().copied()).collect(),
+            mac: first.endpoint.mac,
+            ipv4_gateway: first.endpoint.ipv4_gateway,
+            requested: first.endpoint.requested.clone().unwrap_or_default(),
+        })
     }
 
-    /// Whether a network by this name or id is one that a container of ours shows without being in it.
-    pub(crate) fn shows_network(&self, _id: &ContainerId, _network: &str) -> bool {
-        unimplemented!()
+    /// Whether a container of ours shows a network by this name without being in it.
+    pub(crate) fn shows_network(&self, id: &ContainerId, network: &str) -> bool {
+        self.appearance(id).is_some_and(|shown| match shown.requested.networks.is_empty() {
+            true => network == "none",
+            false => shown.requested.networks.contains_key(network),
+        })
+    }
+
+    /// The addresses that no container may have.
+    async fn reserved(&self) -> Result<Reserved, Fault> {
+        let connected = self.netlink.host_addresses().await?;
+        Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
+    }
+
+    /// What an operator should know of the pools, in words.
+    pub(crate) async fn pool_warnings(&self) -> Result<Vec<String>, Fault> {
+        let reserved = self.reserved().await?;
+        Ok(self.store.read(|snapshot| {
+            let pools = snapshot.pools.values().filter_map(crate::model::snapshot::Record::readable);
+            reserved.overlapping(pools)
+        }))
+    }
+
+    /// The lock under which a container's network is changed.
+    fn lock(&self, id: &ContainerId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who waits for a lock holds a clone of it, so one that only the map holds is nobody's.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(id.clone()).or_default())
     }
 }

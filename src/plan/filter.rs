@@ -1,1 +1,305 @@
-//! Placeholder.
+//! The filter table: base chains, the dispatch tree, the chains of endpoints and of profiles.
+//!
+//! A packet from a container goes FORWARD → `calico-FORWARD` → dispatch (`calico-from`, `calico-from-a`, `calico-from-ab`)
+//! → the endpoint's chain (`calico-fw-…`) → its profiles' chains (`calico-po-…`), one after another, until one sets the
+//! accept mark. Coming back to `calico-FORWARD` without the mark it is dropped; so an interface that nobody knows, an
+//! endpoint without profiles and an empty chain are all closed without a rule that says so. The same on the way to a
+//! container with `calico-to`, `calico-tw-…` and `calico-pi-…`.
+//!
+//! The dispatch is a tree over the first two characters after `cali`, whose entries exclude each other: a packet passes
+//! at most some dozens of entries among thousands of endpoints, and an endpoint is added by appending. A set of
+//! interfaces or an nftables map would be faster still, but iptables has neither as a jump.
+//!
+//! A match that a family cannot carry never vanishes from a rule: the rule is left out of that family.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::model::endpoint::Endpoint;
+use crate::model::key::EndpointKey;
+use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName, TagName};
+use crate::model::pool::Family;
+use crate::model::rule::{Action, Ports, Protocol, Rule, Side};
+
+use super::chain::{Chain, ChainName, End, Entry, Interface, Match, PORTS_MOST, Target, Tracked};
+use super::sets::SetName;
+
+/// Which way a packet goes, seen from the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// Out of the container: outbound rules.
+    From,
+    /// To the container: inbound rules.
+    To,
+}
+
+impl Way {
+    pub(crate) const BOTH: [Way; 2] = [Way::From, Way::To];
+
+    fn dispatch(self) -> &'static str {
+        match self {
+            Way::From => "from",
+            Way::To => "to",
+        }
+    }
+
+    fn on(self, interface: Interface) -> Match {
+        match self {
+            Way::From => Match::In(interface),
+            Way::To => Match::Out(interface),
+        }
+    }
+
+    /// The chain of an endpoint's interface.
+    pub(crate) fn endpoint_chain(self, suffix: &str) -> ChainName {
+        ChainName::of(if self == Way::From { "fw" } else { "tw" }, suffix)
+    }
+
+    pub(crate) fn profile_chain(self, profile: &ProfileName) -> ChainName {
+        ChainName::of(if self == Way::From { "po" } else { "pi" }, profile.as_str())
+    }
+
+    /// The chain of the dispatch tree for interfaces that begin with `cali` and `prefix`.
+    pub(crate) fn dispatch_chain(self, prefix: &str) -> ChainName {
+        if prefix.is_empty() { ChainName::fixed(self.dispatch()) } else { ChainName::of(self.dispatch(), prefix) }
+    }
+}
+
+/// What happens to a packet from a container to its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ToHost {
+    #[default]
+    Drop,
+    /// What the container's policy allows goes on to the host's own rules.
+    Return,
+    /// What the container's policy allows is accepted.
+    Accept,
+}
+
+impl ToHost {
+    /// The setting `DefaultEndpointToHostAction`. What is not known is closed, with the reason.
+    pub(crate) fn parse(text: Option<&str>) -> (Self, Option<String>) {
+        match text.map(str::trim) {
+            None | Some("DROP") => (ToHost::Drop, None),
+            Some("RETURN") => (ToHost::Return, None),
+            Some("ACCEPT") => (ToHost::Accept, None),
+            Some(other) => {
+                let why = format!("value {other:?} is not known: it must be DROP, RETURN or ACCEPT; DROP is in force");
+                (ToHost::Drop, Some(why))
+            }
+        }
+    }
+}
+
+fn ours() -> Interface {
+    Interface::StartsWith(INTERFACE_PREFIX.to_owned())
+}
+
+fn accept() -> ChainName {
+    ChainName::fixed("accept")
+}
+
+fn allow() -> ChainName {
+    ChainName::fixed("allow")
+}
+
+/// The kernel's chains that ours are jumped to from, with the entry that stands first in each.
+pub(crate) fn jumps() -> Vec<(&'static str, ChainName, Entry)> {
+    let jump = |kernel: &'static str| {
+        let chain = ChainName::fixed(kernel);
+        (kernel, chain.clone(), Entry::new(Vec::new(), Target::Jump(chain), "policy of containers"))
+    };
+    vec![jump("FORWARD"), jump("INPUT")]
+}
+
+/// The chains that are always there. They depend on nothing but the setting.
+pub(crate) fn base(to_host: ToHost) -> Vec<Chain> {
+    let accept_chain = vec![
+        Entry::new(Vec::new(), Target::Mark, "accepted by policy"),
+        Entry::new(Vec::new(), Target::Accept, "accepted by policy"),
+    ];
+    let allow_chain = vec![Entry::new(Vec::new(), Target::Mark, "allowed by a rule, go back")];
+    vec![
+        Chain::ordered(accept(), accept_chain),
+        Chain::ordered(allow(), allow_chain),
+        Chain::ordered(ChainName::fixed("FORWARD"), forward()),
+        Chain::ordered(ChainName::fixed("INPUT"), input(to_host)),
+    ]
+}
+
+fn forward() -> Vec<Entry> {
+    let both = |matches: &[Match], target: &Target, words: &str| {
+        Way::BOTH.map(|way| {
+            let matches = [way.on(ours())].into_iter().chain(matches.iter().cloned()).collect();
+            Entry::new(matches, target.clone(), words)
+        })
+    };
+    let one = |way: Way, matches: &[Match], target: Target, words: &str| {
+        let matches = [way.on(ours())].into_iter().chain(matches.iter().cloned()).collect();
+        Entry::new(matches, target, words)
+    };
+    let mut entries = Vec::new();
+    entries.extend(both(&[], &Target::Unmark, "nobody else's mark accepts"));
+    entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
+    entries.extend(both(&[Match::Tracked(Tracked::Established)], &Target::Goto(accept()), "of an allowed connection"));
+    entries.push(one(Way::From, &[], Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
+    entries.push(one(Way::From, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
+    entries.push(one(Way::From, &[], Target::Unmark, "the receiver decides anew"));
+    entries.push(one(Way::To, &[], Target::Jump(Way::To.dispatch_chain("")), "what the receiver may receive"));
+    entries.push(one(Way::To, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
+    entries.extend(both(&[], &Target::Goto(accept()), "allowed on both sides"));
+    entries
+}
+
+fn input(to_host: ToHost) -> Vec<Entry> {
+    let from = |matches: Vec<Match>, target: Target, words: &str| {
+        let matches = [Match::In(ours())].into_iter().chain(matches).collect();
+        Entry::new(matches, target, words)
+    };
+    let mut entries = vec![
+        from(vec![Match::Tracked(Tracked::Invalid)], Target::Drop, "part of no connection"),
+        from(vec![Match::Tracked(Tracked::Established)], Target::Accept, "of an allowed connection"),
+    ];
+    let last = match to_host {
+        ToHost::Drop => {
+            entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
+            return entries;
+        }
+        ToHost::Return => Target::Return,
+        ToHost::Accept => Target::Accept,
+    };
+    entries.push(from(Vec::new(), Target::Unmark, "nobody else's mark accepts"));
+    entries.push(from(Vec::new(), Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
+    entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
+    entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
+    entries
+}
+
+/// What follows `cali` in an interface's name. `None`: it is no interface of ours.
+pub(crate) fn suffix(interface: &IfName) -> Option<&str> {
+    interface.as_str().strip_prefix(INTERFACE_PREFIX).filter(|suffix| !suffix.is_empty())
+}
+
+/// One chain of the dispatch tree: on to the chains of longer prefixes, and to the endpoints that end here.
+pub(crate) fn dispatch(way: Way, prefix: &str, deeper: &BTreeSet<String>, leaves: &BTreeSet<String>) -> Chain {
+    let mut entries = Vec::with_capacity(deeper.len() + leaves.len());
+    for longer in deeper {
+        let interface = Interface::StartsWith(format!("{INTERFACE_PREFIX}{longer}"));
+        entries.push(Entry::new(vec![way.on(interface)], Target::Goto(way.dispatch_chain(longer)), ""));
+    }
+    for leaf in leaves {
+        // Every suffix was taken from an interface's name.
+        let Ok(interface) = format!("{INTERFACE_PREFIX}{leaf}").parse() else { continue };
+        let target = Target::Goto(way.endpoint_chain(leaf));
+        entries.push(Entry::new(vec![way.on(Interface::Exactly(interface))], target, ""));
+    }
+    Chain::unordered(way.dispatch_chain(prefix), entries)
+}
+
+/// The two chains of an endpoint.
+pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, suffix: &str) -> [Chain; 2] {
+    let id = &key.endpoint;
+    let addresses: Vec<IpAddr> =
+        endpoint.addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
+    Way::BOTH.map(|way| {
+        let mut entries = Vec::new();
+        if let (Way::From, Some(mac)) = (way, endpoint.mac) {
+            entries.push(Entry::new(vec![Match::MacIsNot(mac)], Target::Drop, format!("not the MAC of {id}")));
+        }
+        for profile in &endpoint.profiles {
+            let jump = || Target::Jump(way.profile_chain(profile));
+            match way {
+                // Only what bears one of the endpoint's own addresses comes to a profile at all.
+                Way::From => entries.extend(addresses.iter().map(|address| {
+                    Entry::new(vec![Match::Net(End::Source, (*address).into())], jump(), format!("profile {profile}"))
+                })),
+                Way::To => entries.push(Entry::new(Vec::new(), jump(), format!("profile {profile}"))),
+            }
+            let words = format!("accepted by profile {profile}");
+            entries.push(Entry::new(vec![Match::Accepted(true)], Target::Return, words));
+        }
+        entries.push(Entry::new(Vec::new(), Target::Drop, format!("no profile of {id} allows it")));
+        Chain::ordered(way.endpoint_chain(suffix), entries)
+    })
+}
+
+/// A chain that lets nothing through, and says why.
+pub(crate) fn closed(name: ChainName, why: &str) -> Chain {
+    Chain::ordered(name, vec![Entry::new(Vec::new(), Target::Drop, format!("closed: {why}"))])
+}
+
+/// The chain of a profile for one way: the first rule that matches decides; what matches none comes back.
+pub(crate) fn profile(family: Family, way: Way, name: &ProfileName, rules: &[Rule]) -> Chain {
+    let entries = rules.iter().flat_map(|rule| rule_entries(family, rule)).collect();
+    Chain::ordered(way.profile_chain(name), entries)
+}
+
+/// The tags that rules speak of, as far as they are rules of this family.
+pub(crate) fn tags_of(family: Family, rules: &[Rule]) -> impl Iterator<Item = &TagName> {
+    let rules = rules.iter().filter(move |rule| is_of(family, rule));
+    rules.flat_map(|rule| [&rule.src, &rule.dst]).filter_map(|side| side.tag.as_ref())
+}
+
+fn is_of(family: Family, rule: &Rule) -> bool {
+    rule.family().is_none_or(|only| only == family)
+}
+
+/// The entries that one rule becomes: one, or the cross product of its protocols and of its port lists cut to the
+/// kernel's measure. None in a family that it does not speak of.
+fn rule_entries(family: Family, rule: &Rule) -> Vec<Entry> {
+    if !is_of(family, rule) {
+        return Vec::new();
+    }
+    let with_ports = !rule.src.ports.is_empty() || !rule.dst.ports.is_empty();
+    let protocols = match rule.protocol {
+        // Ports without a protocol: both of the protocols that everybody means by ports.
+        None if with_ports => vec![Some(Protocol::TCP), Some(Protocol::UDP)],
+        protocol => vec![protocol],
+    };
+    let target = match rule.action {
+        Action::Allow => Target::Goto(allow()),
+        Action::Deny => Target::Drop,
+    };
+    let mut entries = Vec::new();
+    for protocol in protocols {
+        for sources in port_lists(&rule.src.ports) {
+            for destinations in port_lists(&rule.dst.ports) {
+                let mut matches: Vec<Match> = protocol.map(Match::Protocol).into_iter().collect();
+                matches.extend(rule.icmp_type.map(|kind| Match::Icmp(family, kind, rule.icmp_code)));
+                side_matches(family, End::Source, &rule.src, &sources, &mut matches);
+                side_matches(family, End::Destination, &rule.dst, &destinations, &mut matches);
+                entries.push(Entry::new(matches, target.clone(), rule.to_string()));
+            }
+        }
+    }
+    entries
+}
+
+fn side_matches(family: Family, end: End, side: &Side, ports: &[Ports], matches: &mut Vec<Match>) {
+    matches.extend(side.net.map(|net| Match::Net(end, net)));
+    matches.extend(side.tag.as_ref().map(|tag| Match::InSet(end, SetName::tag(family, tag))));
+    if !ports.is_empty() {
+        matches.push(Match::Ports(end, ports.to_vec()));
+    }
+}
+
+/// A list of ports, cut into lists that one multiport match holds. No ports: one empty list.
+fn port_lists(ports: &[Ports]) -> Vec<Vec<Ports>> {
+    let mut lists = vec![Vec::new()];
+    let mut weight = 0;
+    for one in ports {
+        let own = if one.first == one.last { 1 } else { 2 };
+        if weight + own > PORTS_MOST {
+            lists.push(Vec::new());
+            weight = 0;
+        }
+        weight += own;
+        if let Some(list) = lists.last_mut() {
+            list.push(*one);
+        }
+    }
+    lists
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,313 @@
-//! Placeholder.
+//! IP sets: which there should be, and the steps from what is there to them.
+//!
+//! A set of a tag holds the addresses of all endpoints of all hosts that carry the tag, but exists only on hosts where a
+//! rule speaks of it. Members are changed one by one in place, so a set is never empty for a moment; a set of the wrong
+//! type is built beside and swapped.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::model::name::TagName;
+use crate::model::pool::Family;
+
+use super::chain::shortened;
+
+/// What sets of ours begin with, by family.
+pub(crate) const SET_PREFIXES: [&str; 2] = ["calico4-", "calico6-"];
+
+/// Source: `IPSET_MAXNAMELEN` (32 with the closing NUL), linux/netfilter/ipset/ip_set.h.
+const SET_NAME_LONGEST: usize = 31;
+
+/// The most members of a set (the original's `MaxIpsetSize`).
+pub(crate) const MEMBERS_MOST: u32 = 1_048_576;
+
+/// What the set is called that a set of the wrong type is rebuilt in. It holds nothing of a tag, whose sets are `…-t-…`.
+const TEMPORARY: &str = "tmp";
+
+fn prefix(family: Family) -> &'static str {
+    match family {
+        Family::V4 => SET_PREFIXES[0],
+        Family::V6 => SET_PREFIXES[1],
+    }
+}
+
+/// The name of a set of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SetName(String);
+
+impl SetName {
+    pub(crate) fn tag(family: Family, tag: &TagName) -> Self {
+        let head = format!("{}t-", prefix(family));
+        let tag = shortened(tag.as_str(), SET_NAME_LONGEST - head.len());
+        SetName(format!("{head}{tag}"))
+    }
+
+    /// All pools.
+    pub(crate) fn pools(family: Family) -> Self {
+        SetName(format!("{}pools", prefix(family)))
+    }
+
+    /// The pools whose containers are masqueraded when they leave all pools.
+    pub(crate) fn masquerade(family: Family) -> Self {
+        SetName(format!("{}masq", prefix(family)))
+    }
+
+    fn temporary(&self) -> Self {
+        SetName(format!("{}{TEMPORARY}", &self.0[..SET_PREFIXES[0].len()]))
+    }
+
+    /// A set that the kernel shows; `None` if it is not one of ours.
+    pub(crate) fn seen(name: &str) -> Option<Self> {
+        SET_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then(|| SetName(name.to_owned()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a set holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Addresses,
+    Nets,
+}
+
+/// The type of a set, as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SetType {
+    /// `hash:ip`, …
+    pub(crate) kind: String,
+    /// `inet` or `inet6`.
+    pub(crate) family: String,
+    pub(crate) most: u32,
+}
+
+impl SetType {
+    pub(crate) fn new(kind: Kind, family: Family) -> Self {
+        let kind = match kind {
+            Kind::Addresses => "hash:ip",
+            Kind::Nets => "hash:net",
+        };
+        let family = match family {
+            Family::V4 => "inet",
+            Family::V6 => "inet6",
+        };
+        SetType { kind: kind.to_owned(), family: family.to_owned(), most: MEMBERS_MOST }
+    }
+}
+
+/// A set with its members. An address stands as the net of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IpSet {
+    pub(crate) kind: SetType,
+    pub(crate) members: BTreeSet<IpNet>,
+}
+
+/// Sets by their names.
+pub(crate) type Sets = BTreeMap<SetName, IpSet>;
+
+/// A set of addresses, of one family.
+pub(crate) fn addresses(family: Family, members: impl Iterator<Item = IpAddr>) -> IpSet {
+    let members = members.filter(|address| Family::of(*address) == family).map(IpNet::from).collect();
+    IpSet { kind: SetType::new(Kind::Addresses, family), members }
+}
+
+/// A set of nets. The net of everything is no member of a `hash:net` (ipset(8): "prefix 0 is not accepted"), so its two
+/// halves stand for it.
+pub(crate) fn nets(family: Family, members: impl Iterator<Item = IpNet>) -> IpSet {
+    let members = members.filter(|net| Family::of_net(*net) == family).flat_map(|net| match (net.prefix_len(), net) {
+        (0, IpNet::V4(_)) => halves(
+            Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 1).map(IpNet::from),
+            Ipv4Net::new(Ipv4Addr::new(128, 0, 0, 0), 1).map(IpNet::from),
+        ),
+        (0, IpNet::V6(_)) => halves(
+            Ipv6Net::new(Ipv6Addr::UNSPECIFIED, 1).map(IpNet::from),
+            Ipv6Net::new(Ipv6Addr::new(0x8000, 0, 0, 0, 0, 0, 0, 0), 1).map(IpNet::from),
+        ),
+        _ => vec![net],
+    });
+    IpSet { kind: SetType::new(Kind::Nets, family), members: members.collect() }
+}
+
+fn halves<E>(low: Result<IpNet, E>, high: Result<IpNet, E>) -> Vec<IpNet> {
+    low.into_iter().chain(high).collect()
+}
+
+/// One change of the kernel's sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SetStep {
+    Create(SetName, SetType),
+    Add(SetName, IpNet),
+    Remove(SetName, IpNet),
+    /// Exchanges the contents and types of two sets.
+    Swap(SetName, SetName),
+    Destroy(SetName),
+}
+
+impl SetStep {
+    /// The set that the step is about.
+    pub(crate) fn set(&self) -> &SetName {
+        match self {
+            SetStep::Create(set, _) | SetStep::Add(set, _) | SetStep::Remove(set, _) | SetStep::Destroy(set) => set,
+            SetStep::Swap(_, set) => set,
+        }
+    }
+}
+
+/// The steps that make one wanted set true.
+pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, steps: &mut Vec<SetStep>) {
+    match seen {
+        Some(seen) if seen.kind == wanted.kind => {
+            steps.extend(wanted.members.difference(&seen.members).map(|net| SetStep::Add(name.clone(), *net)));
+            steps.extend(seen.members.difference(&wanted.members).map(|net| SetStep::Remove(name.clone(), *net)));
+        }
+        // The kernel swaps only sets of one type and family (net/netfilter/ipset/ip_set_core.c, ip_set_swap).
+        Some(seen) if (&seen.kind.kind, &seen.kind.family) != (&wanted.kind.kind, &wanted.kind.family) => {
+            steps.push(SetStep::Destroy(name.clone()));
+            steps_for(name, wanted, None, steps);
+        }
+        Some(_) => {
+            let other = name.temporary();
+            steps.push(SetStep::Create(other.clone(), wanted.kind.clone()));
+            steps.extend(wanted.members.iter().map(|net| SetStep::Add(other.clone(), *net)));
+            steps.push(SetStep::Swap(other.clone(), name.clone()));
+            steps.push(SetStep::Destroy(other));
+        }
+        None => {
+            steps.push(SetStep::Create(name.clone(), wanted.kind.clone()));
+            steps.extend(wanted.members.iter().map(|net| SetStep::Add(name.clone(), *net)));
+        }
+    }
+}
+
+/// The steps that make all wanted sets true, without taking any away.
+pub(crate) fn steps(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
+    let mut steps = Vec::new();
+    for name in seen.keys().filter(|name| name.temporary() == **name) {
+        // Left by a node that died between two steps.
+        steps.push(SetStep::Destroy(name.clone()));
+    }
+    for (name, set) in wanted {
+        steps_for(name, set, seen.get(name), &mut steps);
+    }
+    steps
+}
+
+/// The steps that take away sets that are no longer wanted. Only once no chain speaks of them.
+pub(crate) fn removals(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
+    let stale = seen.keys().filter(|name| !wanted.contains_key(name) && name.temporary() != **name);
+    stale.cloned().map(SetStep::Destroy).collect()
+}
+
+/// The text that `ipset restore` reads.
+pub(crate) fn render(steps: &[SetStep]) -> String {
+    let mut text = String::new();
+    for step in steps {
+        let _ = match step {
+            SetStep::Create(name, kind) => {
+                writeln!(text, "create {name} {} family {} maxelem {}", kind.kind, kind.family, kind.most)
+            }
+            SetStep::Add(name, net) => writeln!(text, "add {name} {}", member(*net)),
+            SetStep::Remove(name, net) => writeln!(text, "del {name} {}", member(*net)),
+            SetStep::Swap(one, other) => writeln!(text, "swap {one} {other}"),
+            SetStep::Destroy(name) => writeln!(text, "destroy {name}"),
+        };
+    }
+    text
+}
+
+fn member(net: IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+}
+
+/// Reads what `ipset save` writes, as far as it is ours.
+pub(crate) fn parse(text: &str) -> Sets {
+    let mut sets = Sets::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["create", name, kind, options @ ..] => {
+                let Some(name) = SetName::seen(name) else { continue };
+                let option = |key: &str| options.iter().skip_while(|word| **word != key).nth(1).copied();
+                let kind = SetType {
+                    kind: (*kind).to_owned(),
+                    family: option("family").unwrap_or_default().to_owned(),
+                    most: option("maxelem").and_then(|most| most.parse().ok()).unwrap_or_default(),
+                };
+                sets.insert(name, IpSet { kind, members: BTreeSet::new() });
+            }
+            ["add", name, member, ..] => {
+                let Some(set) = SetName::seen(name).and_then(|name| sets.get_mut(&name)) else { continue };
+                let net = member.parse::<IpNet>().ok().or_else(|| member.parse::<IpAddr>().ok().map(IpNet::from));
+                match net {
+                    Some(net) => {
+                        set.members.insert(net);
+                    }
+                    // A member that no set of ours can hold: this is not our type, whatever its name, so rebuild it.
+                    None => set.kind.most = 0,
+                }
+            }
+            _ => {}
+        }
+    }
+    sets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(members: &[&str]) -> IpSet {
+        addresses(Family::V4, members.iter().map(|text| text.parse().unwrap()))
+    }
+
+    fn name(tag: &str) -> SetName {
+        SetName::tag(Family::V4, &tag.parse().unwrap())
+    }
+
+    #[test]
+    fn only_the_difference_is_carried_out() {
+        let wanted = Sets::from([(name("a"), set(&["10.0.0.1", "10.0.0.2"])), (name("b"), set(&["10.0.0.1"]))]);
+        let seen = Sets::from([(name("a"), set(&["10.0.0.2", "10.0.0.3"])), (name("c"), set(&[]))]);
+        let text = render(&steps(&wanted, &seen));
+        assert_eq!(
+            text,
+            "add calico4-t-a 10.0.0.1\ndel calico4-t-a 10.0.0.3\ncreate calico4-t-b hash:ip family inet maxelem 1048576\nadd calico4-t-b 10.0.0.1\n"
+        );
+        assert_eq!(render(&removals(&wanted, &seen)), "destroy calico4-t-c\n");
+    }
+
+    #[test]
+    fn a_set_of_the_wrong_size_is_built_beside_and_swapped() {
+        let wanted = Sets::from([(name("a"), set(&["10.0.0.1"]))]);
+        let seen = parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
+        assert_eq!(
+            render(&steps(&wanted, &seen)),
+            "create calico4-tmp hash:ip family inet maxelem 1048576\nadd calico4-tmp 10.0.0.1\nswap calico4-tmp calico4-t-a\ndestroy calico4-tmp\n"
+        );
+    }
+
+    #[test]
+    fn the_net_of_everything_is_its_two_halves() {
+        let set = nets(Family::V4, ["0.0.0.0/0".parse().unwrap()].into_iter());
+        let members: Vec<String> = set.members.iter().map(ToString::to_string).collect();
+        assert_eq!(members, ["0.0.0.0/1", "128.0.0.0/1"]);
+    }
+
+    #[test]
+    fn names_fit_and_strangers_are_not_ours() {
+        assert!(name(&"t".repeat(200)).as_str().len() <= SET_NAME_LONGEST);
+        assert!(parse("create web hash:ip family inet maxelem 65536\nadd web 10.0.0.1\n").is_empty());
+    }
+}

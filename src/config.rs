@@ -1,0 +1,198 @@
+//! Configuration of `calico-node`: flags, then environment, then defaults, read once into typed values.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::edge::etcd::EtcdAddress;
+use crate::model::bgp::AsNumber;
+use crate::model::fault::Fault;
+use crate::model::name::HostName;
+
+/// Calico for plain Docker: gives containers routed, policed addresses.
+///
+/// Runs the Docker API proxy, the policy agent and BIRD on this host. Ask for an address with
+/// `DOCKER_HOST=tcp://localhost:2377 docker run -e CALICO_IP=auto -e CALICO_PROFILE=web ...`.
+#[derive(Debug, Parser)]
+#[command(name = "calico-node", version, max_term_width = 120)]
+pub(crate) struct Flags {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// Where Docker clients connect: tcp://ADDR:PORT or unix://PATH; repeat for more
+    #[arg(long, env = "CALICO_LISTEN", value_delimiter = ',', value_name = "URL")]
+    pub(crate) listen: Vec<String>,
+
+    /// The engine behind the proxy
+    #[arg(long, env = "CALICO_DOCKER_HOST", default_value = "unix:///var/run/docker.sock", value_name = "URL")]
+    pub(crate) docker_host: String,
+
+    /// The etcd cluster, http://host:port or https://host:port; without it a single etcd is run for this host
+    #[arg(long, env = "ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL")]
+    etcd_endpoints: Vec<String>,
+
+    /// One member of the etcd cluster as host:port, where no endpoints are named
+    #[arg(long, env = "ETCD_AUTHORITY", value_name = "HOST:PORT", hide = true)]
+    etcd_authority: Option<String>,
+
+    /// File with the authority that signed etcd's certificate (PEM)
+    #[arg(long, env = "ETCD_CA_CERT_FILE", value_name = "FILE")]
+    etcd_cacert: Option<PathBuf>,
+
+    /// File with our certificate for etcd (PEM)
+    #[arg(long, env = "ETCD_CERT_FILE", value_name = "FILE")]
+    etcd_cert: Option<PathBuf>,
+
+    /// File with the key of our certificate for etcd (PEM)
+    #[arg(long, env = "ETCD_KEY_FILE", value_name = "FILE")]
+    etcd_key: Option<PathBuf>,
+
+    /// The name of this host in the cluster [default: the machine's, up to the first dot]
+    #[arg(long, env = "HOSTNAME", value_name = "NAME")]
+    hostname: Option<String>,
+
+    /// This host's IPv4 address, by which the other hosts reach it [default: detected]
+    #[arg(long, env = "IP", value_name = "ADDR")]
+    pub(crate) ip: Option<Ipv4Addr>,
+
+    /// This host's IPv6 address
+    #[arg(long, env = "IP6", value_name = "ADDR")]
+    pub(crate) ip6: Option<Ipv6Addr>,
+
+    /// This host's BGP autonomous system number [default: the cluster's]
+    #[arg(long = "as", env = "AS", value_name = "NUMBER")]
+    pub(crate) as_number: Option<AsNumber>,
+
+    /// What must survive a reboot
+    #[arg(long, env = "CALICO_STATE_DIR", default_value = "/var/lib/calico", value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+
+    /// Sockets and what a reboot may empty
+    #[arg(long, env = "CALICO_RUN_DIR", default_value = "/run/calico", value_name = "DIR")]
+    pub(crate) run_dir: PathBuf,
+
+    /// How routes reach the other hosts
+    #[arg(long, env = "CALICO_NETWORKING_BACKEND", default_value = "bird")]
+    bgp: Bgp,
+
+    /// Where /metrics, /livez and /readyz are served
+    #[arg(long, env = "CALICO_METRICS_LISTEN", default_value = "127.0.0.1:9091", value_name = "ADDR:PORT")]
+    pub(crate) metrics_listen: String,
+
+    /// How long a start waits for policy and route to be in the kernel, in seconds
+    #[arg(long, env = "CALICO_APPLY_TIMEOUT", default_value_t = 5.0, value_name = "SECONDS")]
+    apply_timeout: f64,
+
+    #[arg(long, env = "CALICO_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+
+    /// error, warn, info, debug, trace, or a tracing filter
+    #[arg(long, env = "CALICO_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub(crate) log_level: String,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Command {
+    /// Remove everything of ours from this host's kernel, and nothing else
+    Clean,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bgp {
+    Bird,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+/// The proxy's doors where none are named. Without IPv6 on the machine the second one is no loss.
+const DEFAULT_LISTEN: [&str; 2] = ["tcp://127.0.0.1:2377", "tcp://[::1]:2377"];
+
+impl Flags {
+    /// The listeners, and whether an operator named them.
+    pub(crate) fn listeners(&self) -> (Vec<String>, bool) {
+        if self.listen.is_empty() {
+            (DEFAULT_LISTEN.map(str::to_owned).to_vec(), false)
+        } else {
+            (self.listen.clone(), true)
+        }
+    }
+
+    pub(crate) fn runs_bird(&self) -> bool {
+        self.bgp == Bgp::Bird
+    }
+
+    pub(crate) fn apply_timeout(&self) -> Result<Duration, Fault> {
+        Duration::try_from_secs_f64(self.apply_timeout)
+            .map_err(|error| Fault::Refusal(format!("read --apply-timeout {}: {error}", self.apply_timeout)))
+    }
+
+    pub(crate) fn host(&self) -> Result<HostName, Fault> {
+        let name = match &self.hostname {
+            Some(name) => name.clone(),
+            None => {
+                let name = nix::unistd::gethostname()
+                    .map_err(|error| Fault::World(format!("ask the machine for its name: {error}")))?;
+                name.to_string_lossy().into_owned()
+            }
+        };
+        HostName::from_machine(&name).map_err(|error| Fault::Refusal(error.to_string()))
+    }
+
+    /// The etcd that is named; `None`: the embedded one.
+    pub(crate) fn etcd(&self) -> Result<Option<EtcdAddress>, Fault> {
+        let endpoints = match (&self.etcd_endpoints[..], &self.etcd_authority) {
+            ([], None) => return Ok(None),
+            ([], Some(authority)) => vec![format!("http://{authority}")],
+            (endpoints, _) => endpoints.iter().map(|url| url.trim().to_owned()).collect(),
+        };
+        for url in &endpoints {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(Fault::Refusal(format!("etcd endpoint {url:?} must begin with http:// or https://")));
+            }
+        }
+        if endpoints.iter().any(|url| url.starts_with("https://") != endpoints[0].starts_with("https://")) {
+            return Err(Fault::Refusal(format!("etcd endpoints {} must all be http or all https", endpoints.join(", "))));
+        }
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map_err(|error| Fault::Refusal(format!("read {}: {error}", path.display())))
+        };
+        let identity = match (&self.etcd_cert, &self.etcd_key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+            (None, None) => None,
+            _ => return Err(Fault::Refusal("--etcd-cert and --etcd-key go together: give both or neither".to_owned())),
+        };
+        Ok(Some(EtcdAddress { endpoints, ca: self.etcd_cacert.as_ref().map(read).transpose()?, identity }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(args: &[&str]) -> Flags {
+        Flags::parse_from([&["calico-node"], args].concat())
+    }
+
+    #[test]
+    fn etcd_is_named_by_endpoints_before_an_authority() {
+        let endpoints = |args: &[&str]| flags(args).etcd().unwrap().map(|etcd| etcd.endpoints);
+        assert_eq!(endpoints(&["--etcd-endpoints=http://a:1,http://b:2"]).unwrap(), ["http://a:1", "http://b:2"]);
+        assert_eq!(endpoints(&["--etcd-authority=a:1"]).unwrap(), ["http://a:1"]);
+        assert!(flags(&["--etcd-endpoints=a:1"]).etcd().is_err());
+        assert!(flags(&["--etcd-endpoints=http://a:1,https://b:1"]).etcd().is_err());
+        assert!(flags(&["--etcd-endpoints=https://a:1", "--etcd-cert=/x"]).etcd().is_err());
+    }
+
+    #[test]
+    fn the_host_is_named_up_to_the_first_dot() {
+        assert_eq!(flags(&["--hostname=web1.example.org"]).host().map(String::from), Ok("web1".to_owned()));
+        assert!(flags(&["--hostname=a/b"]).host().is_err());
+    }
+}

@@ -1,0 +1,168 @@
+//! The HTTP that ends here: the control socket and the metrics address, served by hyper.
+//!
+//! Not the proxy's: what passes to dockerd must not be parsed and written again (see `part::proxy`).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::fault::Fault;
+
+/// The longest body that is read.
+const MOST_BODY_BYTES: usize = 1 << 20;
+
+/// How long a client may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where requests come from.
+#[derive(Debug)]
+pub(crate) enum Door {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A request, read in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// What stands behind the question mark; empty if there is none.
+    pub(crate) query: String,
+    pub(crate) body: Bytes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Vec<u8>,
+}
+
+/// Who answers.
+pub(crate) trait Service: Send + Sync + 'static {
+    fn answer(&self, asked: Asked) -> impl Future<Output = Answer> + Send;
+}
+
+impl Answer {
+    pub(crate) fn text(status: u16, text: impl Into<String>) -> Self {
+        Answer { status, content_type: "text/plain; charset=utf-8", body: text.into().into_bytes() }
+    }
+
+    pub(crate) fn json(status: u16, value: &impl serde::Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(body) => Answer { status, content_type: "application/json", body },
+            Err(error) => Answer::text(500, format!("write the answer as JSON: {error}")),
+        }
+    }
+}
+
+/// A TCP door, such as `127.0.0.1:9091`.
+pub(crate) async fn open_tcp(address: &str) -> Result<Door, Fault> {
+    let listener = TcpListener::bind(address).await;
+    listener.map(Door::Tcp).map_err(|error| Fault::World(format!("listen on {address}: {error}")))
+}
+
+/// A unix door that only root and the group may use. A socket file that an earlier run left is replaced; the caller has
+/// made sure that there is no second node with this run folder.
+pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<Door, Fault> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let fault = |cause: &dyn std::fmt::Display| Fault::World(format!("listen on {}: {cause}", path.display()));
+    // Made aside with the right mode before anybody can reach it under its name.
+    let aside = path.with_extension("new");
+    for old in [&aside, &path.to_path_buf()] {
+        match std::fs::remove_file(old) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fault(&error)),
+            _ => {}
+        }
+    }
+    let listener = UnixListener::bind(&aside).map_err(|error| fault(&error))?;
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o660)).map_err(|error| fault(&error))?;
+    if let Some(group) = group {
+        std::os::unix::fs::chown(&aside, None, Some(group)).map_err(|error| fault(&error))?;
+    }
+    std::fs::rename(&aside, path).map_err(|error| fault(&error))?;
+    Ok(Door::Unix(listener))
+}
+
+/// Answers until told to stop; then finishes what is under way.
+pub(crate) async fn serve<S: Service>(door: Door, service: Arc<S>, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+            accepted = accept(&door) => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                connections.spawn(connection(stream, Arc::clone(&service), stop.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// A stream of either kind.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn accept(door: &Door) -> std::io::Result<Box<dyn Stream>> {
+    Ok(match door {
+        Door::Tcp(listener) => Box::new(listener.accept().await?.0),
+        Door::Unix(listener) => Box::new(listener.accept().await?.0),
+    })
+}
+
+async fn connection<S: Service>(stream: Box<dyn Stream>, service: Arc<S>, stop: CancellationToken) {
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let service = Arc::clone(&service);
+        async move { respond(request, &*service).await }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), answer));
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+async fn respond<S: Service>(request: Request<Incoming>, service: &S) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
+    let (head, body) = request.into_parts();
+    let answer = match Limited::new(body, MOST_BODY_BYTES).collect().await {
+        Ok(body) => {
+            let asked = Asked {
+                method: head.method.to_string(),
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
+                body: body.to_bytes(),
+            };
+            service.answer(asked).await
+        }
+        Err(error) => Answer::text(400, format!("read the request: {error}")),
+    };
+    Response::builder()
+        .status(answer.status)
+        .header(hyper::header::CONTENT_TYPE, answer.content_type)
+        .body(Full::new(Bytes::from(answer.body)))
+}

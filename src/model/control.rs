@@ -1,0 +1,200 @@
+//! The node's control socket: the paths and bodies that `calicoctl` and the OCI hook exchange with a running node.
+//!
+//! Both sides use these types, so a body that one writes is a body that the other reads. The socket is
+//! `<run-dir>/control.sock` and speaks HTTP/1.1 with JSON.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::{ContainerId, HostName, IfName};
+
+/// The socket's name in the run folder.
+pub(crate) const SOCKET: &str = "control.sock";
+
+/// `POST` [`ContainerAdd`], answered by [`ContainerAdded`].
+pub(crate) const ADD: &str = "/v1/containers/add";
+/// `POST` [`ContainerRemove`], answered by [`ContainerNamed`].
+pub(crate) const REMOVE: &str = "/v1/containers/remove";
+/// `GET` with a query that [`resolve_target`] writes, answered by [`ContainerNamed`].
+pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
+/// `GET`, answered by [`Status`].
+pub(crate) const STATUS: &str = "/v1/status";
+
+/// Gives a running container an address, and an interface for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerAdd {
+    /// Its name, id or part of the id.
+    pub(crate) container: String,
+    /// One wish, as the user typed it.
+    pub(crate) ip: String,
+    /// What the interface is called inside.
+    pub(crate) interface: IfName,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerAdded {
+    pub(crate) container: ContainerId,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// Takes a container out of Calico.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerRemove {
+    /// Its name, id or part of the id.
+    pub(crate) container: String,
+}
+
+/// The container that a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerNamed {
+    pub(crate) container: ContainerId,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failed {
+    pub(crate) message: String,
+}
+
+/// How a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) host: HostName,
+    pub(crate) version: String,
+    /// The host's IPv4 address towards other hosts; `None` until it is known.
+    pub(crate) ip: Option<IpAddr>,
+    #[serde(rename = "as")]
+    pub(crate) as_number: u32,
+    pub(crate) ready: bool,
+    /// What it waits for before it is ready.
+    pub(crate) waiting_for: Vec<String>,
+    pub(crate) etcd: String,
+    pub(crate) etcd_connected: bool,
+    pub(crate) docker: String,
+    pub(crate) docker_connected: bool,
+    pub(crate) listeners: Vec<String>,
+    pub(crate) endpoints: EndpointCount,
+    /// `None`: this node runs no BGP.
+    pub(crate) bird: Option<BirdStatus>,
+    pub(crate) faults: Vec<ReportedFault>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The endpoints of the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndpointCount {
+    pub(crate) active: usize,
+    pub(crate) inactive: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BirdStatus {
+    /// Whether it answers on its socket.
+    pub(crate) up: bool,
+    pub(crate) sessions: Vec<BgpSession>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BgpSession {
+    /// BIRD's name of the protocol.
+    pub(crate) name: String,
+    pub(crate) peer: IpAddr,
+    #[serde(rename = "type")]
+    pub(crate) kind: PeerKind,
+    /// BIRD's own words, as are the next two: `up`, `start`, `down`.
+    pub(crate) state: String,
+    pub(crate) since: String,
+    /// `Established`, or what keeps it from that.
+    pub(crate) info: String,
+}
+
+/// Why a host has a peer, in the original's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum PeerKind {
+    #[serde(rename = "node-to-node mesh")]
+    Mesh,
+    #[serde(rename = "global")]
+    Global,
+    #[serde(rename = "node specific")]
+    Node,
+}
+
+impl std::fmt::Display for PeerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PeerKind::Mesh => "node-to-node mesh",
+            PeerKind::Global => "global",
+            PeerKind::Node => "node specific",
+        })
+    }
+}
+
+/// An object that is not as it should be, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReportedFault {
+    pub(crate) object: String,
+    pub(crate) why: String,
+}
+
+/// The request target that asks which container a name stands for.
+pub(crate) fn resolve_target(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut target = format!("{RESOLVE}?name=");
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            target.push(char::from(byte));
+        } else {
+            let _ = write!(target, "%{byte:02X}");
+        }
+    }
+    target
+}
+
+/// The name in the query of a [`RESOLVE`] request. `None`: there is none, or it is not percent-encoded UTF-8.
+pub(crate) fn resolve_name(query: &str) -> Option<String> {
+    let encoded = query.split('&').find_map(|pair| pair.strip_prefix("name="))?;
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(if byte == b'%' {
+            let digits = [rest.next()?, rest.next()?].map(char::from).map(|digit| digit.to_digit(16));
+            u8::try_from(digits[0]? * 16 + digits[1]?).ok()?
+        } else {
+            byte
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_survives_the_query_of_a_resolve_request() {
+        for name in ["web", "/web", "a b&name=c%41", "ü", ""] {
+            let target = resolve_target(name);
+            let (path, query) = target.split_once('?').unwrap();
+            assert_eq!(path, RESOLVE);
+            assert!(query.is_ascii() && !query.contains(['/', ' ', '&']), "{query}");
+            assert_eq!(resolve_name(query).as_deref(), Some(name));
+        }
+        for bad in ["", "nam=x", "name=%4", "name=%zz", "name=%ff"] {
+            assert_eq!(resolve_name(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_read_as_it_is_documented() {
+        let text = r#"{"host":"h1","version":"0.1.0","ip":"172.25.0.1","as":64511,"ready":true,"waiting_for":[],
+            "etcd":"http://127.0.0.1:2379","etcd_connected":true,"docker":"unix:///var/run/docker.sock",
+            "docker_connected":true,"listeners":["tcp://127.0.0.1:2377"],"endpoints":{"active":1,"inactive":0},
+            "bird":{"up":true,"sessions":[{"name":"Mesh_172_25_0_2","peer":"172.25.0.2","type":"node-to-node mesh",
+            "state":"up","since":"12:00:00","info":"Established"}]},
+            "faults":[{"object":"profile web","why":"unreadable"}],"warnings":["a pool overlaps"]}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        let again: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_value(&status).unwrap(), again);
+    }
+}

@@ -1,0 +1,131 @@
+//! Defaults: what this host and a new cluster need to have recorded before anything works.
+//!
+//! Everything is written only where it is absent; what an operator set stays. What belongs to this host (its addresses,
+//! its AS) is brought up to date.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::etcd::{Etcd, When, Write, to_json};
+use crate::model::bgp::{AsNumber, DEFAULT_AS, Mesh};
+use crate::model::fault::Fault;
+use crate::model::key::{BgpScope, Key};
+use crate::model::name::HostName;
+use crate::model::pool::{Family, Pool};
+use crate::model::snapshot::{Record, Snapshot};
+use crate::part::store::Store;
+
+/// The pools of a new cluster, as the seeds have them.
+const POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
+
+/// How long to wait before trying etcd again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// This host, as it records itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    pub(crate) name: HostName,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) ip6: Option<Ipv6Addr>,
+    /// `None`: the global one holds.
+    pub(crate) as_number: Option<AsNumber>,
+}
+
+/// Records defaults and this host as soon as etcd is there.
+///
+/// # Errors
+/// `Conflict` if another host records this host's address as its own: two hosts with one address cannot both be reached.
+pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &CancellationToken) -> Result<(), Fault> {
+    loop {
+        let mut synced = store.synced();
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ready = synced.wait_for(|synced| synced.connected) => if ready.is_err() { return Ok(()) },
+        }
+        store.read(|snapshot| check(host, snapshot))?;
+        let mut done = Ok(());
+        for (when, writes) in store.read(|snapshot| wanted(host, snapshot))? {
+            done = done.and(etcd.transact("record the defaults", &when, &writes).await.map(drop));
+        }
+        match done {
+            Ok(()) => return Ok(()),
+            Err(fault) => tracing::warn!(%fault, "the defaults are not recorded yet"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// Whether another host has this host's address.
+fn check(host: &Host, snapshot: &Snapshot) -> Result<(), Fault> {
+    let own = IpAddr::V4(host.ip);
+    let by_name = snapshot.host_ips.iter().filter(|(name, _)| **name != host.name);
+    match by_name.filter(|(_, record)| record.readable() == Some(&own)).map(|(name, _)| name).next() {
+        Some(other) => Err(Fault::Conflict(format!(
+            "record host {} with address {own}: host {other} has it; give this host another with --ip, or remove the key {} if that host is no more",
+            host.name,
+            Key::HostIp(other.clone()).path()
+        ))),
+        None => Ok(()),
+    }
+}
+
+type Transaction = (Vec<When>, Vec<Write>);
+
+/// What is to be written, each in a transaction of its own, in order.
+fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+    let mut all: Vec<Transaction> = Vec::new();
+    let mut absent = |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
+    for (cidr, family) in POOLS {
+        if !snapshot.pools.values().filter_map(Record::readable).any(|pool| pool.family() == family) {
+            let cidr = cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;
+            absent(Key::Pool(cidr), to_json(&Pool::new(cidr))?);
+        }
+    }
+    absent(Key::BgpAs(BgpScope::Global), DEFAULT_AS.to_string().into_bytes());
+    absent(Key::BgpMesh, to_json(&Mesh { enabled: true })?);
+    absent(Key::Config("InterfacePrefix".to_owned()), b"cali".to_vec());
+    let put = |key: Key, value: String| (Vec::new(), vec![Write::Put(key, value.into_bytes())]);
+    let name = || host.name.clone();
+    all.push(put(Key::HostIp(name()), host.ip.to_string()));
+    all.push(put(Key::BgpHostIp(name(), Family::V4), host.ip.to_string()));
+    all.push(put(Key::BgpHostIp(name(), Family::V6), host.ip6.map(|ip| ip.to_string()).unwrap_or_default()));
+    let own_as = Key::BgpAs(BgpScope::Host(name()));
+    all.push(match host.as_number {
+        Some(number) => put(own_as, number.to_string()),
+        None => (Vec::new(), vec![Write::Delete(own_as)]),
+    });
+    // Last: who sees it may rely on the rest.
+    all.push((vec![When::Absent(Key::Ready)], vec![Write::Put(Key::Ready, b"true".to_vec())]));
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::snapshot::tests::from_json;
+
+    fn host() -> Host {
+        Host { name: "h1".parse().unwrap(), ip: "10.0.0.1".parse().unwrap(), ip6: None, as_number: None }
+    }
+
+    #[test]
+    fn a_pool_of_an_operator_replaces_the_default_one_of_its_family() {
+        let snapshot = from_json(r#"{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "10.0.0.0/8"}}"#);
+        let written = format!("{:?}", wanted(&host(), &snapshot).unwrap());
+        assert!(!written.contains("192.168.0.0"), "{written}");
+        assert!(written.contains("fd80:24e2:f998:72d6::"), "{written}");
+    }
+
+    #[test]
+    fn another_host_with_this_address_is_a_conflict() {
+        let snapshot = from_json(r#"{"/calico/v1/host/h2/bird_ip": "10.0.0.1"}"#);
+        let Err(Fault::Conflict(text)) = check(&host(), &snapshot) else { panic!("accepted") };
+        assert!(text.contains("h2"), "{text}");
+        assert_eq!(check(&host(), &from_json(r#"{"/calico/v1/host/h1/bird_ip": "10.0.0.1"}"#)), Ok(()));
+    }
+}

@@ -1,0 +1,455 @@
+//! Claims: an address is held before its container exists, and given back when that container is destroyed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+
+use super::Network;
+use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::model::claim::{Claim, ClaimState, Owner};
+use crate::model::endpoint::{Endpoint, State};
+use crate::model::fault::Fault;
+use crate::model::key::{AssignmentKey, EndpointKey, Key};
+use crate::model::name::{CONTAINER_INTERFACE, ContainerId, EndpointId, IfName, Mac, Orchestrator, ProfileName, hex};
+use crate::model::pool::Family;
+use crate::model::profile::{default_rules, default_tags};
+use crate::model::wish::AddressWish;
+use crate::plan::address::{Reserved, choose};
+use crate::plan::body::Ask;
+
+/// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
+const LEASE_S: i64 = 60;
+const LEASE_RENEWAL: Duration = Duration::from_secs(15);
+
+/// How often a transaction that lost a race is tried again before the address is called taken.
+const ATTEMPTS: usize = 100;
+
+/// Addresses that are claimed for a create that is under way.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(super) ask: Ask,
+    pub(super) request: String,
+    endpoint: EndpointId,
+    mac: Mac,
+    interface: IfName,
+    container_interface: IfName,
+    claimed: Vec<Claimed>,
+    claim: Claim,
+}
+
+/// A claim of ours and the revision at which it was written.
+#[derive(Debug, Clone)]
+struct Claimed {
+    key: AssignmentKey,
+    revision: i64,
+}
+
+/// An address on its way to a claim.
+#[derive(Debug, Clone, Copy)]
+struct Picked {
+    pool: IpNet,
+    address: IpAddr,
+    /// Asked for by name, so no other will do.
+    exactly: bool,
+}
+
+impl Picked {
+    fn key(&self) -> AssignmentKey {
+        AssignmentKey { pool: self.pool, address: self.address }
+    }
+}
+
+/// Random bytes of the kernel.
+fn random<const N: usize>() -> Result<[u8; N], Fault> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| Fault::World(format!("draw random bytes: {error}")))?;
+    Ok(bytes)
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// The names of an endpoint's two ends.
+fn interfaces_of(endpoint: &EndpointId) -> Result<(IfName, IfName), Fault> {
+    let fault = || Fault::World(format!("name the interfaces of endpoint {endpoint}: no such names"));
+    let container = CONTAINER_INTERFACE.parse().map_err(|_| fault())?;
+    Ok((endpoint.interface().ok_or_else(fault)?, container))
+}
+
+impl Network {
+    /// Keeps a lease for pending claims until told to stop.
+    pub(crate) async fn keep_lease(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let mut synced = self.store.synced();
+            let round = async {
+                // The sender lives as long as the store, so waiting only ends with a connection.
+                let connected = synced.wait_for(|synced| synced.connected).await.is_ok();
+                if connected && let Ok(lease) = self.etcd.lease(LEASE_S).await {
+                    self.lease.send_replace(Some(lease));
+                    let fault = self.etcd.keep_lease(lease, LEASE_RENEWAL).await;
+                    self.lease.send_replace(None);
+                    tracing::warn!(%fault, "lost the lease that pending claims hang on");
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = round => {}
+            }
+        }
+    }
+
+    fn lease(&self) -> Result<i64, Fault> {
+        let lease = *self.lease.borrow();
+        lease.filter(|_| self.store.is_connected()).ok_or_else(|| {
+            Fault::Away(format!("claim an address: etcd at {} is away; it must answer first", self.etcd.address()))
+        })
+    }
+
+    /// Checks a wish and claims its addresses.
+    ///
+    /// # Errors
+    /// `Refusal` for a wish that can never be met, `Conflict` for an address that is taken or a pool that is full,
+    /// `Away` without etcd. Nothing is left claimed.
+    pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
+        let lease = self.lease()?;
+        let reserved = self.reserved().await?;
+        let endpoint = EndpointId::from_random(random()?);
+        let (interface, container_interface) = interfaces_of(&endpoint)?;
+        let mac = Mac::from_random(random()?);
+        let claim = Claim {
+            v: 1,
+            state: ClaimState::Pending,
+            owner: Owner {
+                host: self.ground.host.clone(),
+                orchestrator: Orchestrator::docker(),
+                workload: None,
+                endpoint: endpoint.clone(),
+                name: ask.name.clone(),
+                since: now(),
+            },
+            request: hex(&random::<8>()?),
+            successor: None,
+        };
+        let value = to_json(&claim)?;
+        let mut lost = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let picked = self.pick(&ask.wish.addresses, &reserved, &lost)?;
+            let (mut when, mut writes) = (Vec::new(), Vec::new());
+            for one in &picked {
+                when.push(When::Absent(Key::Assignment(one.key())));
+                when.push(When::Present(Key::Pool(one.pool)));
+                writes.push(Write::PutLeased(Key::Assignment(one.key()), value.clone(), lease));
+            }
+            if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
+                let claimed = picked.iter().map(|one| Claimed { key: one.key(), revision }).collect();
+                let request = claim.request.clone();
+                let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed, claim };
+                if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
+                    self.abandon(prepared).await;
+                    return Err(fault);
+                }
+                return Ok(prepared);
+            }
+            self.find_lost(&picked, &mut lost).await?;
+        }
+        Err(Fault::Conflict(format!("claim an address: lost the race for one {ATTEMPTS} times; try again")))
+    }
+
+    /// Learns which of the addresses was taken by somebody else.
+    async fn find_lost(&self, picked: &[Picked], lost: &mut BTreeSet<IpAddr>) -> Result<(), Fault> {
+        for one in picked {
+            match self.etcd.get(&Key::Assignment(one.key())).await? {
+                Some(found) if one.exactly => return Err(taken(one.address, &found.value)),
+                Some(_) => {
+                    lost.insert(one.address);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses an address for every item of a wish.
+    fn pick(
+        &self,
+        wishes: &[AddressWish],
+        reserved: &Reserved,
+        lost: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<Picked>, Fault> {
+        let mut picked: Vec<Picked> = Vec::new();
+        let mut errors = Vec::new();
+        // Addresses asked for by name first, so that an automatic choice does not take one of them.
+        let (exact, any): (Vec<&AddressWish>, Vec<&AddressWish>) =
+            wishes.iter().partition(|wish| matches!(wish, AddressWish::Exactly(_)));
+        for wish in exact.into_iter().chain(any) {
+            let one = match wish {
+                AddressWish::Exactly(address) => self.pick_exactly(*address, reserved),
+                AddressWish::Any(family) => self.pick_any(*family, None, reserved, lost, &picked),
+                AddressWish::From(net) => self.pick_any(Family::of_net(*net), Some(*net), reserved, lost, &picked),
+            };
+            match one {
+                Ok(one) => picked.push(one),
+                Err(fault) => errors.push(fault),
+            }
+        }
+        // The first fault gives the kind, all of them the text.
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        match errors.into_iter().next() {
+            None => Ok(picked),
+            Some(Fault::Conflict(_)) => Err(Fault::Conflict(texts.join("; "))),
+            Some(_) => Err(Fault::Refusal(texts.join("; "))),
+        }
+    }
+
+    fn pick_exactly(&self, address: IpAddr, reserved: &Reserved) -> Result<Picked, Fault> {
+        let doing = format!("claim {address}");
+        if let Some(reason) = reserved.reason(address) {
+            return Err(Fault::Refusal(format!("{doing}: {reason}")));
+        }
+        self.store.read(|snapshot| {
+            let Some(pool) = snapshot.pool_of(address).filter(|pool| pool.gives()) else {
+                let pools: Vec<String> = snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
+                return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {}", pools.join(", "))));
+            };
+            let picked = Picked { pool: pool.cidr, address, exactly: true };
+            match snapshot.claims.get(&picked.key()) {
+                None => Ok(picked),
+                Some(record) => Err(match record.readable() {
+                    Some(claim) => Fault::Conflict(format!("{doing}: already held by {}", claim.holder())),
+                    None => taken(address, b""),
+                }),
+            }
+        })
+    }
+
+    fn pick_any(
+        &self,
+        family: Family,
+        only: Option<IpNet>,
+        reserved: &Reserved,
+        lost: &BTreeSet<IpAddr>,
+        picked: &[Picked],
+    ) -> Result<Picked, Fault> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.read(|snapshot| {
+            let mut tried = Vec::new();
+            for pool in snapshot.pools_of(family) {
+                let wanted = only.map_or_else(|| pool.chooses(), |net| net == pool.cidr && pool.gives());
+                if !wanted {
+                    continue;
+                }
+                let taken = |address: IpAddr| {
+                    lost.contains(&address)
+                        || picked.iter().any(|one| one.address == address)
+                        || snapshot.claims.contains_key(&AssignmentKey { pool: pool.cidr, address })
+                };
+                let after = cursors.get(&pool.cidr).copied().or_else(|| last_given(snapshot, pool.cidr));
+                if let Some(address) = choose(pool.cidr, after, &taken, reserved) {
+                    cursors.insert(pool.cidr, address);
+                    return Ok(Picked { pool: pool.cidr, address, exactly: false });
+                }
+                tried.push(pool.cidr.to_string());
+            }
+            Err(match (tried.is_empty(), only) {
+                (true, Some(net)) => {
+                    let pools: Vec<String> = snapshot.pools_of(family).map(|pool| pool.cidr.to_string()).collect();
+                    Fault::Refusal(format!("claim an address of {net}: it is not a pool; the pools are: {}", pools.join(", ")))
+                }
+                (true, None) => Fault::Refusal(
+                    "claim an address: there is no pool to choose from; make one with calicoctl pool add".to_owned(),
+                ),
+                (false, _) => Fault::Conflict(format!(
+                    "claim an address: every address of {} is taken; remove containers or add a pool",
+                    tried.join(", ")
+                )),
+            })
+        })
+    }
+
+    /// Binds the claims to the container that Docker made, with its endpoint record. Answers the warnings for the user.
+    ///
+    /// # Errors
+    /// The container has been removed again and the claims released; the message tells where that failed.
+    pub(crate) async fn bind(&self, prepared: Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
+        match self.try_bind(&prepared, id).await {
+            Ok(warnings) => {
+                self.forget(&prepared.request);
+                Ok(warnings)
+            }
+            Err(fault) => {
+                let undone = self.docker.remove(id).await;
+                self.abandon(prepared).await;
+                let fault = fault.during(&format!("record container {}", id.short()));
+                Err(match undone {
+                    Ok(()) => fault,
+                    Err(undo) => fault.during(&format!("{undo}; remove it by hand; before that")),
+                })
+            }
+        }
+    }
+
+    /// Binds the claims to a container that was there before; on failure only the claims go.
+    pub(super) async fn bind_existing(&self, prepared: Prepared, id: &ContainerId) -> Result<(), Fault> {
+        match self.try_bind(&prepared, id).await {
+            Ok(_) => {
+                self.forget(&prepared.request);
+                Ok(())
+            }
+            Err(fault) => {
+                self.abandon(prepared).await;
+                Err(fault)
+            }
+        }
+    }
+
+    async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
+        let key = self.endpoint_key(prepared, id);
+        let endpoint = self.new_endpoint(prepared);
+        let mut claim = prepared.claim.clone();
+        claim.state = ClaimState::Bound;
+        claim.owner.workload = Some(id.workload());
+        let claim = to_json(&claim)?;
+        for _ in 0..ATTEMPTS {
+            let mut when = vec![When::Absent(Key::Endpoint(key.clone()))];
+            let mut writes = vec![Write::Put(Key::Endpoint(key.clone()), to_json(&endpoint)?)];
+            for one in &prepared.claimed {
+                when.push(When::At(Key::Assignment(one.key.clone()), one.revision));
+                writes.push(Write::Put(Key::Assignment(one.key.clone()), claim.clone()));
+            }
+            let made = self.missing_profiles(&prepared.ask.wish.profiles).await?;
+            for profile in &made {
+                when.push(When::Absent(Key::ProfileTags(profile.clone())));
+                when.push(When::Absent(Key::ProfileRules(profile.clone())));
+                writes.push(Write::Put(Key::ProfileTags(profile.clone()), to_json(&default_tags(profile))?));
+                writes.push(Write::Put(Key::ProfileRules(profile.clone()), to_json(&default_rules(profile))?));
+            }
+            if let Outcome::Done(revision) = self.etcd.transact("bind the claim", &when, &writes).await? {
+                self.store.reach(revision).await?;
+                return Ok(warnings(&prepared.ask, &made));
+            }
+            for one in &prepared.claimed {
+                let now = self.etcd.get(&Key::Assignment(one.key.clone())).await?.map(|found| found.revision);
+                if now != Some(one.revision) {
+                    return Err(Fault::Conflict(format!("keep {}: its claim was lost meanwhile", one.key.address)));
+                }
+            }
+        }
+        Err(Fault::Conflict("bind the claim: its profiles kept changing; try again".to_owned()))
+    }
+
+    fn endpoint_key(&self, prepared: &Prepared, id: &ContainerId) -> EndpointKey {
+        EndpointKey {
+            host: self.ground.host.clone(),
+            orchestrator: Orchestrator::docker(),
+            workload: id.workload(),
+            endpoint: prepared.endpoint.clone(),
+        }
+    }
+
+    fn new_endpoint(&self, prepared: &Prepared) -> Endpoint {
+        Endpoint {
+            state: State::Inactive,
+            interface: prepared.interface.clone(),
+            container_interface: prepared.container_interface.clone(),
+            mac: Some(prepared.mac),
+            profiles: prepared.ask.wish.profiles.clone(),
+            addresses: prepared.addresses().collect(),
+            ipv4_gateway: Some(IpAddr::V4(self.ground.host_ip)),
+            ipv6_gateway: None,
+            requested: Some(prepared.ask.requested.clone()),
+            rest: BTreeMap::new(),
+        }
+    }
+
+    /// Those of the profiles that have neither tags nor rules.
+    async fn missing_profiles(&self, profiles: &[ProfileName]) -> Result<Vec<ProfileName>, Fault> {
+        let mut missing = Vec::new();
+        for profile in profiles {
+            let known = self.store.read(|snapshot| {
+                snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile)
+            });
+            // The view may be behind: what it does not know is asked for.
+            if !known
+                && self.etcd.get(&Key::ProfileRules(profile.clone())).await?.is_none()
+                && self.etcd.get(&Key::ProfileTags(profile.clone())).await?.is_none()
+            {
+                missing.push(profile.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Releases the claims of a create that came to nothing. A failure is logged: the lease frees them a minute later.
+    pub(crate) async fn abandon(&self, prepared: Prepared) {
+        self.forget(&prepared.request);
+        for one in prepared.claimed {
+            let key = Key::Assignment(one.key);
+            let when = [When::At(key.clone(), one.revision)];
+            if let Err(fault) = self.etcd.transact("release a claim", &when, &[Write::Delete(key)]).await {
+                tracing::warn!(%fault, "a claim that came to nothing was not released; it expires by itself");
+            }
+        }
+    }
+
+    /// Removes the record of an endpoint and the claims that it owns, in one transaction.
+    pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
+        let mut writes = vec![Write::Delete(Key::Endpoint(key.clone()))];
+        writes.extend(self.store.read(|snapshot| {
+            let own = snapshot.claims.iter().filter(|(_, record)| {
+                record.readable().is_some_and(|claim| {
+                    claim.owner.endpoint == key.endpoint && claim.owner.workload.as_ref() == Some(&key.workload)
+                })
+            });
+            own.map(|(claim, _)| Write::Delete(Key::Assignment(claim.clone()))).collect::<Vec<_>>()
+        }));
+        let doing = format!("free the addresses of container {}", &key.workload.as_str()[..12.min(key.workload.as_str().len())]);
+        if let Outcome::Done(revision) = self.etcd.transact(&doing, &[], &writes).await? {
+            self.store.reach(revision).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Prepared {
+    /// With another name for the container's end.
+    pub(super) fn with_container_interface(self, container_interface: IfName) -> Self {
+        Prepared { container_interface, ..self }
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.claimed.iter().map(|one| one.key.address)
+    }
+}
+
+/// The newest claim of a pool: where an automatic choice goes on after a restart.
+fn last_given(snapshot: &crate::model::snapshot::Snapshot, pool: IpNet) -> Option<IpAddr> {
+    let of_pool = snapshot.claims.iter().filter(|(key, _)| key.pool == pool);
+    of_pool.max_by_key(|(_, record)| record.revision).map(|(key, _)| key.address)
+}
+
+fn taken(address: IpAddr, value: &[u8]) -> Fault {
+    let holder = serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
+    Fault::Conflict(format!("claim {address}: already held by {holder}"))
+}
+
+fn warnings(ask: &Ask, made: &[ProfileName]) -> Vec<String> {
+    let mut warnings = ask.warnings.clone();
+    if ask.wish.profiles.is_empty() {
+        warnings.push(
+            "calico: no profile is set, so all traffic is dropped; set CALICO_PROFILE, or use calicoctl container <C> profile set".to_owned(),
+        );
+    }
+    for profile in made {
+        warnings.push(format!(
+            "calico: profile {profile} did not exist and was made: its members reach each other, and everything goes out"
+        ));
+    }
+    warnings.push("calico: the network may come some milliseconds after the container's first instruction".to_owned());
+    warnings
+}

@@ -1,0 +1,216 @@
+//! Reconciling: Docker's events make it quick, the list of all containers makes it right.
+//!
+//! An event only says which container to look at; what is done follows from the look. The reader of events never waits
+//! for work, since dockerd drops the events of a listener that stalls. After every connection, and on a clock, all
+//! containers are listed and compared with the records, because events get lost when dockerd is killed.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Network;
+use super::creating::Note;
+use crate::edge::docker::Listed;
+use crate::edge::etcd::{When, Write};
+use crate::model::fault::Fault;
+use crate::model::key::Key;
+use crate::model::name::ContainerId;
+
+/// How often all containers are compared with the records though no event asked for it.
+const AUDIT: Duration = Duration::from_secs(20);
+
+/// How long to wait before trying dockerd, or a container whose wiring failed, again: doubled from the first to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// How many containers are settled at once.
+const AT_ONCE: usize = 16;
+
+/// What is under way.
+struct Work {
+    network: Arc<Network>,
+    tasks: JoinSet<(ContainerId, Result<(), Fault>)>,
+    slots: Arc<Semaphore>,
+    /// How long to wait before the next try of a container whose last try failed.
+    waits: HashMap<ContainerId, Duration>,
+    notes: Vec<Note>,
+}
+
+impl Network {
+    /// Follows Docker until told to stop.
+    pub(crate) async fn reconcile(self: &Arc<Self>, stop: &CancellationToken) {
+        let mut work = Work {
+            network: Arc::clone(self),
+            tasks: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            waits: HashMap::new(),
+            notes: self.notes(),
+        };
+        let mut wait = RETRY.0;
+        while !stop.is_cancelled() {
+            let ended = tokio::select! {
+                () = stop.cancelled() => break,
+                ended = work.follow(&mut wait) => ended,
+            };
+            if self.docker_up.send_replace(false) || wait == RETRY.0 {
+                tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+        // What is under way is finished: half a wiring helps nobody.
+        while let Some(done) = work.tasks.join_next().await {
+            work.finished(done);
+        }
+    }
+
+    /// Settles every container of ours whose record and whose look in the list of containers do not agree.
+    pub(crate) async fn settle_all(&self) -> Result<(), Fault> {
+        let listed = self.docker.list().await?;
+        let mut faults = Vec::new();
+        for id in self.unsettled(&listed).await? {
+            if let Err(fault) = self.settle(&id, false).await {
+                faults.push(fault.to_string());
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
+    }
+
+    /// The containers of ours that need a look: gone, running but not wired, or wired but not running.
+    async fn unsettled(&self, listed: &[Listed]) -> Result<Vec<ContainerId>, Fault> {
+        let running: HashMap<&ContainerId, bool> = listed.iter().map(|one| (&one.id, one.running)).collect();
+        let mut unsettled = Vec::new();
+        for id in self.containers() {
+            let Some(running) = running.get(&id).copied() else {
+                unsettled.push(id);
+                continue;
+            };
+            for one in self.recorded(&id) {
+                let wired = self.netlink.link(&one.endpoint.interface).await?.is_some();
+                if one.endpoint.is_active() != running || wired != running {
+                    unsettled.push(id.clone());
+                    break;
+                }
+            }
+        }
+        Ok(unsettled)
+    }
+
+    /// Removes the pending claims of one create request of this host.
+    pub(super) async fn release_request(&self, request: &str) -> Result<(), Fault> {
+        let pending: Vec<(Key, i64)> = self.store.read(|snapshot| {
+            let of_request = snapshot.claims.iter().filter(|(_, record)| {
+                record.readable().is_some_and(|claim| claim.request == request && claim.owner.workload.is_none())
+            });
+            of_request.map(|(key, record)| (Key::Assignment(key.clone()), record.revision)).collect()
+        });
+        for (key, revision) in pending {
+            let when = [When::At(key.clone(), revision)];
+            self.etcd.transact("release a claim", &when, &[Write::Delete(key)]).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Work {
+    /// Reads events and compares on a clock until the connection to dockerd or the view is lost; answers why.
+    async fn follow(&mut self, wait: &mut Duration) -> Fault {
+        let network = Arc::clone(&self.network);
+        if let Err(fault) = network.docker.ping().await {
+            return fault;
+        }
+        let mut events = match network.docker.events().await {
+            Ok(events) => pin!(events),
+            Err(fault) => return fault,
+        };
+        network.docker_up.send_replace(true);
+        *wait = RETRY.0;
+        let mut synced = network.store.synced();
+        let mut audit = tokio::time::interval(AUDIT);
+        // The stream begins with its first poll, so the first comparison comes after that, not before.
+        let mut first = true;
+        loop {
+            tokio::select! {
+                biased;
+                event = events.next() => match event {
+                    Some(Ok(event)) => {
+                        tracing::debug!(container = event.id.short(), kind = ?event.kind, "event");
+                        self.begin(event.id, Duration::ZERO);
+                    }
+                    Some(Err(fault)) => return fault,
+                    None => return Fault::DockerAway("read events: the stream ended".to_owned()),
+                },
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
+                _ = audit.tick(), if network.store.is_connected() => {
+                    if let Err(fault) = self.compare(first).await {
+                        return fault;
+                    }
+                    first = false;
+                }
+                // A view that comes back asks for a comparison at once.
+                changed = synced.wait_for(|synced| synced.connected), if !network.store.is_connected() => {
+                    if changed.is_err() {
+                        return Fault::Away("follow the view: it ended".to_owned());
+                    }
+                    audit.reset_immediately();
+                }
+            }
+        }
+    }
+
+    /// Begins the work on every container whose record does not agree with Docker; at first, on every one that runs.
+    async fn compare(&mut self, first: bool) -> Result<(), Fault> {
+        let network = Arc::clone(&self.network);
+        let listed = network.docker.list().await?;
+        if !self.notes.is_empty()
+            && let Err(fault) = network.finish_creates(&mut self.notes, &listed).await
+        {
+            tracing::warn!(%fault, "a create of an earlier run is not finished yet");
+        }
+        let ids = if first { network.containers() } else { network.unsettled(&listed).await? };
+        for id in ids {
+            // One that failed lately has its own clock.
+            if !self.waits.contains_key(&id) {
+                self.begin(id, Duration::ZERO);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, id: ContainerId, wait: Duration) {
+        let (network, slots) = (Arc::clone(&self.network), Arc::clone(&self.slots));
+        self.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            // The semaphore is never closed, so a permit always comes.
+            let _slot = slots.acquire_owned().await;
+            let settled = network.settle(&id, false).await;
+            (id, settled)
+        });
+    }
+
+    fn finished(&mut self, done: Result<(ContainerId, Result<(), Fault>), tokio::task::JoinError>) {
+        match done {
+            Ok((id, Ok(()))) => {
+                self.waits.remove(&id);
+            }
+            Ok((id, Err(fault))) => {
+                let last = self.waits.get(&id).copied();
+                let wait = last.map_or(RETRY.0, |last| (last * 2).min(RETRY.1));
+                if last.is_none() {
+                    tracing::error!(container = id.short(), %fault, "the container stays dark; trying again");
+                }
+                self.waits.insert(id.clone(), wait);
+                self.begin(id, wait);
+            }
+            Err(error) => tracing::error!(%error, "settling a container panicked"),
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Chains of iptables as typed values, and their text.
+//!
+//! A rule of a profile and a rule of the kernel are different things, so the kernel's is called an [`Entry`] here. Chains
+//! are built typed and rendered once; the typed form is what the tests interpret on packets, so that what is proved of a
+//! chain is proved of the value that its text is made from. The alternative, to assemble text at once, can only be tested
+//! by reading text back.
+//!
+//! Invariants: a chain's name fits the kernel's limit; the text of an entry holds nothing that iptables-restore would take
+//! for a new line or a quote; the text of equal entries is equal.
+
+use std::fmt;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sha2::{Digest as _, Sha256};
+
+use crate::model::name::{IfName, Mac, hex};
+use crate::model::pool::Family;
+use crate::model::rule::{Ports, Protocol};
+
+use super::sets::SetName;
+
+/// The bit of a packet's mark that says: policy has accepted this packet. The guard table drops what lacks it.
+pub(crate) const ACCEPT_MARK: u32 = 0x0100_0000;
+
+/// What every chain of ours begins with.
+pub(crate) const CHAIN_PREFIX: &str = "calico-";
+
+/// Source: `XT_EXTENSION_MAXNAMELEN` (29 with the closing NUL), linux/netfilter/x_tables.h.
+const CHAIN_NAME_LONGEST: usize = 28;
+
+/// How much of a comment is kept; the kernel holds 255 (`XT_MAX_COMMENT_LEN`, linux/netfilter/xt_comment.h).
+const WORDS_LONGEST: usize = 180;
+
+/// A name, or where it is longer than `most` characters `_` and digits of its hash. A short name that begins with `_` is
+/// hashed too, so that no name can be chosen to equal another's hash.
+pub(crate) fn shortened(name: &str, most: usize) -> String {
+    if name.len() <= most && !name.starts_with('_') {
+        return name.to_owned();
+    }
+    let digits = hex(&Sha256::digest(name.as_bytes()));
+    format!("_{}", digits.chars().take(most - 1).collect::<String>())
+}
+
+/// The name of a chain of ours.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChainName(Arc<str>);
+
+impl ChainName {
+    /// The name of a chain for an object: `calico-<kind>-<object>`, the object shortened to fit.
+    pub(crate) fn of(kind: &str, object: &str) -> Self {
+        let head = format!("{CHAIN_PREFIX}{kind}-");
+        let object = shortened(object, CHAIN_NAME_LONGEST - head.len());
+        ChainName(format!("{head}{object}").into())
+    }
+
+    /// One of the chains that are always there: `calico-<kind>`.
+    pub(crate) fn fixed(kind: &str) -> Self {
+        ChainName(format!("{CHAIN_PREFIX}{kind}").into())
+    }
+
+    /// A chain that the kernel shows; `None` if it is not one of ours.
+    pub(crate) fn seen(name: &str) -> Option<Self> {
+        name.starts_with(CHAIN_PREFIX).then(|| ChainName(name.into()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which interfaces a match speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Interface {
+    Exactly(IfName),
+    /// All whose names begin so.
+    StartsWith(String),
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Interface::Exactly(name) => name.fmt(f),
+            Interface::StartsWith(start) => write!(f, "{start}+"),
+        }
+    }
+}
+
+/// The end of a connection that a match speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+impl End {
+    fn short(self) -> &'static str {
+        match self {
+            End::Source => "src",
+            End::Destination => "dst",
+        }
+    }
+}
+
+/// What conntrack knows of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tracked {
+    Invalid,
+    /// Part of a connection that was allowed, or related to one.
+    Established,
+}
+
+/// One condition of an entry. All must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Match {
+    In(Interface),
+    Out(Interface),
+    Tracked(Tracked),
+    /// Whether the packet carries the accept mark.
+    Accepted(bool),
+    /// The sender's Ethernet address is another one.
+    MacIsNot(Mac),
+    Net(End, IpNet),
+    InSet(End, SetName),
+    NotInSet(End, SetName),
+    Protocol(Protocol),
+    /// At most [`PORTS_MOST`] in weight.
+    Ports(End, Vec<Ports>),
+    Icmp(Family, u8, Option<u8>),
+}
+
+/// How many ports one multiport match holds, a range counting two. Source: `XT_MULTI_PORTS`, linux/netfilter/xt_multiport.h.
+pub(crate) const PORTS_MOST: usize = 15;
+
+/// What happens to a packet that matches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    Accept,
+    Drop,
+    Return,
+    Jump(ChainName),
+    /// As a jump, but a chain that ends returns to where this chain was jumped to from.
+    Goto(ChainName),
+    /// Set the accept mark and go on.
+    Mark,
+    /// Clear the accept mark and go on.
+    Unmark,
+    Masquerade,
+}
+
+/// One rule of the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) matches: Vec<Match>,
+    pub(crate) target: Target,
+    /// Words for a human who lists the chain.
+    pub(crate) words: String,
+}
+
+impl Entry {
+    pub(crate) fn new(matches: Vec<Match>, target: Target, words: impl Into<String>) -> Self {
+        Entry { matches, target, words: words.into() }
+    }
+}
+
+/// A chain: its entries in order. Where the entries exclude each other the order has no meaning, and one can be added or
+/// taken away without writing the chain anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: ChainName,
+    pub(crate) ordered: bool,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// An entry as iptables-restore reads it, without the `-A <chain>`, and its hash, by which it is known again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Line {
+    pub(crate) hash: u64,
+    pub(crate) spec: Arc<str>,
+}
+
+/// A rendered chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChainText {
+    pub(crate) ordered: bool,
+    pub(crate) lines: Vec<Line>,
+}
+
+impl Chain {
+    pub(crate) fn ordered(name: ChainName, entries: Vec<Entry>) -> Self {
+        Chain { name, ordered: true, entries }
+    }
+
+    /// A chain whose entries exclude each other.
+    pub(crate) fn unordered(name: ChainName, entries: Vec<Entry>) -> Self {
+        Chain { name, ordered: false, entries }
+    }
+
+    pub(crate) fn render(&self) -> ChainText {
+        let lines = self.entries.iter().map(|entry| entry.render(&self.name)).collect();
+        ChainText { ordered: self.ordered, lines }
+    }
+}
+
+impl Entry {
+    /// The entry's text for a chain, with the comment that holds its hash.
+    pub(crate) fn render(&self, chain: &ChainName) -> Line {
+        let mut spec = String::with_capacity(160);
+        for one in &self.matches {
+            let _ = write!(spec, "{one} ");
+        }
+        let words = safe_words(&self.words);
+        let mut hasher = Sha256::new();
+        for part in [chain.as_str(), &spec, &self.target.to_string(), &words] {
+            hasher.update(part.as_bytes());
+            hasher.update([0]);
+        }
+        let digest = hasher.finalize();
+        let hash = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
+        let _ = write!(spec, "-m comment --comment \"{COMMENT_PREFIX}{hash:016x} {words}\" {}", self.target);
+        Line { hash, spec: spec.into() }
+    }
+}
+
+/// What the comment of every entry of ours begins with, before its hash.
+const COMMENT_PREFIX: &str = "calico:";
+
+/// The hash in the text of a rule that the kernel shows; `None` if the rule is not one of ours.
+pub(crate) fn hash_of(spec: &str) -> Option<u64> {
+    let (_, rest) = spec.split_once("--comment ")?;
+    let digits = rest.trim_start_matches('"').strip_prefix(COMMENT_PREFIX)?.get(..16)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// Free text as it may stand between quotes in iptables-restore's input: letters, digits and harmless signs, on one line.
+fn safe_words(words: &str) -> String {
+    let safe = words.chars().map(|c| match c {
+        c if c.is_ascii_alphanumeric() => c,
+        ' ' | '-' | '_' | '.' | ':' | '/' | ',' | '(' | ')' => c,
+        _ => '?',
+    });
+    let text: String = safe.take(WORDS_LONGEST).collect();
+    text.trim_end().to_owned()
+}
+
+impl fmt::Display for Match {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Match::In(interface) => write!(f, "-i {interface}"),
+            Match::Out(interface) => write!(f, "-o {interface}"),
+            Match::Tracked(Tracked::Invalid) => f.write_str("-m conntrack --ctstate INVALID"),
+            Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
+            Match::Accepted(yes) => {
+                let not = if *yes { "" } else { "! " };
+                write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
+            }
+            Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
+            Match::Net(End::Source, net) => write!(f, "-s {net}"),
+            Match::Net(End::Destination, net) => write!(f, "-d {net}"),
+            Match::InSet(end, set) => write!(f, "-m set --match-set {set} {}", end.short()),
+            Match::NotInSet(end, set) => write!(f, "-m set ! --match-set {set} {}", end.short()),
+            Match::Protocol(protocol) => write!(f, "-p {}", protocol.0),
+            Match::Ports(end, ports) => {
+                let list: Vec<String> = ports.iter().map(Ports::to_string).collect();
+                let option = if *end == End::Source { "sports" } else { "dports" };
+                write!(f, "-m multiport --{option} {}", list.join(","))
+            }
+            Match::Icmp(family, kind, code) => {
+                match family {
+                    Family::V4 => write!(f, "-m icmp --icmp-type {kind}")?,
+                    Family::V6 => write!(f, "-m icmp6 --icmpv6-type {kind}")?,
+                }
+                code.map_or(Ok(()), |code| write!(f, "/{code}"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Accept => f.write_str("-j ACCEPT"),
+            Target::Drop => f.write_str("-j DROP"),
+            Target::Return => f.write_str("-j RETURN"),
+            Target::Jump(chain) => write!(f, "-j {chain}"),
+            Target::Goto(chain) => write!(f, "-g {chain}"),
+            Target::Mark => write!(f, "-j MARK --set-xmark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}"),
+            Target::Unmark => write!(f, "-j MARK --set-xmark 0x0/{ACCEPT_MARK:#x}"),
+            Target::Masquerade => f.write_str("-j MASQUERADE"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_shortened_to_its_hash_and_no_name_can_pose_as_one() {
+        let long = "x".repeat(40);
+        let name = ChainName::of("po", &long);
+        assert_eq!(name.as_str().len(), CHAIN_NAME_LONGEST);
+        assert!(name.as_str().starts_with("calico-po-_"));
+        let digits = name.as_str().trim_start_matches("calico-po-");
+        assert_ne!(ChainName::of("po", digits), name);
+        assert_eq!(ChainName::of("po", "web").as_str(), "calico-po-web");
+    }
+
+    #[test]
+    fn no_words_leave_their_comment() {
+        let entry = Entry::new(Vec::new(), Target::Drop, "a\"\n-A FORWARD -j ACCEPT\n\\\u{7f}ü");
+        let line = entry.render(&ChainName::fixed("x"));
+        assert!(!line.spec.contains('\n') && !line.spec.contains('\\'), "{}", line.spec);
+        assert_eq!(line.spec.matches('"').count(), 2);
+        assert_eq!(hash_of(&line.spec), Some(line.hash));
+    }
+
+    #[test]
+    fn only_our_own_comments_have_a_hash() {
+        assert_eq!(hash_of("-j DROP"), None);
+        assert_eq!(hash_of("-m comment --comment calico -j DROP"), None);
+        assert_eq!(hash_of("-m comment --comment calico:00000000000000ff -j DROP"), Some(255));
+        assert_eq!(hash_of("-m comment --comment \"calico:00000000000000ff a b\" -j DROP"), Some(255));
+    }
+}

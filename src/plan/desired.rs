@@ -1,0 +1,565 @@
+//! Everything that one host's kernel should hold, as a function of the snapshot.
+//!
+//! The value is carried from one snapshot to the next: [`Desired::update`] compares the records with those it was made
+//! from and renders again only what they touch, so that one endpoint among five thousand costs about what one among ten
+//! does. From an empty value the same function makes the whole, so there is one way to compute and no second one to
+//! disagree with it; that the result does not depend on the way is a property test. A pure function over the whole
+//! snapshot would be simpler and was rejected for its price at every change.
+//!
+//! Invariant: what cannot be read or is ambiguous ends closed, with a fault that names it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::endpoint::Endpoint;
+use crate::model::key::EndpointKey;
+use crate::model::name::{EndpointId, HostName, ProfileName, TagName};
+use crate::model::pool::{Family, Pool};
+use crate::model::profile::Rules;
+use crate::model::snapshot::{Record, Snapshot};
+
+use super::chain::{Chain, ChainName};
+use super::diff::Table;
+use super::filter::{self, ToHost, Way};
+use super::routes::Routes;
+use super::sets::{self, SetName, Sets};
+use super::nat;
+
+mod tree;
+
+use tree::Tree;
+
+/// What the last update touched: everything else in the kernel is still as it should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) filter: BTreeSet<ChainName>,
+    pub(crate) nat: bool,
+    pub(crate) sets: BTreeSet<SetName>,
+    pub(crate) routes: bool,
+    /// Endpoints of this host.
+    pub(crate) endpoints: BTreeSet<EndpointKey>,
+}
+
+/// An endpoint of this host that is programmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Placed {
+    key: EndpointKey,
+    record: Endpoint,
+}
+
+/// The records that a profile's chains were made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Profile {
+    rules: Option<Record<Rules>>,
+    /// Why the tags cannot be used.
+    tags: Result<(), String>,
+    /// The tags that its rules speak of.
+    speaks_of: BTreeSet<TagName>,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Desired {
+    host: HostName,
+    family: Family,
+    pub(crate) filter: Table,
+    pub(crate) nat: Table,
+    pub(crate) sets: Sets,
+    pub(crate) routes: Routes,
+    /// Objects that are closed or left out, and why.
+    pub(crate) faults: BTreeMap<String, String>,
+    /// The records that were taken in, of all hosts.
+    endpoints: BTreeMap<EndpointKey, Record<Endpoint>>,
+    tags: BTreeMap<ProfileName, Record<Vec<TagName>>>,
+    pools: Vec<Pool>,
+    to_host: Option<Option<String>>,
+    /// How many endpoints bring an address to a tag.
+    members: BTreeMap<TagName, BTreeMap<IpAddr, usize>>,
+    /// The endpoints of this host that name an interface, by what follows `cali` in it.
+    claimants: BTreeMap<String, BTreeSet<EndpointKey>>,
+    placed: BTreeMap<String, Placed>,
+    tree: Tree,
+    /// The interfaces that an address is routed to; the first one has it.
+    routed: BTreeMap<IpAddr, BTreeSet<String>>,
+    /// How many placed endpoints have a profile.
+    uses: BTreeMap<ProfileName, usize>,
+    profiles: BTreeMap<ProfileName, Profile>,
+    /// How many used profiles speak of a tag.
+    spoken: BTreeMap<TagName, usize>,
+}
+
+/// The name under which the fault of an endpoint is kept.
+pub(crate) fn endpoint_object(endpoint: &EndpointId) -> String {
+    format!("endpoint {endpoint}")
+}
+
+fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    let number = counts.entry(key.clone()).or_default();
+    *number += 1;
+    *number == 1
+}
+
+fn discount<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    let Some(number) = counts.get_mut(key) else { return false };
+    *number -= 1;
+    let gone = *number == 0;
+    if gone {
+        counts.remove(key);
+    }
+    gone
+}
+
+impl Desired {
+    /// What should be before anything is known of the datastore: the base chains and their jumps.
+    pub(crate) fn new(host: HostName, family: Family) -> Self {
+        let mut desired = Desired {
+            host,
+            family,
+            filter: Table::default(),
+            nat: Table::default(),
+            sets: Sets::new(),
+            routes: Routes::new(),
+            faults: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            pools: Vec::new(),
+            to_host: None,
+            members: BTreeMap::new(),
+            claimants: BTreeMap::new(),
+            placed: BTreeMap::new(),
+            tree: Tree::default(),
+            routed: BTreeMap::new(),
+            uses: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            spoken: BTreeMap::new(),
+        };
+        for (kernel, chain, entry) in filter::jumps() {
+            desired.filter.jumps.insert(kernel, entry.render(&chain));
+        }
+        let mut changes = Changes::default();
+        for way in Way::BOTH {
+            desired.put_chain(&desired.tree.chain(way, ""), &mut changes);
+        }
+        for chain in filter::base(ToHost::Drop) {
+            desired.put_chain(&chain, &mut changes);
+        }
+        desired
+    }
+
+    /// The interface and the state of an endpoint of this host; `None` if it is not programmed.
+    pub(crate) fn endpoint(&self, key: &EndpointKey) -> Option<(i64, &Endpoint)> {
+        let record = self.endpoints.get(key)?;
+        let endpoint = record.readable()?;
+        let placed = self.placed.get(filter::suffix(&endpoint.interface)?)?;
+        (placed.key == *key).then_some((record.revision, endpoint))
+    }
+
+    /// The endpoint that an interface belongs to.
+    pub(crate) fn owner(&self, interface: &str) -> Option<&EndpointKey> {
+        let suffix = interface.strip_prefix(crate::model::name::INTERFACE_PREFIX)?;
+        self.placed.get(suffix).map(|placed| &placed.key)
+    }
+
+    /// The endpoints of this host that are programmed.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (&EndpointKey, &Endpoint)> {
+        self.placed.values().map(|placed| (&placed.key, &placed.record))
+    }
+
+    /// Takes a snapshot in.
+    pub(crate) fn update(&mut self, snapshot: &Snapshot) -> Changes {
+        let mut changes = Changes::default();
+        let retag = self.tags != snapshot.tags;
+        if retag {
+            self.tags.clone_from(&snapshot.tags);
+        }
+        let touched = self.update_endpoints(snapshot, retag, &mut changes);
+        if retag {
+            self.retag(&mut changes);
+        }
+        self.place(&touched, &mut changes);
+        self.update_profiles(snapshot, &mut changes);
+        self.update_base(snapshot, &mut changes);
+        self.update_nat(snapshot, &mut changes);
+        changes
+    }
+
+    fn put_chain(&mut self, chain: &Chain, changes: &mut Changes) {
+        changes.filter.insert(chain.name.clone());
+        self.filter.chains.insert(chain.name.clone(), Arc::new(chain.render()));
+    }
+
+    fn remove_chain(&mut self, name: ChainName, changes: &mut Changes) {
+        self.filter.chains.remove(&name);
+        changes.filter.insert(name);
+    }
+
+    /// Compares the records of endpoints; answers the interfaces of this host that are touched.
+    fn update_endpoints(&mut self, snapshot: &Snapshot, retag: bool, changes: &mut Changes) -> BTreeSet<String> {
+        let mut differing: Vec<EndpointKey> =
+            self.endpoints.keys().filter(|key| !snapshot.endpoints.contains_key(*key)).cloned().collect();
+        for (key, record) in &snapshot.endpoints {
+            if self.endpoints.get(key) != Some(record) {
+                differing.push(key.clone());
+            }
+        }
+        let mut touched = BTreeSet::new();
+        for key in differing {
+            let new = snapshot.endpoints.get(&key).cloned();
+            let old = match &new {
+                Some(record) => self.endpoints.insert(key.clone(), record.clone()),
+                None => self.endpoints.remove(&key),
+            };
+            if !retag {
+                if let Some(endpoint) = old.as_ref().and_then(Record::readable) {
+                    self.tag_members(endpoint, false, changes);
+                }
+                if let Some(endpoint) = new.as_ref().and_then(Record::readable) {
+                    self.tag_members(endpoint, true, changes);
+                }
+            }
+            if key.host == self.host {
+                self.claim(&key, old.as_ref(), new.as_ref(), &mut touched);
+                changes.endpoints.insert(key);
+            }
+        }
+        touched
+    }
+
+    /// Brings the addresses of an endpoint to its tags, or takes them away.
+    fn tag_members(&mut self, endpoint: &Endpoint, bring: bool, changes: &mut Changes) {
+        for profile in &endpoint.profiles {
+            let Some(tags) = self.tags.get(profile).and_then(Record::readable) else { continue };
+            for tag in tags {
+                let members = self.members.entry(tag.clone()).or_default();
+                for address in endpoint.addresses.iter().filter(|address| Family::of(**address) == self.family) {
+                    let turned = if bring { count(members, address) } else { discount(members, address) };
+                    let name = SetName::tag(self.family, tag);
+                    let Some(set) = self.sets.get_mut(&name).filter(|_| turned) else { continue };
+                    let net = (*address).into();
+                    let _ = if bring { set.members.insert(net) } else { set.members.remove(&net) };
+                    changes.sets.insert(name);
+                }
+                if members.is_empty() {
+                    self.members.remove(tag);
+                }
+            }
+        }
+    }
+
+    /// The members of all tags anew, after the tags of a profile changed.
+    fn retag(&mut self, changes: &mut Changes) {
+        self.members.clear();
+        let endpoints: Vec<Endpoint> = self.endpoints.values().filter_map(Record::readable).cloned().collect();
+        for endpoint in &endpoints {
+            self.tag_members(endpoint, true, changes);
+        }
+        let tags: Vec<TagName> = self.spoken.keys().cloned().collect();
+        for tag in tags {
+            self.put_tag_set(&tag, changes);
+        }
+    }
+
+    fn put_tag_set(&mut self, tag: &TagName, changes: &mut Changes) {
+        let members = self.members.get(tag).into_iter().flat_map(BTreeMap::keys).copied();
+        let name = SetName::tag(self.family, tag);
+        let set = sets::addresses(self.family, members);
+        if self.sets.get(&name) != Some(&set) {
+            self.sets.insert(name.clone(), set);
+            changes.sets.insert(name);
+        }
+    }
+
+    /// Notes which endpoint names which interface.
+    fn claim(
+        &mut self,
+        key: &EndpointKey,
+        old: Option<&Record<Endpoint>>,
+        new: Option<&Record<Endpoint>>,
+        touched: &mut BTreeSet<String>,
+    ) {
+        self.faults.remove(&endpoint_object(&key.endpoint));
+        if let Some(suffix) = old.and_then(Record::readable).and_then(|endpoint| filter::suffix(&endpoint.interface)) {
+            if let Some(keys) = self.claimants.get_mut(suffix) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.claimants.remove(suffix);
+                }
+            }
+            touched.insert(suffix.to_owned());
+        }
+        match new.map(|record| &record.value) {
+            None => {}
+            Some(Err(why)) => {
+                self.fault(&key.endpoint, format!("its record cannot be read, so it is closed: {why}"));
+            }
+            Some(Ok(endpoint)) => match filter::suffix(&endpoint.interface) {
+                Some(suffix) => {
+                    self.claimants.entry(suffix.to_owned()).or_default().insert(key.clone());
+                    touched.insert(suffix.to_owned());
+                }
+                None => {
+                    let name = &endpoint.interface;
+                    let why = format!("its interface {name} is not one of ours: it must be cali and what tells it apart");
+                    self.fault(&key.endpoint, why);
+                }
+            },
+        }
+    }
+
+    fn fault(&mut self, endpoint: &EndpointId, why: String) {
+        self.faults.insert(endpoint_object(endpoint), why);
+    }
+
+    /// Programs the endpoints of touched interfaces: chains, dispatch and routes.
+    fn place(&mut self, touched: &BTreeSet<String>, changes: &mut Changes) {
+        let mut grown = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for suffix in touched {
+            let new = self.winner(suffix, changes);
+            let old = self.placed.get(suffix);
+            if old == new.as_ref() {
+                continue;
+            }
+            if let Some(old) = self.placed.remove(suffix) {
+                for profile in &old.record.profiles {
+                    discount(&mut self.uses, profile);
+                }
+                for address in &old.record.addresses {
+                    if let Some(interfaces) = self.routed.get_mut(address) {
+                        interfaces.remove(suffix);
+                    }
+                    addresses.insert(*address);
+                }
+                if new.is_none() {
+                    Way::BOTH.map(|way| self.remove_chain(way.endpoint_chain(suffix), changes));
+                    self.tree.remove(suffix, &mut grown);
+                }
+            } else {
+                self.tree.insert(suffix, &mut grown);
+            }
+            let Some(new) = new else { continue };
+            self.put_endpoint(suffix, &new, &mut addresses, changes);
+            self.placed.insert(suffix.clone(), new);
+        }
+        self.put_dispatch(&grown, changes);
+        self.put_routes(&addresses, changes);
+    }
+
+    fn put_endpoint(
+        &mut self,
+        suffix: &str,
+        new: &Placed,
+        addresses: &mut BTreeSet<IpAddr>,
+        changes: &mut Changes,
+    ) {
+        for chain in filter::endpoint(self.family, &new.key, &new.record, suffix) {
+            let text = chain.render();
+            // A flip between active and inactive changes no chain, and then none is looked at.
+            if self.filter.chains.get(&chain.name).is_none_or(|old| **old != text) {
+                self.filter.chains.insert(chain.name.clone(), Arc::new(text));
+                changes.filter.insert(chain.name);
+            }
+        }
+        for profile in &new.record.profiles {
+            count(&mut self.uses, profile);
+        }
+        let own = new.record.addresses.iter().filter(|address| Family::of(**address) == self.family);
+        for address in own.filter(|_| new.record.is_active()) {
+            self.routed.entry(*address).or_default().insert(suffix.to_owned());
+            addresses.insert(*address);
+        }
+    }
+
+    fn put_dispatch(&mut self, grown: &BTreeSet<String>, changes: &mut Changes) {
+        for prefix in grown {
+            for way in Way::BOTH {
+                if prefix.is_empty() || self.tree.has(prefix) {
+                    self.put_chain(&self.tree.chain(way, prefix), changes);
+                } else {
+                    self.remove_chain(way.dispatch_chain(prefix), changes);
+                }
+            }
+        }
+    }
+
+    /// The endpoint that an interface belongs to. Of several that name it, the one whose id it is made from; the others,
+    /// or all if there is no such one, are closed.
+    fn winner(&mut self, suffix: &str, changes: &mut Changes) -> Option<Placed> {
+        let keys: Vec<EndpointKey> = self.claimants.get(suffix).into_iter().flatten().cloned().collect();
+        let record = |key: &EndpointKey| self.endpoints.get(key).and_then(Record::readable);
+        let winner = match keys.as_slice() {
+            [] => return None,
+            [one] => Some(one.clone()),
+            several => {
+                let mut rightful = several.iter().filter(|key| {
+                    record(key).is_some_and(|endpoint| key.endpoint.interface().as_ref() == Some(&endpoint.interface))
+                });
+                rightful.next().filter(|_| rightful.next().is_none()).cloned()
+            }
+        };
+        let placed = winner.as_ref().and_then(|key| Some(Placed { key: key.clone(), record: record(key)?.clone() }));
+        for key in &keys {
+            if Some(key) == winner.as_ref() {
+                self.faults.remove(&endpoint_object(&key.endpoint));
+            } else {
+                let others: Vec<&str> =
+                    keys.iter().filter(|other| *other != key).map(|other| other.endpoint.as_str()).collect();
+                let why = format!("its interface cali{suffix} is named by endpoint {} too", others.join(", "));
+                self.fault(&key.endpoint, why);
+            }
+            changes.endpoints.insert(key.clone());
+        }
+        placed
+    }
+
+    fn put_routes(&mut self, addresses: &BTreeSet<IpAddr>, changes: &mut Changes) {
+        for address in addresses {
+            let interfaces = self.routed.get(address).cloned().unwrap_or_default();
+            if interfaces.is_empty() {
+                self.routed.remove(address);
+            }
+            let name = interfaces.first().and_then(|suffix| self.placed.get(suffix)).map(|p| p.record.interface.clone());
+            let object = format!("route to {address}");
+            match &name {
+                Some(name) if interfaces.len() > 1 => {
+                    let all: Vec<&str> = interfaces.iter().map(String::as_str).collect();
+                    let why = format!("active endpoints behind cali{} have it; {name} has the route", all.join(", cali"));
+                    self.faults.insert(object, why);
+                }
+                _ => {
+                    self.faults.remove(&object);
+                }
+            }
+            let old = self.routes.get(address).cloned();
+            if old != name {
+                changes.routes = true;
+                let _ = match name {
+                    Some(name) => self.routes.insert(*address, name),
+                    None => self.routes.remove(address),
+                };
+            }
+        }
+    }
+
+    /// Makes the chains of profiles that came into use or changed, and of their tags' sets.
+    fn update_profiles(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
+        let mut differing: BTreeSet<ProfileName> =
+            self.profiles.keys().filter(|name| !self.uses.contains_key(*name)).cloned().collect();
+        for name in self.uses.keys() {
+            let old = self.profiles.get(name);
+            let tags = tags_usable(snapshot.tags.get(name));
+            if old.is_none_or(|old| old.rules.as_ref() != snapshot.rules.get(name) || old.tags != tags) {
+                differing.insert(name.clone());
+            }
+        }
+        let mut tags = BTreeSet::new();
+        for name in differing {
+            self.faults.remove(&format!("profile {name}"));
+            if let Some(old) = self.profiles.remove(&name) {
+                for tag in old.speaks_of {
+                    discount(&mut self.spoken, &tag);
+                    tags.insert(tag);
+                }
+            }
+            if self.uses.contains_key(&name) {
+                self.put_profile(snapshot, &name, &mut tags, changes);
+            } else {
+                Way::BOTH.map(|way| self.remove_chain(way.profile_chain(&name), changes));
+            }
+        }
+        for tag in tags {
+            if self.spoken.contains_key(&tag) {
+                self.put_tag_set(&tag, changes);
+            } else {
+                let name = SetName::tag(self.family, &tag);
+                self.sets.remove(&name);
+                changes.sets.insert(name);
+            }
+        }
+    }
+
+    fn put_profile(
+        &mut self,
+        snapshot: &Snapshot,
+        name: &ProfileName,
+        tags: &mut BTreeSet<TagName>,
+        changes: &mut Changes,
+    ) {
+        let rules = snapshot.rules.get(name);
+        let usable = tags_usable(snapshot.tags.get(name));
+        let readable = match rules.map(|record| &record.value) {
+            None => Err("it has no record of rules".to_owned()),
+            Some(Err(why)) => Err(format!("its rules cannot be read: {why}")),
+            Some(Ok(rules)) => usable.clone().map(|()| rules),
+        };
+        let mut speaks_of = BTreeSet::new();
+        for way in Way::BOTH {
+            let chain = match readable {
+                Ok(rules) => {
+                    let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
+                    speaks_of.extend(filter::tags_of(self.family, list).cloned());
+                    filter::profile(self.family, way, name, list)
+                }
+                Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
+            };
+            self.put_chain(&chain, changes);
+        }
+        if let Err(why) = readable {
+            self.faults.insert(format!("profile {name}"), format!("it is closed: {why}"));
+        }
+        for tag in &speaks_of {
+            count(&mut self.spoken, tag);
+            tags.insert(tag.clone());
+        }
+        self.profiles.insert(name.clone(), Profile { rules: rules.cloned(), tags: usable, speaks_of });
+    }
+
+    fn update_base(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
+        const SETTING: &str = "DefaultEndpointToHostAction";
+        let setting = snapshot.setting(&self.host, SETTING).map(str::to_owned);
+        if self.to_host.as_ref() == Some(&setting) {
+            return;
+        }
+        let (to_host, wrong) = ToHost::parse(setting.as_deref());
+        let object = format!("setting {SETTING}");
+        match wrong {
+            Some(why) => self.faults.insert(object, why),
+            None => self.faults.remove(&object),
+        };
+        for chain in filter::base(to_host) {
+            self.put_chain(&chain, changes);
+        }
+        self.to_host = Some(setting);
+    }
+
+    fn update_nat(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
+        if snapshot.pools_of(self.family).eq(&self.pools) {
+            return;
+        }
+        self.pools = snapshot.pools_of(self.family).cloned().collect();
+        self.nat = Table::default();
+        changes.nat = true;
+        for name in [SetName::pools(self.family), SetName::masquerade(self.family)] {
+            self.sets.remove(&name);
+            changes.sets.insert(name);
+        }
+        if let Some((chain, sets)) = nat::desired_nat(self.family, self.pools.iter()) {
+            self.sets.extend(sets);
+            let (kernel, name, entry) = nat::jump();
+            self.nat.jumps.insert(kernel, entry.render(&name));
+            self.nat.chains.insert(chain.name.clone(), Arc::new(chain.render()));
+        }
+    }
+}
+
+fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
+    match record.map(|record| &record.value) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(why)) => Err(format!("its tags cannot be read: {why}")),
+        None => Err("it has no record of tags".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
