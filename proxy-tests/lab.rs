@@ -176,10 +176,6 @@ impl Lab {
         &self.name
     }
 
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// A further namespace that goes with the lab.
     pub fn namespace(&self, suffix: &str) -> Netns {
         let name = format!("{}-{suffix}", self.name);

@@ -5,9 +5,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::lab::command::Run;
-use crate::lab::netns::{Probe, Servers};
+use crate::lab::host::IDLE;
+use crate::lab::netns::{Pinger, Probe, Servers};
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, OUTSIDE};
+use crate::lab::{Lab, OUTSIDE, START};
 
 /// Set for a child of the test below: build a lab, say its name, wait for the end.
 const HOLD: &str = "CALICO_LAB_HOLD";
@@ -60,9 +61,9 @@ fn hosts_reach_each_other_and_a_lab_vanishes_without_a_trace() {
     lab.etcd().put("/calico/v1/x", "two\nlines and ü");
     assert_eq!(lab.etcd().get("/calico/v1/x").as_deref(), Some("two\nlines and ü"));
 
-    let ran = h1.raw_docker("run -d --name a --restart=always busybox sleep 1000");
-    let container = ran.ok();
-    assert!(h1.has_container("a") && !h2.has_container("a"));
+    let run = ["run", "-d", "--name", "ann", "--restart=always", "busybox", "sh", "-c", IDLE];
+    let container = h1.raw_docker_run(&run).run().ok();
+    assert!(h1.has_container("ann") && !h2.has_container("ann"));
     assert!(cgroup_exists(&container));
     h1.kill_dockerd();
     h1.spawn_dockerd();
@@ -79,7 +80,7 @@ fn hosts_reach_each_other_and_a_lab_vanishes_without_a_trace() {
 fn a_lab_vanishes_also_when_its_process_is_killed() {
     if std::env::var_os(HOLD).is_some() {
         let lab = Lab::hosts(1);
-        lab.host(1).raw_docker("run -d --name a busybox sleep 1000").ok();
+        lab.host(1).raw_docker("run -d --name ann busybox sleep 1000").ok();
         println!("\nheld: {}", lab.name());
         loop {
             std::thread::park();
@@ -98,4 +99,32 @@ fn a_lab_vanishes_also_when_its_process_is_killed() {
     child.kill().unwrap();
     child.wait().unwrap();
     wait_until("nothing of the lab is left", Duration::from_secs(20), || traces(&name).is_empty());
+}
+
+#[test]
+fn a_pinger_tells_which_packets_were_lost() {
+    let lab = Lab::hosts(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    for fresh in [false, true] {
+        let pinger = Pinger::start(&h1.space, h2.ip, fresh);
+        wait_until("some packets are answered", START, || pinger.answered_so_far() > 10);
+        h2.sh("iptables -A INPUT -p icmp -j DROP");
+        let before = pinger.answered_so_far();
+        // Nothing comes back; what has been sent tells the time.
+        let clock = Pinger::start(&h2.space, h2.ip, false);
+        h2.sh("iptables -I INPUT -i lo -j ACCEPT");
+        wait_until("time passes", START, || clock.answered_so_far() > 15);
+        assert!(pinger.answered_so_far() <= before + 1);
+        h2.sh("iptables -F INPUT");
+        wait_until("packets are answered again", START, || pinger.answered_so_far() > before + 10);
+        let pinged = pinger.stop();
+        assert!(
+            pinged.lost.len() >= 10 && pinged.lost.len() + pinged.answered == usize::from(pinged.sent),
+            "{pinged:?}"
+        );
+        let few = Pinger::start(&h2.space, h1.ip, fresh);
+        wait_until("some packets are answered", START, || few.answered_so_far() > 10);
+        let pinged = few.stop();
+        assert!(pinged.lost.is_empty(), "{pinged:?}");
+    }
 }

@@ -27,6 +27,7 @@ use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
+use crate::edge::relay::Engine;
 use crate::log;
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
@@ -37,6 +38,7 @@ use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy;
+use crate::part::proxy::listen::{Listener, bind};
 use crate::part::status::Gauge;
 use crate::part::store::Store;
 
@@ -135,6 +137,7 @@ fn by_itself(done: Result<(&'static str, Result<(), Fault>), tokio::task::JoinEr
 
 async fn run(flags: &Flags) -> Result<(), Fault> {
     let host = flags.host()?;
+    let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
     checks::run(flags, named.is_none()).await?;
     prepare_folders(flags)?;
@@ -188,7 +191,6 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     let this = Host { name: host.clone(), ip: host_ip, ip6: flags.ip6, as_number: flags.as_number };
-    let upstream = flags.docker_host.parse()?;
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
     {
         let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
@@ -223,7 +225,13 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
         let stop = stop.clone();
         parts.start("the agent", agent::run(prepared, host, store, programmed_sender, settings, stop));
     }
-    parts.start("the proxy", proxy::serve(listeners, upstream, network, stop.clone()));
+    {
+        let stop = stop.clone();
+        parts.start("the proxy", async move {
+            proxy::serve(listeners, engine, network, stop).await;
+            Ok(())
+        });
+    }
     {
         let stop = stop.clone();
         parts.start("the watch for readiness", async move {
@@ -272,11 +280,11 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
 }
 
 /// Opens the proxy's doors. Of the default ones, the IPv6 one may be missing: not every machine has IPv6.
-async fn proxy_doors(flags: &Flags) -> Result<(Vec<proxy::Listener>, Vec<String>), Fault> {
+async fn proxy_doors(flags: &Flags) -> Result<(Vec<Listener>, Vec<String>), Fault> {
     let (wanted, named) = flags.listeners();
     let (mut doors, mut names, mut faults) = (Vec::new(), Vec::new(), Vec::new());
     for text in wanted {
-        match proxy::bind(&text.parse()?).await {
+        match bind(&text.parse()?).await {
             Ok(door) => {
                 doors.push(door);
                 names.push(text);

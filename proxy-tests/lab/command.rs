@@ -54,14 +54,26 @@ impl Run {
         self
     }
 
-    pub fn within(mut self, limit: Duration) -> Self {
-        self.limit = limit;
-        self
-    }
-
     /// For what goes on beside the test: the command with its pipes, not yet started.
     pub fn background(self) -> Command {
         self.command
+    }
+
+    /// The same as a line for a shell.
+    pub fn line(&self) -> String {
+        let quoted = |text: &OsStr| format!("'{}'", text.to_string_lossy().replace('\'', r"'\''"));
+        let mut words = vec!["env".to_owned()];
+        for (key, value) in self.command.get_envs() {
+            match value {
+                Some(value) => words.push(format!("{}={}", key.to_string_lossy(), quoted(value))),
+                None => words.push(format!("-u {}", key.to_string_lossy())),
+            }
+        }
+        // `env` takes its options before the settings.
+        words[1..].sort_by_key(|word| !word.starts_with("-u "));
+        words.push(quoted(self.command.get_program()));
+        words.extend(self.command.get_args().map(quoted));
+        words.join(" ")
     }
 
     /// Runs it to its end. A command that does not end in time, or cannot be started, ends the test.

@@ -71,10 +71,6 @@ impl Etcd {
     pub fn put(&self, key: &str, value: &str) {
         self.ctl(&["put", key, value]).run().ok();
     }
-
-    pub fn delete(&self, key: &str) {
-        self.ctl(&["del", key]).run().ok();
-    }
 }
 
 /// Text from base64 (RFC 4648), as etcdctl prints keys and values in JSON.

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::command::{Ran, Run};
 use super::container::Container;
@@ -298,9 +298,8 @@ impl Host {
 
     pub(super) fn reap(&self) {
         for child in [&self.dockerd, &self.node] {
-            if let Ok(mut child) = child.lock()
-                && let Some(mut child) = child.take()
-            {
+            // A panic while one waited for it is no reason to leave it unburied.
+            if let Some(mut child) = child.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 let _ = child.wait();
             }
         }
@@ -339,7 +338,7 @@ impl Host {
     /// The same, which may fail.
     pub fn try_run(&self, name: &str, options: &str) -> Ran {
         let mut args = vec!["run", "-d", "--name", name];
-        args.extend(options.split_whitespace());
+        args.extend(words(options));
         args.extend(["busybox", "sh", "-c", IDLE]);
         self.docker_run(&args).run()
     }
@@ -350,6 +349,25 @@ impl Host {
         let reply = self.raw_api("GET", &format!("/containers/{name}/json"));
         assert_eq!(reply.status, 200, "no container {name} on {}: {}", self.name, reply.message());
         Container { host: self, name: name.to_owned(), id: reply.json()["Id"].as_str().unwrap().to_owned() }
+    }
+
+    /// Asks the API for a container that idles, not started. `None`: no whole answer.
+    pub fn try_create(&self, name: &str, env: &[&str], host_config: &Value) -> Option<Reply> {
+        let body = json!({
+            "Image": "busybox", "Cmd": ["sh", "-c", IDLE], "Env": env, "HostConfig": host_config,
+        });
+        let reply = self.try_api("POST", &format!("/v1.41/containers/create?name={name}"), Some(&body))?;
+        if reply.status == 201 && env.iter().any(|entry| entry.starts_with("CALICO_IP=")) {
+            let id = reply.json()["Id"].as_str().unwrap().to_owned();
+            self.promised.lock().unwrap().insert(id);
+        }
+        Some(reply)
+    }
+
+    /// The same, which has to be answered.
+    #[track_caller]
+    pub fn create(&self, name: &str, env: &[&str]) -> Reply {
+        self.try_create(name, env, &json!({})).unwrap_or_else(|| panic!("create {name} on {}: no answer", self.name))
     }
 
     pub fn has_container(&self, name: &str) -> bool {
@@ -383,6 +401,14 @@ impl Host {
         names.filter(|name| name.starts_with("cali")).map(str::to_owned).collect()
     }
 
+    /// How many processes of this name run in the host's network.
+    pub fn processes(&self, name: &str) -> usize {
+        let space = self.space.path().rsplit('/').next().unwrap().to_owned();
+        let pids = ip(&["netns", "pids", &space]);
+        let names = pids.lines().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+        names.filter(|found| found.trim() == name).count()
+    }
+
     /// All rules of IPv4, counters left out.
     pub fn rules(&self) -> Vec<String> {
         let saved = self.command("iptables-save").run().ok();
@@ -401,12 +427,13 @@ impl Host {
     pub fn sets(&self) -> BTreeMap<String, BTreeSet<String>> {
         let saved = self.command("ipset").arg("save").run().ok();
         let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let is_ours = |set: &str| set.starts_with("calico4-") || set.starts_with("calico6-");
         for line in saved.lines() {
             match line.split(' ').collect::<Vec<_>>().as_slice() {
-                ["create", set, ..] if set.starts_with("calico") => {
+                ["create", set, ..] if is_ours(set) => {
                     sets.entry((*set).to_owned()).or_default();
                 }
-                ["add", set, member, ..] if set.starts_with("calico") => {
+                ["add", set, member, ..] if is_ours(set) => {
                     sets.entry((*set).to_owned()).or_default().insert((*member).to_owned());
                 }
                 _ => {}
@@ -433,11 +460,6 @@ impl Host {
         for (log, lines) in [(self.node_log(), 60), (self.folder.join("dockerd.log"), 15)] {
             eprintln!("---- {}\n{}", log.display(), tail(&log, lines));
         }
-    }
-
-    /// The whole of the node's log.
-    pub fn node_says(&self) -> String {
-        std::fs::read_to_string(self.node_log()).unwrap_or_default()
     }
 }
 

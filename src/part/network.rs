@@ -27,39 +27,17 @@ use tokio::sync::watch;
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::links::Netlink;
-use crate::model::endpoint::{Endpoint, Requested};
+use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
-use crate::model::name::{ContainerId, HostName, IfName, Mac};
-use crate::model::wish::Wish;
+use crate::model::name::{ContainerId, HostName};
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
+use crate::plan::body::Appearance;
 
 pub(crate) use claims::Prepared;
-
-/// What a create request asks, once it has been read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub(crate) wish: Wish,
-    /// The name given by `?name=`; empty where Docker chooses one.
-    pub(crate) name: String,
-    pub(crate) requested: Requested,
-    /// The name of the interface in the container; `None` for the usual one.
-    pub(crate) interface: Option<IfName>,
-    /// What the user should know of the request itself (ports without effect, …).
-    pub(crate) warnings: Vec<String>,
-}
-
-/// How a container of ours looks to Docker's clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Appearance {
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) ipv4_gateway: Option<IpAddr>,
-    pub(crate) requested: Requested,
-}
 
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use super::{Ask, Network};
+use super::Network;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, IfName};
 use crate::model::wish::Wish;
+use crate::plan::body::Ask;
 
 impl Network {
     /// The id of any container that Docker knows, or of one of ours that Docker knows no more.
@@ -51,9 +52,9 @@ impl Network {
             return Err(Fault::Conflict(format!("{doing}: it has been added already")));
         }
         let requested = Requested { network_mode: container.network_mode, ..Requested::default() };
-        let ask =
-            Ask { wish, name: container.name, interface: Some(interface), requested, warnings: Vec::new() };
+        let ask = Ask { wish, name: container.name, requested, warnings: Vec::new() };
         let prepared = self.prepare(ask).await.map_err(|fault| fault.during(&doing))?;
+        let prepared = prepared.with_container_interface(interface);
         let addresses: Vec<IpAddr> = prepared.addresses().collect();
         self.bind_existing(prepared, &container.id).await.map_err(|fault| fault.during(&doing))?;
         let settled = self.settle(&container.id, false).await;

@@ -9,12 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Network};
+use super::Network;
 use crate::edge::docker::Listed;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::ProfileName;
 use crate::model::wish::{AddressWish, Wish};
+use crate::plan::body::Ask;
 
 /// How long a note waits for its container: dockerd may finish a create whose client is gone.
 const WAIT: Duration = Duration::from_secs(120);
@@ -112,7 +113,6 @@ impl Network {
                 profiles: note.profiles,
             },
             name: note.name,
-            interface: None,
             requested: note.requested,
             warnings: Vec::new(),
         };

@@ -16,7 +16,8 @@ use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, EndpointId};
-use crate::plan::wiring::{Wiring, desired_wiring, hosts_line, interface_settings};
+use crate::plan::desired::endpoint_object;
+use crate::plan::wiring::{Wiring, desired_wiring, hosts_line};
 
 /// How often a record that somebody else changes meanwhile is written again.
 const ATTEMPTS: usize = 20;
@@ -117,9 +118,7 @@ impl Network {
         self.netlink.remove(&wiring.host_interface).await?;
         self.netlink.add_pair(wiring, netns).await?;
         // Before the interface is up, so that nothing is ever open on it.
-        for (setting, value) in interface_settings(&wiring.host_interface) {
-            sysctl::write(&setting, value)?;
-        }
+        sysctl::apply_to_interface(&wiring.host_interface)?;
         self.netlink.set_up(&wiring.host_interface).await?;
         inside.address(wiring).await
     }
@@ -133,7 +132,7 @@ impl Network {
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = self.programmed.borrow().faults.get(endpoint.as_str()).cloned();
+        let why = self.programmed.borrow().faults.get(&endpoint_object(endpoint)).cloned();
         Err(Fault::Away(format!(
             "wait for the agent to program endpoint {endpoint}: not done within {} s{}",
             self.ground.apply_timeout.as_secs_f32(),
