@@ -323,7 +323,8 @@ fn docker_group() -> Option<u32> {
 /// Tells systemd how far we are, if it started us. Source: sd_notify(3).
 fn notify_systemd(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
+    let sent = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd could not be told of {state}");
     }

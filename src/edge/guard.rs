@@ -35,7 +35,9 @@ fn script() -> String {
     let [family, table] = TABLE;
     let mark = format!("{ACCEPT_MARK:#x}");
     let drop = |side: &str| {
-        format!("add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop\n")
+        format!(
+            "add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop\n"
+        )
     };
     [
         format!("add table {family} {table} {{ flags owner; }}\n"),

@@ -50,8 +50,7 @@ pub(crate) fn steps(wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
         let wanted = wanted.get(&route.net.addr());
         wanted.is_some_and(|name| *route == Route::to(route.net.addr(), name.clone()))
     };
-    let mut steps: Vec<RouteStep> =
-        seen.iter().filter(|route| !right(route)).cloned().map(RouteStep::Remove).collect();
+    let mut steps: Vec<RouteStep> = seen.iter().filter(|route| !right(route)).cloned().map(RouteStep::Remove).collect();
     let missing = wanted.iter().filter(|(address, name)| !seen.contains(&Route::to(**address, (*name).clone())));
     steps.extend(missing.map(|(address, name)| RouteStep::Put(*address, name.clone())));
     steps
