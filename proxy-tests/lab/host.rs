@@ -307,13 +307,11 @@ impl Host {
 
     /// The datastore that this host's node uses.
     pub(crate) fn etcd(&self) -> Etcd {
-        match &self.etcd {
-            Some(etcd) => etcd.clone(),
-            None => {
-                let endpoint = std::fs::read_to_string(self.run_dir().join("etcd-endpoint")).unwrap();
-                Etcd { space: self.space.clone(), endpoint: endpoint.trim().to_owned() }
-            }
+        if let Some(etcd) = &self.etcd {
+            return etcd.clone();
         }
+        let endpoint = std::fs::read_to_string(self.run_dir().join("etcd-endpoint")).unwrap();
+        Etcd { space: self.space.clone(), endpoint: endpoint.trim().to_owned() }
     }
 
     /// The keys below the host's part of the datastore that concern containers.
