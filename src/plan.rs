@@ -12,4 +12,5 @@ pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod routes;
 pub(crate) mod sets;
+pub(crate) mod sysctl;
 pub(crate) mod wiring;

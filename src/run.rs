@@ -37,6 +37,7 @@ use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy;
+use crate::part::proxy::listen::{Listener, bind};
 use crate::part::status::Gauge;
 use crate::part::store::Store;
 
@@ -272,11 +273,11 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
 }
 
 /// Opens the proxy's doors. Of the default ones, the IPv6 one may be missing: not every machine has IPv6.
-async fn proxy_doors(flags: &Flags) -> Result<(Vec<proxy::Listener>, Vec<String>), Fault> {
+async fn proxy_doors(flags: &Flags) -> Result<(Vec<Listener>, Vec<String>), Fault> {
     let (wanted, named) = flags.listeners();
     let (mut doors, mut names, mut faults) = (Vec::new(), Vec::new(), Vec::new());
     for text in wanted {
-        match proxy::bind(&text.parse()?).await {
+        match bind(&text.parse()?).await {
             Ok(door) => {
                 doors.push(door);
                 names.push(text);

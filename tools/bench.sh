@@ -12,7 +12,12 @@ tidy() {
     trap - EXIT INT TERM
     [ -z "$inside" ] || kill -9 "$inside" 2>/dev/null || true
     wait
-    find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null || true
+    # A control group can only be removed once its processes are gone for good.
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        find /sys/fs/cgroup -depth -type d -path "*/$GROUP*" -exec rmdir {} + 2>/dev/null || true
+        [ -n "$(find /sys/fs/cgroup -maxdepth 2 -name "$GROUP*")" ] || break
+        sleep 0.5
+    done
     rm -rf --one-file-system "$LAB"
 }
 trap tidy EXIT
@@ -20,8 +25,9 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 cargo bench --locked --bench start --no-run
+# The shell in between is the namespace's first process: it reaps what containers leave.
 CALICO_BENCH_LAB=$LAB CALICO_BENCH_CGROUP=/$GROUP \
-    unshare --net --mount --pid --fork --kill-child --mount-proc cargo bench --locked --offline --quiet --bench start -- "$@" &
+    unshare --net --mount --pid --fork --kill-child --mount-proc sh -c '"$@"; exit $?' reaper cargo bench --locked --offline --quiet --bench start -- "$@" &
 inside=$!
 wait "$inside"
 inside=

@@ -255,7 +255,7 @@ stop_containers_and_node() {
     end "$STATE/node.pid" calico-node 30
     ok "node stopped"
     [ -x "$BIN/calico-node" ] || cargo build --release --locked --bins
-    "$BIN/calico-node" clean --state-dir "$STATE/node" --run-dir "$RUN" || fail "calico-node clean"
+    "$BIN/calico-node" --state-dir "$STATE/node" --run-dir "$RUN" clean || fail "calico-node clean"
     [ ! -f "$STATE/run-dir-made" ] || rm -rf "$RUN"
     if [ -f "$STATE/ip_forward" ] && [ ! -f "$STATE/dockerd-started" ]; then
         sysctl -q "net.ipv4.ip_forward=$(cat "$STATE/ip_forward")"

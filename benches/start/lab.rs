@@ -103,9 +103,10 @@ impl Lab {
     pub(crate) fn up() -> Outcome<Lab> {
         let (folder, group) = (PathBuf::from(setting("CALICO_BENCH_LAB")?), setting("CALICO_BENCH_CGROUP")?);
         run("ip", &["link", "set", "lo", "up"])?;
-        run("ip", &["link", "add", "eth0", "type", "dummy"])?;
+        run("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "uplink"])?;
         run("ip", &["address", "add", "172.31.255.1/24", "dev", "eth0"])?;
         run("ip", &["link", "set", "eth0", "up"])?;
+        run("ip", &["link", "set", "uplink", "up"])?;
         // A dockerd that sees the socket of the machine's containerd would use that one.
         fs::create_dir_all("/run/containerd")?;
         run("mount", &["-t", "tmpfs", "tmpfs", "/run/containerd"])?;

@@ -11,12 +11,12 @@ use crate::plan::sets::{SetName, SetStep, Sets, parse, render};
 
 /// The sets that are ours, with all members.
 pub(crate) async fn observe() -> Result<Sets, Fault> {
-    Ok(parse(&run("ipset", &["save"], "").await?))
+    Ok(parse(&run("ipset", &["save"], "").await?.stdout))
 }
 
 /// How many members each set of ours has; far cheaper than to see them all.
 pub(crate) async fn sizes() -> Result<BTreeMap<SetName, usize>, Fault> {
-    Ok(parse_sizes(&run("ipset", &["list", "-terse"], "").await?))
+    Ok(parse_sizes(&run("ipset", &["list", "-terse"], "").await?.stdout))
 }
 
 fn parse_sizes(text: &str) -> BTreeMap<SetName, usize> {

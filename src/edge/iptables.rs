@@ -38,7 +38,7 @@ fn tool(family: Family, verb: &str) -> String {
 }
 
 async fn save(family: Family, table: &str) -> Result<BTreeMap<String, SeenTable>, Fault> {
-    Ok(parse(&run(&tool(family, "save"), &["-t", table], "").await?))
+    Ok(parse(&run(&tool(family, "save"), &["-t", table], "").await?.stdout))
 }
 
 /// The chains, entries and jumps that are ours.
@@ -69,7 +69,7 @@ pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<(), Fault> {
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
 pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
-    let saved = run(&tool(family, "save"), &["-t", "filter"], "").await?;
+    let saved = run(&tool(family, "save"), &["-t", "filter"], "").await?.stdout;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
 }

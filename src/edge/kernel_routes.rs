@@ -1,1 +1,239 @@
-//! Placeholder.
+//! The hand on routes, over rtnetlink, and the ear for what happens to links.
+//!
+//! A route goes when its interface goes down, without a word about the route; so who holds routes must listen to links.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use nix::errno::Errno;
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::model::fault::Fault;
+use crate::model::name::{INTERFACE_PREFIX, IfName};
+use crate::model::pool::Family;
+use crate::plan::routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteStep};
+
+/// What happened to links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LinkEvent {
+    /// An interface of ours came, changed or went; whatever routes it had may be gone.
+    Changed(String),
+    /// More happened than the kernel could tell.
+    Lost,
+}
+
+/// A netlink socket for routes.
+#[derive(Debug)]
+pub(crate) struct KernelRoutes {
+    handle: Handle,
+    serving: JoinHandle<()>,
+}
+
+/// What happens to links, as it happens.
+#[derive(Debug)]
+pub(crate) struct LinkEvents {
+    events: mpsc::Receiver<LinkEvent>,
+    serving: [JoinHandle<()>; 2],
+}
+
+impl Drop for KernelRoutes {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Drop for LinkEvents {
+    fn drop(&mut self) {
+        self.serving.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn fault(doing: &str, error: &rtnetlink::Error) -> Fault {
+    let cause = errno(error).map_or_else(|| error.to_string(), |number| number.to_string());
+    Fault::World(format!("{doing}: {cause}"))
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<Errno> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| Errno::from_raw(-code.get())),
+        _ => None,
+    }
+}
+
+/// Listens to links of ours. The listener is there before this returns: nothing that happens after it is missed.
+pub(crate) fn listen() -> Result<LinkEvents, Fault> {
+    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
+        .map_err(|error| Fault::World(format!("listen to links: {error}")))?;
+    let (sender, events) = mpsc::channel(1024);
+    let read = async move {
+        while let Some((message, _)) = messages.next().await {
+            let event = match message.payload {
+                NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+                ) => match link_name(&link) {
+                    Some(name) if name.starts_with(INTERFACE_PREFIX) => LinkEvent::Changed(name),
+                    _ => continue,
+                },
+                NetlinkPayload::Overrun(_) => LinkEvent::Lost,
+                _ => continue,
+            };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+    };
+    Ok(LinkEvents { events, serving: [tokio::spawn(connection), tokio::spawn(read)] })
+}
+
+impl LinkEvents {
+    /// The next event; `None` once the socket is gone.
+    ///
+    /// # Cancel safety
+    /// No event is lost.
+    pub(crate) async fn next(&mut self) -> Option<LinkEvent> {
+        self.events.recv().await
+    }
+}
+
+fn link_name(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+impl KernelRoutes {
+    /// A socket in the network namespace of the calling thread.
+    pub(crate) fn open() -> Result<Self, Fault> {
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|error| Fault::World(format!("open a netlink socket for routes: {error}")))?;
+        Ok(KernelRoutes { handle, serving: tokio::spawn(connection) })
+    }
+
+    /// The names of all links by their index.
+    async fn links(&self) -> Result<BTreeMap<u32, String>, Fault> {
+        let mut links = BTreeMap::new();
+        let mut found = self.handle.link().get().execute();
+        while let Some(link) = found.try_next().await.map_err(|error| fault("look at all links", &error))? {
+            links.extend(link_name(&link).map(|name| (link.header.index, name)));
+        }
+        Ok(links)
+    }
+
+    /// The routes that carry our protocol number, in whatever table.
+    pub(crate) async fn observe(&self, family: Family) -> Result<BTreeSet<Route>, Fault> {
+        let links = self.links().await?;
+        let mut found = self.handle.route().get(query(family)).execute();
+        let mut routes = BTreeSet::new();
+        while let Some(message) = found.try_next().await.map_err(|error| fault("look at all routes", &error))? {
+            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
+                routes.extend(read(family, &message, &links));
+            }
+        }
+        Ok(routes)
+    }
+
+    /// Carries out one step. A route that is already gone is gone.
+    ///
+    /// # Errors
+    /// That of this route only.
+    pub(crate) async fn apply(&self, step: &RouteStep) -> Result<(), Fault> {
+        match step {
+            RouteStep::Put(address, name) => {
+                let doing = format!("route {address} to interface {name}");
+                let index = self.up_index(name).await.map_err(|fault| fault.during(&doing))?;
+                let route = Route::to(*address, name.clone());
+                let message = write(&route, Some(index)).map_err(|cause| Fault::World(format!("{doing}: {cause}")))?;
+                self.handle.route().add(message).replace().execute().await.map_err(|error| fault(&doing, &error))
+            }
+            RouteStep::Remove(route) => {
+                let doing = format!("remove the route to {}", route.net);
+                let message = write(route, None).map_err(|cause| Fault::World(format!("{doing}: {cause}")))?;
+                match self.handle.route().del(message).execute().await {
+                    Err(error) if errno(&error) == Some(Errno::ESRCH) => Ok(()),
+                    other => other.map_err(|error| fault(&doing, &error)),
+                }
+            }
+        }
+    }
+
+    async fn up_index(&self, name: &IfName) -> Result<u32, Fault> {
+        let mut found = self.handle.link().get().match_name(name.to_string()).execute();
+        let link = match found.try_next().await {
+            Ok(link) => link,
+            Err(error) if errno(&error) == Some(Errno::ENODEV) => None,
+            Err(error) => return Err(fault(&format!("look at interface {name}"), &error)),
+        };
+        let link = link.ok_or_else(|| Fault::World("there is no such interface".to_owned()))?;
+        if link.header.flags.contains(LinkFlags::Up) {
+            Ok(link.header.index)
+        } else {
+            Err(Fault::World("the interface is down".to_owned()))
+        }
+    }
+}
+
+fn query(family: Family) -> RouteMessage {
+    match family {
+        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    }
+}
+
+/// A route of ours from the kernel's message.
+fn read(family: Family, message: &RouteMessage, links: &BTreeMap<u32, String>) -> Option<Route> {
+    let mut address: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let (mut interface, mut table, mut metric) = (None, u32::from(message.header.table), 0);
+    let mut direct = true;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(found)) => address = (*found).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(found)) => address = (*found).into(),
+            RouteAttribute::Oif(index) => interface = links.get(index).and_then(|name| name.parse().ok()),
+            RouteAttribute::Table(found) => table = *found,
+            RouteAttribute::Priority(found) => metric = *found,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => direct = false,
+            _ => {}
+        }
+    }
+    let net = IpNet::new(address, message.header.destination_prefix_length).ok()?;
+    // IPv6 routes that name no metric get one (linux include/net/ip6_fib.h, IP6_RT_PRIO_USER).
+    let metric = if family == Family::V6 && metric == 1024 { 0 } else { metric };
+    Some(Route { net, interface: interface.filter(|_| direct), table, metric })
+}
+
+/// The kernel's message for a route: to add it, with the interface's index; to remove it, with none.
+fn write(route: &Route, interface: Option<u32>) -> Result<RouteMessage, String> {
+    let mut builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(route.net.addr(), route.net.prefix_len())
+        .map_err(|error| error.to_string())?
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .table_id(route.table);
+    if route.metric != 0 {
+        builder = builder.priority(route.metric);
+    }
+    builder = match interface {
+        Some(index) => builder.output_interface(index).scope(RouteScope::Link),
+        // Any scope: what is removed need not be what we would have made.
+        None => builder.scope(RouteScope::NoWhere),
+    };
+    let mut message = builder.build();
+    if route.table == MAIN_TABLE {
+        // The table stands in the header alone.
+        message.attributes.retain(|attribute| !matches!(attribute, RouteAttribute::Table(_)));
+    }
+    debug_assert!(matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6));
+    Ok(message)
+}

@@ -5,6 +5,8 @@
 use std::fs;
 
 use crate::model::fault::Fault;
+use crate::model::name::IfName;
+use crate::plan::sysctl::for_interface;
 
 fn file(setting: &str) -> String {
     format!("/proc/sys/{setting}")
@@ -24,4 +26,21 @@ pub(crate) fn write(setting: &str, value: &str) -> Result<(), Fault> {
     }
     let path = file(setting);
     fs::write(&path, value).map_err(|error| Fault::World(format!("write {value} to {path}: {error}")))
+}
+
+/// Whether a setting is there at all. A kernel without IPv6 has none of its settings.
+fn is_there(setting: &str) -> bool {
+    fs::exists(file(setting)).unwrap_or(true)
+}
+
+/// Makes the settings of the host's side of a container's link true.
+///
+/// # Errors
+/// All that could not be set, in one message.
+pub(crate) fn apply_to_interface(name: &IfName) -> Result<(), Fault> {
+    let settings = for_interface(name).into_iter();
+    let needed = settings.filter(|(setting, _)| !setting.starts_with("net/ipv6/") || is_there(setting));
+    let faults: Vec<String> =
+        needed.filter_map(|(setting, value)| write(&setting, value).err()).map(|fault| fault.to_string()).collect();
+    if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
 }
