@@ -66,17 +66,7 @@ fn no_module_uses_a_higher_floor() {
 
 #[test]
 fn words_and_decisions_touch_no_world() {
-    let worldly = [
-        "tokio",
-        "std::fs",
-        "std::env",
-        "std::net::Tcp",
-        "std::os",
-        "SystemTime",
-        "Instant::now",
-        "std::process",
-        "nix::",
-    ];
+    let worldly = ["tokio", "std::fs", "std::env", "std::net::Tcp", "std::os", "SystemTime", "Instant::now", "std::process", "nix::"];
     for (module, path, text) in files() {
         if matches!(module.as_str(), "model" | "plan") {
             for line in code_lines(&text) {

@@ -10,9 +10,8 @@ use crate::model::fault::Fault;
 /// # Errors
 /// `Refusal` for a filter that cannot be read.
 pub(crate) fn start(format: LogFormat, level: &str) -> Result<(), Fault> {
-    let filter = EnvFilter::try_new(level).map_err(|error| {
-        Fault::Refusal(format!("read the log level {level:?}: {error}; it must be error, warn, info, debug or trace"))
-    })?;
+    let filter = EnvFilter::try_new(level)
+        .map_err(|error| Fault::Refusal(format!("read the log level {level:?}: {error}; it must be error, warn, info, debug or trace")))?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = match format {
         LogFormat::Text => lines.with_ansi(false).try_init(),

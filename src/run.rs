@@ -27,6 +27,7 @@ use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
+use crate::edge::relay::Engine;
 use crate::log;
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
@@ -136,6 +137,7 @@ fn by_itself(done: Result<(&'static str, Result<(), Fault>), tokio::task::JoinEr
 
 async fn run(flags: &Flags) -> Result<(), Fault> {
     let host = flags.host()?;
+    let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
     checks::run(flags, named.is_none()).await?;
     prepare_folders(flags)?;
@@ -189,7 +191,6 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     let this = Host { name: host.clone(), ip: host_ip, ip6: flags.ip6, as_number: flags.as_number };
-    let upstream = flags.docker_host.parse()?;
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
     {
         let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
@@ -224,7 +225,13 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
         let stop = stop.clone();
         parts.start("the agent", agent::run(prepared, host, store, programmed_sender, settings, stop));
     }
-    parts.start("the proxy", proxy::serve(listeners, upstream, network, stop.clone()));
+    {
+        let stop = stop.clone();
+        parts.start("the proxy", async move {
+            proxy::serve(listeners, engine, network, stop).await;
+            Ok(())
+        });
+    }
     {
         let stop = stop.clone();
         parts.start("the watch for readiness", async move {
@@ -324,8 +331,7 @@ fn docker_group() -> Option<u32> {
 /// Tells systemd how far we are, if it started us. Source: sd_notify(3).
 fn notify_systemd(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd could not be told of {state}");
     }

@@ -138,8 +138,10 @@ impl Docker {
     pub(crate) async fn list(&self) -> Result<Vec<Listed>, Fault> {
         let client = self.client().await?;
         let options = ListContainersOptionsBuilder::default().all(true).build();
-        let list =
-            client.list_containers(Some(options)).await.map_err(|error| self.fault("list containers", &error))?;
+        let list = client
+            .list_containers(Some(options))
+            .await
+            .map_err(|error| self.fault("list containers", &error))?;
         let listed = list.into_iter().filter_map(|summary| {
             let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
             let state = summary.state.map(|state| state.to_string()).unwrap_or_default();
@@ -181,8 +183,10 @@ impl Docker {
     /// found by listing.
     pub(crate) async fn events(&self) -> Result<impl Stream<Item = Result<Event, Fault>> + Send + '_, Fault> {
         let client = self.client().await?;
-        let filters =
-            std::collections::HashMap::from([("type", vec!["container"]), ("event", vec!["start", "die", "destroy"])]);
+        let filters = std::collections::HashMap::from([
+            ("type", vec!["container"]),
+            ("event", vec!["start", "die", "destroy"]),
+        ]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
         let events = client.events(Some(options)).filter_map(move |message| {
             let event = match message {

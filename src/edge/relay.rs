@@ -9,13 +9,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+
+use crate::model::fault::Fault;
 
 /// How much is read at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
@@ -29,6 +31,35 @@ const KEEPALIVE_COUNT: u32 = 3;
 /// How often a half-closed unix peer is looked at: epoll has no event of its own for the second half.
 const HANGUP_CHECK: Duration = Duration::from_secs(1);
 
+/// Where a Docker engine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Unix(PathBuf),
+    /// `HOST:PORT`.
+    Tcp(String),
+}
+
+impl std::str::FromStr for Engine {
+    type Err = Fault;
+    /// `unix://PATH` or `tcp://HOST:PORT`.
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Engine::Unix(path.into())),
+            Some(("tcp", address)) if address.contains(':') => Ok(Engine::Tcp(address.to_owned())),
+            _ => Err(Fault::Refusal(format!("{text:?} is no Docker engine: it must be unix:///PATH or tcp://HOST:PORT"))),
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Engine::Unix(path) => write!(f, "unix://{}", path.display()),
+            Engine::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
 /// One end of a stream.
 #[derive(Debug)]
 pub(crate) enum Wire {
@@ -37,9 +68,16 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// A connection to a unix socket. The path is resolved anew each time: a daemon that starts again makes a new socket.
-    pub(crate) async fn connect(path: &Path) -> io::Result<Wire> {
-        Ok(Wire::Unix(UnixStream::connect(path).await?))
+    /// A connection to an engine. A path is resolved anew each time: a daemon that starts again makes a new socket.
+    pub(crate) async fn connect(engine: &Engine) -> io::Result<Wire> {
+        match engine {
+            Engine::Unix(path) => Ok(Wire::Unix(UnixStream::connect(path).await?)),
+            Engine::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Wire::Tcp(stream))
+            }
+        }
     }
 
     /// An accepted TCP connection, set to send at once and to find out when its peer has died.

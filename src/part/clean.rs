@@ -4,7 +4,8 @@
 //! protocol, the group and prefix of our interfaces. Running it twice is running it once. No node may run meanwhile.
 
 use crate::edge::links::Netlink;
-use crate::edge::{guard, ipsets, iptables, kernel_routes};
+use crate::edge::kernel_routes::KernelRoutes;
+use crate::edge::{guard, ipsets, iptables};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::diff::{self, Table};
@@ -30,6 +31,16 @@ pub(crate) async fn run() -> Result<(), Fault> {
 async fn remove_links() -> Result<(), Fault> {
     let removed = Netlink::open()?.remove_ours().await?;
     tracing::info!(removed, "interfaces");
+    Ok(())
+}
+
+async fn remove_routes() -> Result<(), Fault> {
+    let kernel = KernelRoutes::open()?;
+    for family in [Family::V4, Family::V6] {
+        for step in routes::steps(&Routes::new(), &kernel.observe(family).await?) {
+            kernel.apply(&step).await?;
+        }
+    }
     Ok(())
 }
 

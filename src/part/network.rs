@@ -108,8 +108,7 @@ impl Network {
     /// The endpoints of a container on this host.
     fn recorded(&self, id: &ContainerId) -> Vec<Recorded> {
         self.store.read(|snapshot| {
-            let of_container =
-                snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.workload.as_str() == id.as_str());
+            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.workload.as_str() == id.as_str());
             of_container
                 .filter_map(|(key, record)| {
                     let endpoint = record.readable()?.clone();
@@ -122,8 +121,7 @@ impl Network {
     /// The ids of the containers that this host has endpoints of, readable or not.
     fn containers(&self) -> Vec<ContainerId> {
         self.store.read(|snapshot| {
-            let ids =
-                snapshot.endpoints_of(&self.ground.host).filter_map(|(key, _)| key.workload.as_str().parse().ok());
+            let ids = snapshot.endpoints_of(&self.ground.host).filter_map(|(key, _)| key.workload.as_str().parse().ok());
             let mut ids: Vec<ContainerId> = ids.collect();
             ids.dedup();
             ids

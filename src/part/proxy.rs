@@ -15,7 +15,6 @@ pub(crate) mod listen;
 mod origin;
 mod upstream;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +26,7 @@ use self::calls::Calls;
 use self::connection::Connection;
 use self::listen::Listener;
 use self::upstream::Upstream;
-use crate::edge::relay::Wire;
+use crate::edge::relay::{Engine, Wire};
 use crate::part::network::Network;
 
 /// How long streams may go on once the process was told to stop.
@@ -38,14 +37,14 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves Docker's API at some sockets until told to stop. Then nobody is accepted any more, connections without a
 /// request end at once and the others when they are done, or with [`DRAIN`].
-pub(crate) async fn serve(listeners: Vec<Listener>, upstream: PathBuf, network: Arc<Network>, stop: CancellationToken) {
-    let upstream: Arc<std::path::Path> = upstream.into();
+pub(crate) async fn serve(listeners: Vec<Listener>, engine: Engine, network: Arc<Network>, stop: CancellationToken) {
+    let engine = Arc::new(engine);
     let mut accepting = JoinSet::new();
     for listener in listeners {
-        let (calls, upstream, stop) = (Calls::new(Arc::clone(&network)), Arc::clone(&upstream), stop.clone());
+        let (calls, engine, stop) = (Calls::new(Arc::clone(&network)), Arc::clone(&engine), stop.clone());
         accepting.spawn(async move {
             let connect = |client: Wire| {
-                Connection::new(client, Upstream::new(Arc::clone(&upstream)), calls.clone(), stop.clone()).run()
+                Connection::new(client, Upstream::new(Arc::clone(&engine)), calls.clone(), stop.clone()).run()
             };
             serve_one(&listener, connect, &stop).await;
         });

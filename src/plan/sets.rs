@@ -204,6 +204,36 @@ pub(crate) fn steps(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
     steps
 }
 
+/// What is there once the steps are carried out.
+pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
+    for step in steps {
+        match step {
+            SetStep::Create(name, kind) => {
+                seen.insert(name.clone(), IpSet { kind: kind.clone(), members: BTreeSet::new() });
+            }
+            SetStep::Add(name, net) => {
+                seen.entry(name.clone()).and_modify(|set| {
+                    set.members.insert(*net);
+                });
+            }
+            SetStep::Remove(name, net) => {
+                seen.entry(name.clone()).and_modify(|set| {
+                    set.members.remove(net);
+                });
+            }
+            SetStep::Swap(one, other) => {
+                if let (Some(first), Some(second)) = (seen.remove(one), seen.remove(other)) {
+                    seen.insert(one.clone(), second);
+                    seen.insert(other.clone(), first);
+                }
+            }
+            SetStep::Destroy(name) => {
+                seen.remove(name);
+            }
+        }
+    }
+}
+
 /// The steps that take away sets that are no longer wanted. Only once no chain speaks of them.
 pub(crate) fn removals(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
     let stale = seen.keys().filter(|name| !wanted.contains_key(name) && name.temporary() != **name);
@@ -291,8 +321,7 @@ mod tests {
     #[test]
     fn a_set_of_the_wrong_size_is_built_beside_and_swapped() {
         let wanted = Sets::from([(name("a"), set(&["10.0.0.1"]))]);
-        let seen =
-            parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
+        let seen = parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
         assert_eq!(
             render(&steps(&wanted, &seen)),
             "create calico4-tmp hash:ip family inet maxelem 1048576\nadd calico4-tmp 10.0.0.1\nswap calico4-tmp calico4-t-a\ndestroy calico4-tmp\n"

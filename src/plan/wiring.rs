@@ -44,22 +44,6 @@ pub(crate) fn desired_wiring(endpoint: &Endpoint, host_ip: Ipv4Addr) -> Result<W
     })
 }
 
-/// What the kernel must be told of a host side before it is up: a setting below `/proc/sys`, and its value.
-///
-/// `rp_filter` 1 drops what a container sends with a source that is not routed to it. `proxy_arp` without delay answers
-/// for the container's next hop at once, also after the host's own address has changed. IPv6 is off: there is no policy
-/// for it yet. Source: linux Documentation/networking/ip-sysctl.rst.
-pub(crate) fn interface_settings(name: &IfName) -> [(String, &'static str); 6] {
-    [
-        (format!("net/ipv4/conf/{name}/rp_filter"), "1"),
-        (format!("net/ipv4/conf/{name}/proxy_arp"), "1"),
-        (format!("net/ipv4/conf/{name}/route_localnet"), "0"),
-        (format!("net/ipv4/conf/{name}/accept_redirects"), "0"),
-        (format!("net/ipv4/neigh/{name}/proxy_delay"), "0"),
-        (format!("net/ipv6/conf/{name}/disable_ipv6"), "1"),
-    ]
-}
-
 /// The line of a container's hosts file for its own name; `None` where it has none.
 pub(crate) fn hosts_line(addresses: &[IpAddr], hostname: &str) -> Option<String> {
     let address = addresses.first()?;

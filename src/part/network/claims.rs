@@ -176,7 +176,12 @@ impl Network {
     }
 
     /// Chooses an address for every item of a wish.
-    fn pick(&self, wishes: &[AddressWish], reserved: &Reserved, lost: &BTreeSet<IpAddr>) -> Result<Vec<Picked>, Fault> {
+    fn pick(
+        &self,
+        wishes: &[AddressWish],
+        reserved: &Reserved,
+        lost: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<Picked>, Fault> {
         let mut picked: Vec<Picked> = Vec::new();
         let mut errors = Vec::new();
         // Addresses asked for by name first, so that an automatic choice does not take one of them.
@@ -209,8 +214,7 @@ impl Network {
         }
         self.store.read(|snapshot| {
             let Some(pool) = snapshot.pool_of(address).filter(|pool| pool.gives()) else {
-                let pools: Vec<String> =
-                    snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
+                let pools: Vec<String> = snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
                 return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {}", pools.join(", "))));
             };
             let picked = Picked { pool: pool.cidr, address, exactly: true };
@@ -255,10 +259,7 @@ impl Network {
             Err(match (tried.is_empty(), only) {
                 (true, Some(net)) => {
                     let pools: Vec<String> = snapshot.pools_of(family).map(|pool| pool.cidr.to_string()).collect();
-                    Fault::Refusal(format!(
-                        "claim an address of {net}: it is not a pool; the pools are: {}",
-                        pools.join(", ")
-                    ))
+                    Fault::Refusal(format!("claim an address of {net}: it is not a pool; the pools are: {}", pools.join(", ")))
                 }
                 (true, None) => Fault::Refusal(
                     "claim an address: there is no pool to choose from; make one with calicoctl pool add".to_owned(),
@@ -370,8 +371,9 @@ impl Network {
     async fn missing_profiles(&self, profiles: &[ProfileName]) -> Result<Vec<ProfileName>, Fault> {
         let mut missing = Vec::new();
         for profile in profiles {
-            let known =
-                self.store.read(|snapshot| snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile));
+            let known = self.store.read(|snapshot| {
+                snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile)
+            });
             // The view may be behind: what it does not know is asked for.
             if !known
                 && self.etcd.get(&Key::ProfileRules(profile.clone())).await?.is_none()
@@ -406,10 +408,7 @@ impl Network {
             });
             own.map(|(claim, _)| Write::Delete(Key::Assignment(claim.clone()))).collect::<Vec<_>>()
         }));
-        let doing = format!(
-            "free the addresses of container {}",
-            &key.workload.as_str()[..12.min(key.workload.as_str().len())]
-        );
+        let doing = format!("free the addresses of container {}", &key.workload.as_str()[..12.min(key.workload.as_str().len())]);
         if let Outcome::Done(revision) = self.etcd.transact(&doing, &[], &writes).await? {
             self.store.reach(revision).await?;
         }
@@ -435,8 +434,7 @@ fn last_given(snapshot: &crate::model::snapshot::Snapshot, pool: IpNet) -> Optio
 }
 
 fn taken(address: IpAddr, value: &[u8]) -> Fault {
-    let holder =
-        serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
+    let holder = serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
     Fault::Conflict(format!("claim {address}: already held by {holder}"))
 }
 

@@ -156,8 +156,8 @@ impl Work {
                     first = false;
                 }
                 // A view that comes back asks for a comparison at once.
-                changed = synced.wait_for(|synced| synced.connected), if !network.store.is_connected() => {
-                    if changed.is_err() {
+                back = async { synced.wait_for(|synced| synced.connected).await.is_ok() }, if !network.store.is_connected() => {
+                    if !back {
                         return Fault::Away("follow the view: it ended".to_owned());
                     }
                     audit.reset_immediately();

@@ -16,7 +16,8 @@ use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, EndpointId};
-use crate::plan::wiring::{Wiring, desired_wiring, hosts_line, interface_settings};
+use crate::plan::desired::endpoint_object;
+use crate::plan::wiring::{Wiring, desired_wiring, hosts_line};
 
 /// How often a record that somebody else changes meanwhile is written again.
 const ATTEMPTS: usize = 20;
@@ -108,9 +109,7 @@ impl Network {
         let Some(host) = self.netlink.link(&wiring.host_interface).await? else { return Ok(false) };
         let container = inside.link(&wiring.container_interface).await?;
         Ok(container.is_some_and(|container| {
-            host.peer == Some(container.index)
-                && container.peer == Some(host.index)
-                && container.mac == Some(wiring.mac)
+            host.peer == Some(container.index) && container.peer == Some(host.index) && container.mac == Some(wiring.mac)
         }))
     }
 
@@ -119,9 +118,7 @@ impl Network {
         self.netlink.remove(&wiring.host_interface).await?;
         self.netlink.add_pair(wiring, netns).await?;
         // Before the interface is up, so that nothing is ever open on it.
-        for (setting, value) in interface_settings(&wiring.host_interface) {
-            sysctl::write(&setting, value)?;
-        }
+        sysctl::apply_to_interface(&wiring.host_interface)?;
         self.netlink.set_up(&wiring.host_interface).await?;
         inside.address(wiring).await
     }
@@ -135,7 +132,7 @@ impl Network {
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = self.programmed.borrow().faults.get(endpoint.as_str()).cloned();
+        let why = self.programmed.borrow().faults.get(&endpoint_object(endpoint)).cloned();
         Err(Fault::Away(format!(
             "wait for the agent to program endpoint {endpoint}: not done within {} s{}",
             self.ground.apply_timeout.as_secs_f32(),
@@ -207,8 +204,7 @@ impl Network {
 
 /// Adds the container's own name to its hosts file, in place as Docker's bridge does it, unless it is there.
 async fn add_hosts_line(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
-    let fault =
-        |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
+    let fault = |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
     let Some(line) = hosts_line(addresses, hostname) else { return Ok(()) };
     let text = tokio::fs::read_to_string(path).await.map_err(fault)?;
     if text.lines().any(|one| one == line.trim_end()) {

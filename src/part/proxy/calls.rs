@@ -23,7 +23,7 @@ use crate::plan::body;
 use crate::plan::call::Call;
 
 /// See the module.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Calls {
     network: Arc<Network>,
 }
@@ -139,7 +139,6 @@ async fn create(
     let Some((ask, edited)) = body::read_create(body, name)? else {
         return Ok(Said::docker(upstream.exchange(raw).await?));
     };
-    let mut warnings = ask.warnings.clone();
     let prepared = network.prepare(ask).await?;
     let mut request = head::reframed(head, edited.len());
     request.extend_from_slice(&edited);
@@ -151,7 +150,7 @@ async fn create(
         }
     };
     let Some(id) = created(&reply) else { return Ok(not_created(network, prepared, reply).await) };
-    warnings.extend(network.bind(prepared, &id).await?);
+    let warnings = network.bind(prepared, &id).await?;
     Ok(match body::with_warnings(&reply.body, &warnings) {
         Some(edited) => Said::edited(&reply, &edited),
         None => Said::docker(reply),

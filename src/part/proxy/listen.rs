@@ -29,15 +29,17 @@ pub(crate) enum Listen {
 }
 
 impl FromStr for Listen {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = Fault;
+    fn from_str(text: &str) -> Result<Self, Fault> {
         let listen = match text.split_once("://") {
             Some(("tcp", address)) => address.parse().ok().map(Listen::Tcp),
             Some(("unix", path)) if path.starts_with('/') => Some(Listen::Unix(path.into())),
             _ => None,
         };
         listen.ok_or_else(|| {
-            format!("{text:?} is no place to listen: it must be tcp://ADDRESS:PORT or unix:///PATH, as in tcp://127.0.0.1:2377")
+            Fault::Refusal(format!(
+                "{text:?} is no place to listen: it must be tcp://ADDRESS:PORT or unix:///PATH, as in tcp://127.0.0.1:2377"
+            ))
         })
     }
 }

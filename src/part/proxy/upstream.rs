@@ -3,20 +3,19 @@
 //! It is opened with the first request and closed with the client. So `Connection: close`, half-close, pipelining and
 //! the cancelling of calls mean for dockerd what they mean for the client, and no request is ever sent twice.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::framing::Framing;
 use super::head::{self, Reply};
-use crate::edge::relay::Wire;
+use crate::edge::relay::{Engine, Wire};
 use crate::model::fault::Fault;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    path: Arc<Path>,
+    engine: Arc<Engine>,
     wire: Option<Wire>,
     /// What dockerd has sent and nobody has taken yet.
     outbound: BytesMut,
@@ -57,14 +56,14 @@ impl Gathered {
 }
 
 impl Upstream {
-    pub(crate) fn new(path: Arc<Path>) -> Self {
-        Upstream { path, wire: None, outbound: BytesMut::new() }
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Upstream { engine, wire: None, outbound: BytesMut::new() }
     }
 
     /// The connection, out of the hands of its owner, who is left with none.
     pub(crate) fn take(&mut self) -> Upstream {
-        let path = Arc::clone(&self.path);
-        Upstream { path, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
+        let engine = Arc::clone(&self.engine);
+        Upstream { engine, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
     }
 
     /// Connects where that has not been done.
@@ -73,8 +72,8 @@ impl Upstream {
     /// `DockerAway`.
     pub(crate) async fn connect(&mut self) -> Result<(), Fault> {
         if self.wire.is_none() {
-            let connected = Wire::connect(&self.path).await;
-            let away = |error| Fault::DockerAway(format!("connect to dockerd at {}: {error}", self.path.display()));
+            let connected = Wire::connect(&self.engine).await;
+            let away = |error| Fault::DockerAway(format!("connect to dockerd at {}: {error}", self.engine));
             self.wire = Some(connected.map_err(away)?);
         }
         Ok(())
@@ -86,7 +85,7 @@ impl Upstream {
     }
 
     fn away(&self, doing: &str, cause: &str) -> Fault {
-        Fault::DockerAway(format!("{doing} dockerd at {}: {cause}", self.path.display()))
+        Fault::DockerAway(format!("{doing} dockerd at {}: {cause}", self.engine))
     }
 
     /// Sends a request and gathers the reply. Its size is dockerd's own bound: it holds such replies in memory too.
