@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::lab::Lab;
 use crate::lab::host::Host;
 use crate::lab::netns::Pinger;
+use crate::lab::wait::pause;
 
 /// Creates, starts, stops and removes containers until it is told to stop. Calls that fail are what this is about.
 fn busy(host: &Host, worker: usize, round: u64, over: &AtomicBool) {
@@ -44,7 +45,7 @@ fn a_node_killed_at_any_moment_is_consistent_again_after_its_restart() {
                 scope.spawn(move || busy(h1, worker, round, over));
             }
             // Not a wait for anything: the moment at which it is killed is what varies.
-            thread::sleep(Duration::from_millis(120 + round * 83));
+            pause(Duration::from_millis(120 + round * 83));
             h1.kill_node();
             over.store(true, Ordering::Relaxed);
         });
@@ -62,8 +63,8 @@ fn a_node_killed_at_any_moment_is_consistent_again_after_its_restart() {
             lab.assert_consistent_but_for_pending_claims();
         }
     }
-    let pinged = pinger.stop();
-    assert!(pinged.answered > 100 && pinged.lost.is_empty(), "{pinged:?}");
+    let outcome = pinger.stop();
+    assert!(outcome.answered > 100 && outcome.lost.is_empty(), "{outcome:?}");
     // A create that the client never heard the end of may have left a container without a network; it goes like any other.
     lab.assert_consistent_once_leases_ended();
     lab.remove_everything();

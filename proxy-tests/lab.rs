@@ -6,20 +6,20 @@
 //! One shell script takes a lab away again, and it is started before the lab: it waits at a pipe for the end of the test process, so
 //! nothing stays behind when a test panics, nor when the process is killed.
 
-pub mod command;
-pub mod container;
-pub mod etcd;
-pub mod host;
-pub mod http;
-pub mod invariants;
-pub mod netns;
-pub mod wait;
+pub(crate) mod command;
+pub(crate) mod container;
+pub(crate) mod etcd;
+pub(crate) mod host;
+pub(crate) mod http;
+pub(crate) mod invariants;
+pub(crate) mod netns;
+pub(crate) mod wait;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -31,12 +31,12 @@ use netns::Netns;
 use wait::wait_until;
 
 /// Where the switch namespace is reached, and etcd in it. To the hosts it is the outside: it knows no route to any container.
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 25, 0, 254);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 25, 0, 254);
 
 /// How long a daemon may take to come up.
-pub const START: Duration = Duration::from_secs(30);
+pub(crate) const START: Duration = Duration::from_secs(30);
 
-pub struct Lab {
+pub(crate) struct Lab {
     name: String,
     folder: PathBuf,
     hosts: Vec<Host>,
@@ -55,17 +55,17 @@ struct Plan {
 
 impl Lab {
     /// Hosts whose dockerd leaves the network alone, and one etcd for all.
-    pub fn hosts(hosts: u8) -> Self {
+    pub(crate) fn hosts(hosts: u8) -> Self {
         Lab::make(Plan { hosts, bridge: false, embedded: false })
     }
 
     /// One host whose dockerd has its bridge and writes its own firewall rules.
-    pub fn bridged() -> Self {
+    pub(crate) fn bridged() -> Self {
         Lab::make(Plan { hosts: 1, bridge: true, embedded: false })
     }
 
     /// One host and no etcd.
-    pub fn without_etcd() -> Self {
+    pub(crate) fn without_etcd() -> Self {
         Lab::make(Plan { hosts: 1, bridge: false, embedded: true })
     }
 
@@ -106,7 +106,7 @@ impl Lab {
     }
 
     /// Starts the common etcd, with the data of an earlier one if there was one.
-    pub fn start_etcd(&mut self) {
+    pub(crate) fn start_etcd(&mut self) {
         let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
         let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
             "etcd",
@@ -127,43 +127,43 @@ impl Lab {
     }
 
     /// Kills the common etcd. Its port refuses connections from now on.
-    pub fn kill_etcd(&mut self) {
+    pub(crate) fn kill_etcd(&mut self) {
         let mut etcd = self.etcd.take().expect("etcd runs");
         etcd.kill().unwrap();
         etcd.wait().unwrap();
     }
 
     /// Sends etcd a signal: `STOP` makes it accept connections and say nothing.
-    pub fn signal_etcd(&self, signal: nix::sys::signal::Signal) {
+    pub(crate) fn signal_etcd(&self, signal: nix::sys::signal::Signal) {
         send(self.etcd.as_ref().expect("etcd runs"), signal);
     }
 
-    pub fn etcd(&self) -> Etcd {
+    pub(crate) fn etcd(&self) -> Etcd {
         Etcd { space: self.outside(), endpoint: format!("http://{OUTSIDE}:2379") }
     }
 
     /// The switch namespace.
-    pub fn outside(&self) -> Netns {
+    pub(crate) fn outside(&self) -> Netns {
         Netns::named(&format!("{}-sw", self.name))
     }
 
     /// Host 1 is the first.
-    pub fn host(&self, number: usize) -> &Host {
+    pub(crate) fn host(&self, number: usize) -> &Host {
         &self.hosts[number - 1]
     }
 
-    pub fn all_hosts(&self) -> &[Host] {
+    pub(crate) fn all_hosts(&self) -> &[Host] {
         &self.hosts
     }
 
     /// A lab of this many hosts with a node on each.
-    pub fn running(hosts: u8) -> Self {
+    pub(crate) fn running(hosts: u8) -> Self {
         let lab = Lab::hosts(hosts);
         lab.start_nodes();
         lab
     }
 
-    pub fn start_nodes(&self) {
+    pub(crate) fn start_nodes(&self) {
         for host in &self.hosts {
             host.spawn_node(&[]);
         }
@@ -172,12 +172,12 @@ impl Lab {
         }
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// A further namespace that goes with the lab.
-    pub fn namespace(&self, suffix: &str) -> Netns {
+    pub(crate) fn namespace(&self, suffix: &str) -> Netns {
         let name = format!("{}-{suffix}", self.name);
         ip(&["netns", "add", &name]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
@@ -200,7 +200,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let keep = std::thread::panicking() && std::env::var_os("CALICO_LAB_KEEP").is_some();
+        let keep = std::thread::panicking() && setting("CALICO_LAB_KEEP").is_some();
         if std::thread::panicking() {
             // A second panic while unwinding would abort before anything is taken away.
             let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.tell_how_to_look_around()));
@@ -236,19 +236,18 @@ impl Drop for Lab {
 fn start_undo(folder: &Path, name: &str) -> Child {
     let script = folder.join("undo.sh");
     std::fs::write(&script, include_str!("lab/undo.sh")).unwrap();
-    let mut command = Command::new("setsid");
-    command.arg("sh").arg(&script).arg(folder).arg(name);
+    let mut command = Run::new("setsid").arg("sh").arg(&script).arg(folder).arg(name).background();
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("start setsid")
 }
 
 /// Runs `ip`, which has to succeed.
-pub fn ip(args: &[&str]) -> String {
+pub(crate) fn ip(args: &[&str]) -> String {
     Run::new("ip").args(args).run().ok()
 }
 
 /// Starts what runs beside the test, with its output at the end of a file.
-pub fn spawn_logged(command: Run, log: &Path) -> Child {
+pub(crate) fn spawn_logged(command: Run, log: &Path) -> Child {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
     let mut command = command.background();
     // A group of its own: the terminal's interrupt is for the test process alone.
@@ -256,9 +255,15 @@ pub fn spawn_logged(command: Run, log: &Path) -> Child {
     command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
 }
 
-pub fn send(child: &Child, signal: nix::sys::signal::Signal) {
+pub(crate) fn send(child: &Child, signal: nix::sys::signal::Signal) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, signal).unwrap();
+}
+
+/// A setting of the test run.
+#[expect(clippy::disallowed_methods, reason = "the one place where the tests read their environment")]
+pub(crate) fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }
 
 /// What a lab is made with; a missing one fails the test with its name.
@@ -269,7 +274,7 @@ fn check_tools() {
         if !nix::unistd::geteuid().is_root() {
             missing.push("the rights of root".to_owned());
         }
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = setting("PATH").unwrap_or_default();
         for tool in [
             "awk",
             "birdc",
@@ -306,7 +311,7 @@ fn busybox() -> Option<&'static Path> {
 }
 
 /// A tar of a root file system that holds busybox and nothing else.
-pub fn image() -> &'static [u8] {
+pub(crate) fn image() -> &'static [u8] {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     IMAGE.get_or_init(|| {
         let root = tempfile::tempdir().unwrap();

@@ -1,14 +1,14 @@
 //! The lab keeps its own promises.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::lab::command::Run;
 use crate::lab::host::IDLE;
 use crate::lab::netns::{Pinger, Probe, Servers};
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, OUTSIDE, START};
+use crate::lab::{Lab, OUTSIDE, START, setting};
 
 /// Set for a child of the test below: build a lab, say its name, wait for the end.
 const HOLD: &str = "CALICO_LAB_HOLD";
@@ -27,7 +27,7 @@ fn traces(name: &str) -> Vec<String> {
         let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         if command.contains(name) {
-            found.push(format!("process {:?}: {command}", process.file_name()));
+            found.push(format!("process {}: {command}", process.path().display()));
         }
     }
     found
@@ -78,7 +78,7 @@ fn hosts_reach_each_other_and_a_lab_vanishes_without_a_trace() {
 
 #[test]
 fn a_lab_vanishes_also_when_its_process_is_killed() {
-    if std::env::var_os(HOLD).is_some() {
+    if setting(HOLD).is_some() {
         let lab = Lab::hosts(1);
         lab.host(1).raw_docker("run -d --name ann busybox sleep 1000").ok();
         println!("\nheld: {}", lab.name());
@@ -86,9 +86,10 @@ fn a_lab_vanishes_also_when_its_process_is_killed() {
             std::thread::park();
         }
     }
-    let mut child = Command::new(std::env::current_exe().unwrap())
+    let mut child = Run::new(std::env::current_exe().unwrap())
         .args(["--exact", "lab_itself::a_lab_vanishes_also_when_its_process_is_killed", "--nocapture"])
         .env(HOLD, "1")
+        .background()
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -117,14 +118,14 @@ fn a_pinger_tells_which_packets_were_lost() {
         assert!(pinger.answered_so_far() <= before + 1);
         h2.sh("iptables -F INPUT");
         wait_until("packets are answered again", START, || pinger.answered_so_far() > before + 10);
-        let pinged = pinger.stop();
+        let outcome = pinger.stop();
         assert!(
-            pinged.lost.len() >= 10 && pinged.lost.len() + pinged.answered == usize::from(pinged.sent),
-            "{pinged:?}"
+            outcome.lost.len() >= 10 && outcome.lost.len() + outcome.answered == usize::from(outcome.sent),
+            "{outcome:?}"
         );
         let few = Pinger::start(&h2.space, h1.ip, fresh);
         wait_until("some packets are answered", START, || few.answered_so_far() > 10);
-        let pinged = few.stop();
-        assert!(pinged.lost.is_empty(), "{pinged:?}");
+        let outcome = few.stop();
+        assert!(outcome.lost.is_empty(), "{outcome:?}");
     }
 }

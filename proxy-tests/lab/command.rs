@@ -7,8 +7,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::wait::pause;
+
 /// A command that is still to be run.
-pub struct Run {
+pub(crate) struct Run {
     command: Command,
     input: Vec<u8>,
     limit: Duration,
@@ -16,51 +18,52 @@ pub struct Run {
 
 /// A command that has ended.
 #[derive(Clone)]
-pub struct Ran {
+pub(crate) struct Ran {
     what: String,
     /// `None`: ended by a signal.
-    pub code: Option<i32>,
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Run {
-    pub fn new(program: impl AsRef<OsStr>) -> Self {
-        Run { command: Command::new(program), input: Vec::new(), limit: Duration::from_secs(60) }
+    #[expect(clippy::disallowed_methods, reason = "the one place of the tests, as edge/exec.rs is of the product")]
+    pub(crate) fn new(program: impl AsRef<OsStr>) -> Self {
+        Run { command: Command::new(program), input: Vec::new(), limit: Duration::from_mins(1) }
     }
 
-    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.command.arg(arg);
         self
     }
 
-    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self
     }
 
-    pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
+    pub(crate) fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(key, value);
         self
     }
 
-    pub fn without_env(mut self, key: &str) -> Self {
+    pub(crate) fn without_env(mut self, key: &str) -> Self {
         self.command.env_remove(key);
         self
     }
 
-    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self
     }
 
     /// For what goes on beside the test: the command with its pipes, not yet started.
-    pub fn background(self) -> Command {
+    pub(crate) fn background(self) -> Command {
         self.command
     }
 
     /// The same as a line for a shell.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let quoted = |text: &OsStr| format!("'{}'", text.to_string_lossy().replace('\'', r"'\''"));
         let mut words = vec!["env".to_owned()];
         for (key, value) in self.command.get_envs() {
@@ -77,7 +80,7 @@ impl Run {
     }
 
     /// Runs it to its end. A command that does not end in time, or cannot be started, ends the test.
-    pub fn run(mut self) -> Ran {
+    pub(crate) fn run(mut self) -> Ran {
         let what = format!("{:?}", self.command);
         let mut child = self
             .command
@@ -109,7 +112,7 @@ impl Run {
                 };
                 panic!("{what}: no end after {:?} {text}", self.limit);
             }
-            thread::sleep(Duration::from_millis(2));
+            pause(Duration::from_millis(2));
         };
         Ran { what, code: status.code(), stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
     }
@@ -124,28 +127,28 @@ fn drain(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
 }
 
 impl Ran {
-    pub fn succeeded(&self) -> bool {
+    pub(crate) fn succeeded(&self) -> bool {
         self.code == Some(0)
     }
 
-    pub fn out(&self) -> String {
+    pub(crate) fn out(&self) -> String {
         String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
     }
 
-    pub fn err(&self) -> String {
+    pub(crate) fn err(&self) -> String {
         String::from_utf8_lossy(&self.stderr).trim_end().to_owned()
     }
 
     /// Its output; a failure ends the test.
     #[track_caller]
-    pub fn ok(&self) -> String {
+    pub(crate) fn ok(&self) -> String {
         assert!(self.succeeded(), "should have succeeded: {self}");
         self.out()
     }
 
     /// What it said on both streams; a success, or another exit code, ends the test.
     #[track_caller]
-    pub fn fails_with(&self, code: i32) -> String {
+    pub(crate) fn fails_with(&self, code: i32) -> String {
         assert_eq!(self.code, Some(code), "should have failed with exit code {code}: {self}");
         format!("{}\n{}", self.out(), self.err())
     }

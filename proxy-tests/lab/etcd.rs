@@ -9,26 +9,26 @@ use super::netns::Netns;
 
 /// Where an etcd listens, and from where it is asked.
 #[derive(Debug, Clone)]
-pub struct Etcd {
-    pub space: Netns,
-    pub endpoint: String,
+pub(crate) struct Etcd {
+    pub(crate) space: Netns,
+    pub(crate) endpoint: String,
 }
 
 /// One key's value and whether it goes away with a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    pub value: String,
-    pub leased: bool,
+pub(crate) struct Entry {
+    pub(crate) value: String,
+    pub(crate) leased: bool,
 }
 
 impl Entry {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.value).unwrap_or_else(|error| panic!("{error} in {:?}", self.value))
     }
 }
 
 impl Etcd {
-    pub fn ctl(&self, args: &[&str]) -> Run {
+    pub(crate) fn ctl(&self, args: &[&str]) -> Run {
         Run::new("nsenter")
             .arg(format!("--net={}", self.space.path()))
             .args(["etcdctl", "--endpoints", &self.endpoint])
@@ -36,12 +36,12 @@ impl Etcd {
             .env("ETCDCTL_API", "3")
     }
 
-    pub fn healthy(&self) -> bool {
+    pub(crate) fn healthy(&self) -> bool {
         self.ctl(&["endpoint", "health"]).run().succeeded()
     }
 
     /// All keys below a prefix.
-    pub fn entries(&self, prefix: &str) -> BTreeMap<String, Entry> {
+    pub(crate) fn entries(&self, prefix: &str) -> BTreeMap<String, Entry> {
         let printed = self.ctl(&["get", "--prefix", prefix, "-w", "json"]).run().ok();
         let answer: Value = serde_json::from_str(&printed).unwrap();
         let all = answer["kvs"].as_array().cloned().unwrap_or_default();
@@ -54,21 +54,21 @@ impl Etcd {
             .collect()
     }
 
-    pub fn keys(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         self.entries(prefix).into_keys().collect()
     }
 
-    pub fn get(&self, key: &str) -> Option<String> {
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
         self.entries(key).remove(key).map(|entry| entry.value)
     }
 
     #[track_caller]
-    pub fn json(&self, key: &str) -> Value {
+    pub(crate) fn json(&self, key: &str) -> Value {
         let text = self.get(key).unwrap_or_else(|| panic!("nothing at {key}"));
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text:?} at {key}"))
     }
 
-    pub fn put(&self, key: &str, value: &str) {
+    pub(crate) fn put(&self, key: &str, value: &str) {
         self.ctl(&["put", key, value]).run().ok();
     }
 }

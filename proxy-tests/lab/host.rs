@@ -18,16 +18,16 @@ use super::http::{self, Reply};
 use super::invariants::Identity;
 use super::netns::Netns;
 use super::wait::{wait_for, wait_until};
-use super::{START, image, ip, send, spawn_logged};
+use super::{START, image, ip, send, setting, spawn_logged};
 
 /// What a container of a test does: nothing, until it is told to end.
-pub const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
+pub(crate) const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
 
-pub struct Host {
+pub(crate) struct Host {
     /// `h1`, `h2`, …: the host's name in the datastore.
-    pub name: String,
-    pub ip: Ipv4Addr,
-    pub space: Netns,
+    pub(crate) name: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) space: Netns,
     folder: PathBuf,
     /// `None`: the node runs its own.
     etcd: Option<Etcd>,
@@ -35,13 +35,13 @@ pub struct Host {
     dockerd: Mutex<Option<Child>>,
     node: Mutex<Option<Child>>,
     /// The containers for whose network somebody got a success.
-    pub promised: Mutex<BTreeSet<String>>,
+    pub(crate) promised: Mutex<BTreeSet<String>>,
     /// What each container was first seen with.
-    pub known: Mutex<BTreeMap<String, Identity>>,
+    pub(crate) known: Mutex<BTreeMap<String, Identity>>,
 }
 
 fn binary(variable: &str, built: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| built.to_owned())
+    setting(variable).unwrap_or_else(|| built.to_owned())
 }
 
 impl Host {
@@ -76,11 +76,11 @@ impl Host {
         host
     }
 
-    pub fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         self.folder.join("run")
     }
 
-    pub fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.folder.join("state")
     }
 
@@ -88,25 +88,25 @@ impl Host {
         self.folder.join("docker.sock")
     }
 
-    pub fn proxy_socket(&self) -> PathBuf {
+    pub(crate) fn proxy_socket(&self) -> PathBuf {
         self.folder.join("proxy.sock")
     }
 
     /// A command in the host's network.
-    pub fn command(&self, program: &str) -> Run {
+    pub(crate) fn command(&self, program: &str) -> Run {
         // `ip netns exec` would remount /sys, and dockerd would find no cgroups there.
         Run::new("nsenter").arg(format!("--net={}", self.space.path())).arg(program)
     }
 
     /// A shell line in the host's network, which has to succeed.
     #[track_caller]
-    pub fn sh(&self, line: &str) -> String {
+    pub(crate) fn sh(&self, line: &str) -> String {
         self.command("sh").args(["-c", line]).run().ok()
     }
 
     // ---- dockerd
 
-    pub fn spawn_dockerd(&self) {
+    pub(crate) fn spawn_dockerd(&self) {
         let mut command = self.command("dockerd");
         if !self.bridge {
             command = command.args(["--bridge", "none", "--iptables=false", "--ip-forward=false"]);
@@ -119,7 +119,7 @@ impl Host {
         *self.dockerd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("dockerd.log")));
     }
 
-    pub fn await_dockerd(&self) {
+    pub(crate) fn await_dockerd(&self) {
         wait_until(&format!("dockerd of {} answers", self.name), START, || {
             let mut dockerd = self.dockerd.lock().unwrap();
             let ended = dockerd.as_mut().and_then(|child| child.try_wait().unwrap());
@@ -129,7 +129,7 @@ impl Host {
     }
 
     /// Kills dockerd and its containerd; the containers live on. Returns once a new one can start on the same folders.
-    pub fn kill_dockerd(&self) {
+    pub(crate) fn kill_dockerd(&self) {
         let containerd = std::fs::read_to_string(self.folder.join("exec/containerd/containerd.pid")).unwrap();
         let mut dockerd = self.dockerd.lock().unwrap().take().expect("dockerd runs");
         dockerd.kill().unwrap();
@@ -155,57 +155,57 @@ impl Host {
     }
 
     /// docker through the node, on its unix socket.
-    pub fn docker_run(&self, args: &[&str]) -> Run {
+    pub(crate) fn docker_run(&self, args: &[&str]) -> Run {
         self.docker_to(&format!("unix://{}", self.proxy_socket().display()), args)
     }
 
     /// docker through the node, on port 2377, as the seeds have it.
-    pub fn docker_over_tcp(&self, args: &[&str]) -> Run {
+    pub(crate) fn docker_over_tcp(&self, args: &[&str]) -> Run {
         self.docker_to("tcp://127.0.0.1:2377", args)
     }
 
     /// docker straight at dockerd.
-    pub fn raw_docker_run(&self, args: &[&str]) -> Run {
+    pub(crate) fn raw_docker_run(&self, args: &[&str]) -> Run {
         self.docker_to(&format!("unix://{}", self.raw_socket().display()), args)
     }
 
-    pub fn docker(&self, line: &str) -> Ran {
+    pub(crate) fn docker(&self, line: &str) -> Ran {
         self.docker_run(&words(line)).run()
     }
 
-    pub fn raw_docker(&self, line: &str) -> Ran {
+    pub(crate) fn raw_docker(&self, line: &str) -> Ran {
         self.raw_docker_run(&words(line)).run()
     }
 
     fn try_exchange(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Reply> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         http::exchange(stream, method, path, body)
     }
 
-    pub fn try_raw_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
+    pub(crate) fn try_raw_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
         Host::try_exchange(&self.raw_socket(), method, path, body).ok()
     }
 
     /// One call of the Docker API through the node. `None`: no whole answer, as when the node is killed.
-    pub fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
+    pub(crate) fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
         Host::try_exchange(&self.proxy_socket(), method, path, body).ok()
     }
 
     #[track_caller]
-    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
+    pub(crate) fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
         Host::try_exchange(&self.proxy_socket(), method, path, body)
             .unwrap_or_else(|error| panic!("{method} {path} through {}: {error}", self.name))
     }
 
     #[track_caller]
-    pub fn raw_api(&self, method: &str, path: &str) -> Reply {
+    pub(crate) fn raw_api(&self, method: &str, path: &str) -> Reply {
         Host::try_exchange(&self.raw_socket(), method, path, None)
             .unwrap_or_else(|error| panic!("{method} {path} at dockerd of {}: {error}", self.name))
     }
 
     /// Full ids of all containers that dockerd knows.
-    pub fn container_ids(&self) -> Vec<String> {
+    pub(crate) fn container_ids(&self) -> Vec<String> {
         let list = self.raw_api("GET", "/containers/json?all=1").json();
         list.as_array().unwrap().iter().map(|one| one["Id"].as_str().unwrap().to_owned()).collect()
     }
@@ -228,22 +228,22 @@ impl Host {
     }
 
     /// calico-node with this host's environment; another binary can be named by `CALICO_NODE_BIN`.
-    pub fn calico_node(&self, args: &[&str]) -> Run {
+    pub(crate) fn calico_node(&self, args: &[&str]) -> Run {
         let program = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
         self.node_env(self.command(&program)).args(args)
     }
 
     /// calicoctl with this host's environment; another binary can be named by `CALICOCTL_BIN`.
-    pub fn calicoctl_run(&self, args: &[&str]) -> Run {
+    pub(crate) fn calicoctl_run(&self, args: &[&str]) -> Run {
         let program = binary("CALICOCTL_BIN", env!("CARGO_BIN_EXE_calicoctl"));
         self.node_env(self.command(&program)).args(args)
     }
 
-    pub fn calicoctl(&self, line: &str) -> Ran {
+    pub(crate) fn calicoctl(&self, line: &str) -> Ran {
         self.calicoctl_run(&words(line)).run()
     }
 
-    pub fn spawn_node(&self, more: &[&str]) {
+    pub(crate) fn spawn_node(&self, more: &[&str]) {
         let listen = format!("unix://{}", self.proxy_socket().display());
         let address = self.ip.to_string();
         let command = self
@@ -258,7 +258,7 @@ impl Host {
         self.folder.join("node.log")
     }
 
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         let stream = self.space.enter(|| TcpStream::connect(("127.0.0.1", 9091)));
         stream.is_ok_and(|stream| {
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -266,7 +266,7 @@ impl Host {
         })
     }
 
-    pub fn await_ready(&self) {
+    pub(crate) fn await_ready(&self) {
         wait_until(&format!("the node of {} is ready", self.name), START, || {
             let mut node = self.node.lock().unwrap();
             let ended = node.as_mut().expect("a node was started").try_wait().unwrap();
@@ -275,13 +275,13 @@ impl Host {
         });
     }
 
-    pub fn start_node(&self) {
+    pub(crate) fn start_node(&self) {
         self.spawn_node(&[]);
         self.await_ready();
     }
 
     /// SIGTERM; the node has to end well.
-    pub fn stop_node(&self) {
+    pub(crate) fn stop_node(&self) {
         let mut node = self.node.lock().unwrap().take().expect("a node runs");
         send(&node, Signal::SIGTERM);
         let what = format!("the node of {} ends after SIGTERM", self.name);
@@ -290,7 +290,7 @@ impl Host {
     }
 
     /// SIGKILL: no time for anything.
-    pub fn kill_node(&self) {
+    pub(crate) fn kill_node(&self) {
         let mut node = self.node.lock().unwrap().take().expect("a node runs");
         node.kill().unwrap();
         node.wait().unwrap();
@@ -306,18 +306,16 @@ impl Host {
     }
 
     /// The datastore that this host's node uses.
-    pub fn etcd(&self) -> Etcd {
-        match &self.etcd {
-            Some(etcd) => etcd.clone(),
-            None => {
-                let endpoint = std::fs::read_to_string(self.run_dir().join("etcd-endpoint")).unwrap();
-                Etcd { space: self.space.clone(), endpoint: endpoint.trim().to_owned() }
-            }
+    pub(crate) fn etcd(&self) -> Etcd {
+        if let Some(etcd) = &self.etcd {
+            return etcd.clone();
         }
+        let endpoint = std::fs::read_to_string(self.run_dir().join("etcd-endpoint")).unwrap();
+        Etcd { space: self.space.clone(), endpoint: endpoint.trim().to_owned() }
     }
 
     /// The keys below the host's part of the datastore that concern containers.
-    pub fn workload_keys(&self) -> Vec<String> {
+    pub(crate) fn workload_keys(&self) -> Vec<String> {
         self.etcd().keys(&format!("/calico/v1/host/{}/workload/", self.name))
     }
 
@@ -325,7 +323,7 @@ impl Host {
 
     /// `docker run -d` through the node, with these further options, of a container that idles.
     #[track_caller]
-    pub fn run(&self, name: &str, options: &str) -> Container<'_> {
+    pub(crate) fn run(&self, name: &str, options: &str) -> Container<'_> {
         let ran = self.try_run(name, options);
         ran.ok();
         let container = self.container(name);
@@ -336,7 +334,7 @@ impl Host {
     }
 
     /// The same, which may fail.
-    pub fn try_run(&self, name: &str, options: &str) -> Ran {
+    pub(crate) fn try_run(&self, name: &str, options: &str) -> Ran {
         let mut args = vec!["run", "-d", "--name", name];
         args.extend(words(options));
         args.extend(["busybox", "sh", "-c", IDLE]);
@@ -345,14 +343,14 @@ impl Host {
 
     /// A container that is there, by its name.
     #[track_caller]
-    pub fn container(&self, name: &str) -> Container<'_> {
+    pub(crate) fn container(&self, name: &str) -> Container<'_> {
         let reply = self.raw_api("GET", &format!("/containers/{name}/json"));
         assert_eq!(reply.status, 200, "no container {name} on {}: {}", self.name, reply.message());
         Container { host: self, name: name.to_owned(), id: reply.json()["Id"].as_str().unwrap().to_owned() }
     }
 
     /// Asks the API for a container that idles, not started. `None`: no whole answer.
-    pub fn try_create(&self, name: &str, env: &[&str], host_config: &Value) -> Option<Reply> {
+    pub(crate) fn try_create(&self, name: &str, env: &[&str], host_config: &Value) -> Option<Reply> {
         let body = json!({
             "Image": "busybox", "Cmd": ["sh", "-c", IDLE], "Env": env, "HostConfig": host_config,
         });
@@ -366,43 +364,41 @@ impl Host {
 
     /// The same, which has to be answered.
     #[track_caller]
-    pub fn create(&self, name: &str, env: &[&str]) -> Reply {
+    pub(crate) fn create(&self, name: &str, env: &[&str]) -> Reply {
         self.try_create(name, env, &json!({})).unwrap_or_else(|| panic!("create {name} on {}: no answer", self.name))
     }
 
-    pub fn has_container(&self, name: &str) -> bool {
+    pub(crate) fn has_container(&self, name: &str) -> bool {
         self.raw_api("GET", &format!("/containers/{name}/json")).status == 200
     }
 
     // ---- the kernel
 
     /// `ip -json …` in the host's namespace.
-    pub fn ip_json(&self, args: &[&str]) -> Vec<Value> {
+    pub(crate) fn ip_json(&self, args: &[&str]) -> Vec<Value> {
         let printed = self.command("ip").args(["-json", "-details"]).args(args).run().ok();
-        match printed.trim() {
-            "" => Vec::new(),
-            text => serde_json::from_str(text).unwrap(),
-        }
+        // It says nothing at all where there is nothing to say.
+        if printed.is_empty() { Vec::new() } else { serde_json::from_str(&printed).unwrap() }
     }
 
     /// The main table of IPv4, one route to a line.
-    pub fn routes(&self) -> Vec<String> {
+    pub(crate) fn routes(&self) -> Vec<String> {
         self.command("ip").args(["-4", "route", "show"]).run().ok().lines().map(|line| line.trim().to_owned()).collect()
     }
 
-    pub fn has_route(&self, begin: &str) -> bool {
+    pub(crate) fn has_route(&self, begin: &str) -> bool {
         self.routes().iter().any(|route| format!("{route} ").starts_with(&format!("{begin} ")))
     }
 
     /// The names of this software's interfaces on the host.
-    pub fn cali_links(&self) -> BTreeSet<String> {
+    pub(crate) fn cali_links(&self) -> BTreeSet<String> {
         let links = self.ip_json(&["link", "show"]);
         let names = links.iter().filter_map(|link| link["ifname"].as_str());
         names.filter(|name| name.starts_with("cali")).map(str::to_owned).collect()
     }
 
     /// How many processes of this name run in the host's network.
-    pub fn processes(&self, name: &str) -> usize {
+    pub(crate) fn processes(&self, name: &str) -> usize {
         let space = self.space.path().rsplit('/').next().unwrap().to_owned();
         let pids = ip(&["netns", "pids", &space]);
         let names = pids.lines().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
@@ -410,21 +406,21 @@ impl Host {
     }
 
     /// All rules of IPv4, counters left out.
-    pub fn rules(&self) -> Vec<String> {
+    pub(crate) fn rules(&self) -> Vec<String> {
         let saved = self.command("iptables-save").run().ok();
         let lines = saved.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split(" [").next().unwrap().to_owned()).collect()
     }
 
     /// The names of this software's chains.
-    pub fn chains(&self) -> BTreeSet<String> {
+    pub(crate) fn chains(&self) -> BTreeSet<String> {
         let rules = self.rules();
         let declared = rules.iter().filter_map(|line| line.strip_prefix(":calico-"));
         declared.map(|rest| format!("calico-{}", rest.split(' ').next().unwrap())).collect()
     }
 
     /// This software's sets and what is in them.
-    pub fn sets(&self) -> BTreeMap<String, BTreeSet<String>> {
+    pub(crate) fn sets(&self) -> BTreeMap<String, BTreeSet<String>> {
         let saved = self.command("ipset").arg("save").run().ok();
         let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let is_ours = |set: &str| set.starts_with("calico4-") || set.starts_with("calico6-");
@@ -442,14 +438,14 @@ impl Host {
         sets
     }
 
-    pub fn birdc(&self, line: &str) -> String {
+    pub(crate) fn birdc(&self, line: &str) -> String {
         let socket = self.run_dir().join("bird.ctl");
         let ran = self.command("birdc").args(["-r", "-s"]).arg(socket).args(line.split(' ')).run();
         format!("{}\n{}", ran.out(), ran.err())
     }
 
     /// How many BGP sessions are up.
-    pub fn established_sessions(&self) -> usize {
+    pub(crate) fn established_sessions(&self) -> usize {
         let protocols = self.birdc("show protocols");
         protocols.lines().filter(|line| line.contains("BGP") && line.contains("Established")).count()
     }
@@ -470,7 +466,7 @@ fn tail(file: &Path, lines: usize) -> String {
 }
 
 /// The words of a command line as a user types it, single quotes included.
-pub fn words(line: &str) -> Vec<&str> {
+pub(crate) fn words(line: &str) -> Vec<&str> {
     let mut words = Vec::new();
     for (number, part) in line.split('\'').enumerate() {
         if number % 2 == 1 { words.push(part) } else { words.extend(part.split_whitespace()) }

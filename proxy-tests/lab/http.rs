@@ -5,31 +5,38 @@ use std::io::{self, Read, Write};
 use serde_json::Value;
 
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in the body {:?}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The text of an error in Docker's shape, `{"message": …}`.
-    pub fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         self.json()["message"].as_str().unwrap_or_default().to_owned()
     }
 }
 
-pub fn exchange(mut stream: impl Read + Write, method: &str, path: &str, body: Option<&Value>) -> io::Result<Reply> {
+pub(crate) fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> io::Result<Reply> {
     let mut request = format!("{method} {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n");
     let body = body.map(Value::to_string).unwrap_or_default();
     if !body.is_empty() {
         request.push_str("Content-Type: application/json\r\n");
     }
     if method != "GET" {
-        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        request.push_str("Content-Length: ");
+        request.push_str(&body.len().to_string());
+        request.push_str("\r\n");
     }
     stream.write_all(format!("{request}\r\n{body}").as_bytes())?;
     let mut answer = Vec::new();

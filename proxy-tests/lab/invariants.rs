@@ -16,7 +16,7 @@ use super::wait::wait_until_right;
 
 /// What a container keeps for its whole life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     endpoint: String,
     mac: String,
     addresses: BTreeSet<String>,
@@ -24,7 +24,7 @@ pub struct Identity {
 
 /// Whether claims of creates that never ended may still be there: they go with their node's lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pending {
+pub(crate) enum Pending {
     Tolerated,
     Wrong,
 }
@@ -101,25 +101,25 @@ fn take_apart(entries: BTreeMap<String, Entry>) -> Stored {
 impl Lab {
     /// Waits until everything is consistent, and ends the test if it does not become so.
     #[track_caller]
-    pub fn assert_consistent(&self) {
+    pub(crate) fn assert_consistent(&self) {
         wait_until_right("consistent", Duration::from_secs(15), || self.violations(Pending::Wrong));
     }
 
     /// After a node was killed: the same, but for claims that wait for their lease to end.
     #[track_caller]
-    pub fn assert_consistent_but_for_pending_claims(&self) {
+    pub(crate) fn assert_consistent_but_for_pending_claims(&self) {
         wait_until_right("consistent", Duration::from_secs(15), || self.violations(Pending::Tolerated));
     }
 
     /// Waits, as long as leases last, until it is consistent to the last claim.
     #[track_caller]
-    pub fn assert_consistent_once_leases_ended(&self) {
+    pub(crate) fn assert_consistent_once_leases_ended(&self) {
         wait_until_right("consistent", Duration::from_secs(90), || self.violations(Pending::Wrong));
     }
 
     /// Removes every container through its node; after that nothing of them is left anywhere.
     #[track_caller]
-    pub fn remove_everything(&self) {
+    pub(crate) fn remove_everything(&self) {
         for host in self.all_hosts() {
             let ids = host.container_ids();
             if !ids.is_empty() {
@@ -136,7 +136,7 @@ impl Lab {
     }
 
     /// All that is wrong now.
-    pub fn violations(&self, pending: Pending) -> Vec<String> {
+    pub(crate) fn violations(&self, pending: Pending) -> Vec<String> {
         let stored = take_apart(self.host(1).etcd().entries("/calico/v1/"));
         let mut wrong = stored.wrong.clone();
         wrong.extend(claims_and_records_agree(&stored, pending));

@@ -22,11 +22,11 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 #[derive(Debug, Clone)]
-pub struct Netns(PathBuf);
+pub(crate) struct Netns(PathBuf);
 
 /// What is sent, and what must come back for it to count as answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probe {
+pub(crate) enum Probe {
     /// An echo request.
     Ping,
     /// A request of a type that the kernel answers: 8 (echo) or 13 (timestamp), with any code.
@@ -41,20 +41,20 @@ pub enum Probe {
 const PATIENCE: Duration = Duration::from_millis(400);
 
 impl Netns {
-    pub fn named(name: &str) -> Self {
+    pub(crate) fn named(name: &str) -> Self {
         Netns(PathBuf::from("/var/run/netns").join(name))
     }
 
-    pub fn of_process(pid: i32) -> Self {
+    pub(crate) fn of_process(pid: i32) -> Self {
         Netns(PathBuf::from(format!("/proc/{pid}/ns/net")))
     }
 
-    pub fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.0.display().to_string()
     }
 
     /// Does something on a thread inside the namespace. Sockets that it returns stay in there.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 self.join();
@@ -65,18 +65,19 @@ impl Netns {
     }
 
     /// For a thread that ends in here.
+    #[expect(clippy::disallowed_methods, reason = "the one place of the tests, as edge/netns.rs is of the product")]
     fn join(&self) {
-        let space = File::open(&self.0).unwrap_or_else(|error| panic!("open the namespace {:?}: {error}", self.0));
+        let space = File::open(&self.0).unwrap_or_else(|error| panic!("open the namespace {}: {error}", self.path()));
         setns(space, CloneFlags::CLONE_NEWNET)
-            .unwrap_or_else(|error| panic!("enter the namespace {:?}: {error}", self.0));
+            .unwrap_or_else(|error| panic!("enter the namespace {}: {error}", self.path()));
     }
 
-    pub fn answered(&self, to: Ipv4Addr, probe: Probe) -> bool {
+    pub(crate) fn answered(&self, to: Ipv4Addr, probe: Probe) -> bool {
         self.answered_from(None, to, probe)
     }
 
     /// Whether one probe, sent from this source address, is answered.
-    pub fn answered_from(&self, source: Option<Ipv4Addr>, to: Ipv4Addr, probe: Probe) -> bool {
+    pub(crate) fn answered_from(&self, source: Option<Ipv4Addr>, to: Ipv4Addr, probe: Probe) -> bool {
         let source = source.unwrap_or(Ipv4Addr::UNSPECIFIED);
         self.enter(|| match probe {
             Probe::Ping => icmp(source, to, 8, 0),
@@ -86,7 +87,7 @@ impl Netns {
         })
     }
 
-    pub fn pings(&self, to: Ipv4Addr) -> bool {
+    pub(crate) fn pings(&self, to: Ipv4Addr) -> bool {
         self.answered(to, Probe::Ping)
     }
 }
@@ -192,14 +193,14 @@ fn udp(source: Ipv4Addr, port: Option<u16>, to: SocketAddrV4) -> bool {
 /// Servers inside a namespace that send back what they get, on TCP and on UDP alike.
 ///
 /// Their sockets hold the namespace: they end with this value, before the container is expected to be gone.
-pub struct Servers {
+pub(crate) struct Servers {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,
     heard: Arc<Mutex<Vec<SocketAddrV4>>>,
 }
 
 impl Servers {
-    pub fn start(space: &Netns, ports: &[u16]) -> Self {
+    pub(crate) fn start(space: &Netns, ports: &[u16]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Vec::new();
@@ -220,7 +221,7 @@ impl Servers {
     }
 
     /// From where datagrams have come.
-    pub fn heard_from(&self, source: Ipv4Addr) -> bool {
+    pub(crate) fn heard_from(&self, source: Ipv4Addr) -> bool {
         self.heard.lock().unwrap().iter().any(|address| *address.ip() == source)
     }
 }
@@ -266,7 +267,7 @@ fn serve_udp(socket: &UdpSocket, over: &AtomicBool, heard: &Mutex<Vec<SocketAddr
 }
 
 /// A ping that goes on until it is stopped: one echo request every 20 ms, each with a number.
-pub struct Pinger {
+pub(crate) struct Pinger {
     stop: Arc<AtomicBool>,
     answered: Arc<Mutex<BTreeSet<u16>>>,
     thread: thread::JoinHandle<u16>,
@@ -274,18 +275,18 @@ pub struct Pinger {
 
 /// What became of a [`Pinger`]'s packets.
 #[derive(Debug)]
-pub struct Pinged {
-    pub sent: u16,
-    pub answered: usize,
+pub(crate) struct Pinged {
+    pub(crate) sent: u16,
+    pub(crate) answered: usize,
     /// The numbers of those without an answer.
-    pub lost: Vec<u16>,
+    pub(crate) lost: Vec<u16>,
 }
 
 impl Pinger {
     const INTERVAL: Duration = Duration::from_millis(20);
 
     /// `fresh`: every packet is a flow of its own, so that no earlier one opens the way for it.
-    pub fn start(space: &Netns, to: Ipv4Addr, fresh: bool) -> Self {
+    pub(crate) fn start(space: &Netns, to: Ipv4Addr, fresh: bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(Mutex::new(BTreeSet::new()));
         let socket = space.enter(|| icmp_socket(Ipv4Addr::UNSPECIFIED));
@@ -294,12 +295,12 @@ impl Pinger {
         Pinger { stop, answered, thread }
     }
 
-    pub fn answered_so_far(&self) -> usize {
+    pub(crate) fn answered_so_far(&self) -> usize {
         self.answered.lock().unwrap().len()
     }
 
     /// Ends it, once the answers to the last packets have had their time.
-    pub fn stop(self) -> Pinged {
+    pub(crate) fn stop(self) -> Pinged {
         self.stop.store(true, Ordering::Relaxed);
         let sent = self.thread.join().unwrap();
         let answered = self.answered.lock().unwrap();

@@ -6,28 +6,34 @@ use std::time::{Duration, Instant};
 /// Short enough to add nothing, long enough to leave the machine to what is waited for.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Lets time pass.
+#[expect(clippy::disallowed_methods, reason = "a test has a thread to itself, and no runtime on it")]
+pub(crate) fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
 /// Waits until there is something, and gives it.
 #[track_caller]
-pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(began.elapsed() < limit, "waited {limit:?} in vain until {what}");
-        thread::sleep(PAUSE);
+        pause(PAUSE);
     }
 }
 
 /// Waits until a condition holds.
 #[track_caller]
-pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     wait_for(what, limit, || holds().then_some(()));
 }
 
 /// Waits until nothing is wrong; what is still wrong at the end ends the test.
 #[track_caller]
-pub fn wait_until_right(what: &str, limit: Duration, mut wrong: impl FnMut() -> Vec<String>) {
+pub(crate) fn wait_until_right(what: &str, limit: Duration, mut wrong: impl FnMut() -> Vec<String>) {
     let began = Instant::now();
     loop {
         let found = wrong();
@@ -35,6 +41,6 @@ pub fn wait_until_right(what: &str, limit: Duration, mut wrong: impl FnMut() -> 
             return;
         }
         assert!(began.elapsed() < limit, "{what}: still wrong after {limit:?}:\n  {}", found.join("\n  "));
-        thread::sleep(PAUSE);
+        pause(PAUSE);
     }
 }

@@ -111,13 +111,13 @@ impl Netlink {
         Ok(ours.len())
     }
 
-    /// Makes the pair, the container's end inside `netns` and up, the host's end down.
+    /// Makes the pair, the container's end inside `netns`. Both ends are down: the kernel cannot open one before it knows
+    /// the other (linux drivers/net/veth.c, `veth_open`).
     pub(crate) async fn add_pair(&self, wiring: &Wiring, netns: &Netns) -> Result<(), Fault> {
         let peer = LinkMessageBuilder::<LinkUnspec>::default()
             .name(wiring.container_interface.to_string())
             .address(wiring.mac.0.to_vec())
             .setns_by_fd(netns.raw_fd())
-            .up()
             .build();
         let pair = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
             .name(wiring.host_interface.to_string())
@@ -136,14 +136,15 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(fault(format!("set interface {name} up")))
     }
 
-    /// Gives the container's end its addresses and routes. To be called on a socket inside the container's namespace,
-    /// once the host's end is up: the kernel takes no route through a link without carrier.
+    /// Sets the container's end up and gives it its addresses and routes. To be called on a socket inside the container's
+    /// namespace, once the host's end is up.
     pub(crate) async fn address(&self, wiring: &Wiring) -> Result<(), Fault> {
         let name = &wiring.container_interface;
         let link = self
             .link(name)
             .await?
             .ok_or_else(|| Fault::World(format!("give {name} its addresses: there is no such interface")))?;
+        self.set_up(name).await?;
         for address in &wiring.addresses {
             let add = self.handle.address().add(link.index, IpAddr::V4(*address), 32).replace();
             add.execute().await.map_err(fault(format!("give {name} its address {address}")))?;

@@ -63,15 +63,17 @@ impl Network {
         }
     }
 
-    /// Takes the interface away and says so in the record.
+    /// Says in the record that there is no interface, and takes it away, even if the former is not possible now.
     async fn darken(&self, recorded: &[Recorded]) -> Result<(), Fault> {
+        let mut done = Ok(());
         for one in recorded {
-            self.netlink.remove(&one.endpoint.interface).await?;
+            // The record first, so that the agent does not look for the way back of a route that went with its interface.
             if one.endpoint.is_active() {
-                self.update(one, |endpoint| endpoint.state = State::Inactive).await?;
+                done = done.and(self.update(one, |endpoint| endpoint.state = State::Inactive).await.map(drop));
             }
+            done = done.and(self.netlink.remove(&one.endpoint.interface).await);
         }
-        Ok(())
+        done
     }
 
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
