@@ -97,3 +97,6 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "a connection panicked");
     }
 }
+
+#[cfg(test)]
+mod tests;

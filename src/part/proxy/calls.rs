@@ -18,7 +18,7 @@ use super::head;
 use super::upstream::{Behind, Gathered, Upstream};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
-use crate::part::network::{Network, Prepared};
+use crate::part::network::Network;
 use crate::plan::body;
 use crate::plan::call::Call;
 
@@ -150,7 +150,13 @@ async fn create(
             return Err(fault);
         }
     };
-    let Some(id) = created(&reply) else { return Ok(not_created(network, prepared, reply).await) };
+    let id = match created(&reply) {
+        Ok(Some(id)) => id,
+        other => {
+            network.abandon(prepared).await;
+            return other.map(|_| Said::docker(reply));
+        }
+    };
     warnings.extend(network.bind(prepared, &id).await?);
     Ok(match body::with_warnings(&reply.body, &warnings) {
         Some(edited) => Said::edited(&reply, &edited),
@@ -158,14 +164,14 @@ async fn create(
     })
 }
 
-/// The id of the container that dockerd says it made.
-fn created(reply: &Gathered) -> Option<ContainerId> {
-    if reply.status == 201 { body::created_id(&reply.body) } else { None }
-}
-
-async fn not_created(network: &Network, prepared: Prepared, reply: Gathered) -> Said {
-    network.abandon(prepared).await;
-    Said::docker(reply)
+/// The id of the container that dockerd says it made; `None` if it made none, or broke off while saying so.
+fn created(reply: &Gathered) -> Result<Option<ContainerId>, Fault> {
+    if reply.status != 201 || reply.then == Behind::Nothing {
+        return Ok(None);
+    }
+    let id = body::created_id(&reply.body);
+    // Passed on, this would be a success without a network.
+    id.map(Some).ok_or_else(|| Fault::World("read dockerd's reply to the create: it names no container id".to_owned()))
 }
 
 /// A start or restart: dockerd's success is told only when the network stands too.

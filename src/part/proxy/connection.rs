@@ -123,7 +123,7 @@ where
                 self.client.finish();
                 if !self.client_ended {
                     // A client that takes longer has had its time.
-                    let _ = timeout(LINGER, relay::drain(&self.client)).await;
+                    let _ = timeout(LINGER, relay::read_out(&self.client)).await;
                 }
             }
             Then::Reset => self.client.reset_on_close(),
@@ -176,7 +176,7 @@ where
                 }
                 Ok(0) | Err(_) => return Err(Then::Close),
             },
-            () = self.stop.cancelled(), if is_idle => return Err(Then::Close),
+            () = self.stop.cancelled(), if is_idle => return Err(Then::Drop),
         }
         Ok(())
     }
