@@ -30,12 +30,16 @@ pub(crate) struct Guard {
     _input: ChildStdin,
 }
 
-/// The commands that make the table, each on a line of its own as the interactive nft reads them.
-fn script() -> String {
+/// How long the commands are given until they are sent again.
+const SEND_EVERY: Duration = Duration::from_millis(500);
+
+/// The commands that make the table, each on a line of its own as the interactive nft reads them. Its rules bear the
+/// owner's process id: the table of an owner that has just been killed is still there for a moment, and is not ours.
+fn script(owner: u32) -> String {
     let [family, table] = TABLE;
     let mark = format!("{ACCEPT_MARK:#x}");
     let drop = |side: &str| {
-        format!("add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop\n")
+        format!("add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop comment \"owner {owner}\"\n")
     };
     [
         format!("add table {family} {table} {{ flags owner; }}\n"),
@@ -54,27 +58,43 @@ impl Guard {
         let mut input =
             keeper.take_input().ok_or_else(|| Fault::World("raise the guard: nft has no input".to_owned()))?;
         let fault = |error: std::io::Error| Fault::World(format!("raise the guard: {error}"));
-        input.write_all(script().as_bytes()).await.map_err(fault)?;
-        input.flush().await.map_err(fault)?;
+        let owner = keeper.pid().unwrap_or_default();
         let stands = async {
-            while !Guard::stands().await {
-                tokio::time::sleep(LOOK_EVERY).await;
+            loop {
+                input.write_all(script(owner).as_bytes()).await.map_err(fault)?;
+                input.flush().await.map_err(fault)?;
+                let sent = tokio::time::Instant::now();
+                while sent.elapsed() < SEND_EVERY {
+                    if Guard::stands_by(owner).await {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
             }
         };
-        tokio::select! {
-            () = stands => Ok(Guard { keeper, _input: input }),
+        let stood = tokio::select! {
+            stood = stands => stood,
             ended = keeper.wait() => Err(Fault::World(format!("raise the guard: {ended}"))),
-            () = tokio::time::sleep(PATIENCE) => {
-                Err(Fault::World(format!("raise the guard: table {} not there after {} s; does another node run here?", TABLE.join(" "), PATIENCE.as_secs())))
-            }
-        }
+            () = tokio::time::sleep(PATIENCE) => Err(Fault::World(format!(
+                "raise the guard: table {} not there after {} s; does another node run here?",
+                TABLE.join(" "),
+                PATIENCE.as_secs()
+            ))),
+        };
+        stood.map(|()| Guard { keeper, _input: input })
     }
 
-    /// Whether the table is there, whole.
-    pub(crate) async fn stands() -> bool {
+    /// Whether the table of an owner is there, with both rules.
+    async fn stands_by(owner: u32) -> bool {
         let [family, table] = TABLE;
         let listed = run("nft", &["list", "table", family, table], "").await;
-        listed.is_ok_and(|listed| listed.stdout.matches(" drop").count() == 2)
+        listed.is_ok_and(|listed| listed.stdout.matches(&format!("drop comment \"owner {owner}\"")).count() >= 2)
+    }
+
+    /// Whether a table of this name is there.
+    async fn stands() -> bool {
+        let [family, table] = TABLE;
+        run("nft", &["list", "table", family, table], "").await.is_ok()
     }
 
     /// Waits until the table is lost, and answers how.

@@ -20,7 +20,7 @@ use crate::model::profile::Rules;
 use crate::model::snapshot::{Record, Snapshot};
 
 use super::chain::{Chain, ChainName};
-use super::diff::Table;
+use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
 use super::routes::Routes;
 use super::sets::{self, SetName, Sets};
@@ -36,7 +36,7 @@ pub(crate) struct Changes {
     pub(crate) filter: BTreeSet<ChainName>,
     pub(crate) nat: bool,
     pub(crate) sets: BTreeSet<SetName>,
-    pub(crate) routes: bool,
+    pub(crate) routes: BTreeSet<IpAddr>,
     /// Endpoints of this host.
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
@@ -89,9 +89,39 @@ pub(crate) struct Desired {
     spoken: BTreeMap<TagName, usize>,
 }
 
-/// The name under which the fault of an endpoint is kept.
+/// The name under which the fault of an endpoint is kept: its bare id, so that who waits for it finds it.
 pub(crate) fn endpoint_object(endpoint: &EndpointId) -> String {
-    format!("endpoint {endpoint}")
+    endpoint.to_string()
+}
+
+/// What must stand in the filter table whatever the datastore says: the base chains, the jumps to them, and an empty
+/// dispatch, which drops all.
+pub(crate) fn base_table(to_host: ToHost) -> Table {
+    let mut chains = filter::base(to_host);
+    chains.extend(Way::BOTH.map(|way| Tree::default().chain(way, "")));
+    let jumps = filter::jumps().into_iter().map(|(kernel, chain, entry)| (kernel, entry.render(&chain)));
+    Table {
+        chains: chains.iter().map(|chain| (chain.name.clone(), Arc::new(chain.render()))).collect(),
+        jumps: jumps.collect(),
+    }
+}
+
+/// The steps that must be carried out before the datastore is known. What stands there from an earlier run is kept:
+/// the dispatch with all that hangs on it, and the chain of packets to the host in any of its forms.
+pub(crate) fn first_steps(seen: &SeenTable) -> Vec<ChainStep> {
+    let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept].map(base_table);
+    let is_kept = |name: &ChainName| {
+        let dispatch = Way::BOTH.iter().any(|way| *name == way.dispatch_chain(""));
+        let known = || forms.iter().any(|form| diff::holds(form, seen, name));
+        seen.chains.contains_key(name) && (dispatch || known())
+    };
+    let mut steps = diff::steps(&forms[0], seen, None);
+    steps.retain(|step| match step {
+        ChainStep::Write(name, _) => !is_kept(name),
+        ChainStep::Jump { .. } => true,
+        ChainStep::Append(..) | ChainStep::Delete(..) | ChainStep::Remove(_) => false,
+    });
+    steps
 }
 
 fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
@@ -134,16 +164,7 @@ impl Desired {
             profiles: BTreeMap::new(),
             spoken: BTreeMap::new(),
         };
-        for (kernel, chain, entry) in filter::jumps() {
-            desired.filter.jumps.insert(kernel, entry.render(&chain));
-        }
-        let mut changes = Changes::default();
-        for way in Way::BOTH {
-            desired.put_chain(&desired.tree.chain(way, ""), &mut changes);
-        }
-        for chain in filter::base(ToHost::Drop) {
-            desired.put_chain(&chain, &mut changes);
-        }
+        desired.filter = base_table(ToHost::Drop);
         desired
     }
 
@@ -433,7 +454,7 @@ impl Desired {
             }
             let old = self.routes.get(address).cloned();
             if old != name {
-                changes.routes = true;
+                changes.routes.insert(*address);
                 let _ = match name {
                     Some(name) => self.routes.insert(*address, name),
                     None => self.routes.remove(address),

@@ -85,6 +85,13 @@ pub(crate) fn steps(wanted: &Table, seen: &SeenTable, only: Option<&BTreeSet<Cha
     steps
 }
 
+/// Whether a chain stands as it is wanted.
+pub(crate) fn holds(wanted: &Table, seen: &SeenTable, name: &ChainName) -> bool {
+    steps(wanted, seen, Some(&BTreeSet::from([name.clone()])))
+        .iter()
+        .all(|step| matches!(step, ChainStep::Jump { .. }))
+}
+
 fn chain_steps(name: &ChainName, wanted: &Arc<ChainText>, seen: Option<&Vec<SeenLine>>, steps: &mut Vec<ChainStep>) {
     let whole = || ChainStep::Write(name.clone(), wanted.clone());
     let Some(seen) = seen else {

@@ -44,17 +44,49 @@ pub(crate) enum RouteStep {
     Remove(Route),
 }
 
+/// The steps for one address.
+pub(crate) fn steps_for(address: IpAddr, wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
+    let right = wanted.get(&address).map(|name| Route::to(address, name.clone()));
+    let net = IpNet::from(address);
+    let first = Route { net, interface: None, table: 0, metric: 0 };
+    let there = seen.range(first..).take_while(|route| route.net == net);
+    let mut steps: Vec<RouteStep> =
+        there.filter(|route| Some(*route) != right.as_ref()).cloned().map(RouteStep::Remove).collect();
+    if let (Some(right), Some(name)) = (right, wanted.get(&address))
+        && !seen.contains(&right)
+    {
+        steps.push(RouteStep::Put(address, name.clone()));
+    }
+    steps
+}
+
 /// The steps from what is there to what should be, removals first.
 pub(crate) fn steps(wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
-    let right = |route: &Route| {
-        let wanted = wanted.get(&route.net.addr());
-        wanted.is_some_and(|name| *route == Route::to(route.net.addr(), name.clone()))
-    };
+    let full = |route: &&Route| route.net.prefix_len() == route.net.max_prefix_len();
     let mut steps: Vec<RouteStep> =
-        seen.iter().filter(|route| !right(route)).cloned().map(RouteStep::Remove).collect();
-    let missing = wanted.iter().filter(|(address, name)| !seen.contains(&Route::to(**address, (*name).clone())));
-    steps.extend(missing.map(|(address, name)| RouteStep::Put(*address, name.clone())));
+        seen.iter().filter(|route| !full(route)).cloned().map(RouteStep::Remove).collect();
+    let addresses: BTreeSet<IpAddr> =
+        seen.iter().filter(full).map(|route| route.net.addr()).chain(wanted.keys().copied()).collect();
+    steps.extend(addresses.into_iter().flat_map(|address| steps_for(address, wanted, seen)));
     steps
+}
+
+/// What is there once a step is carried out.
+pub(crate) fn carried_out(seen: &mut BTreeSet<Route>, step: &RouteStep) {
+    let _ = match step {
+        RouteStep::Put(address, name) => seen.insert(Route::to(*address, name.clone())),
+        RouteStep::Remove(route) => seen.remove(route),
+    };
+}
+
+impl RouteStep {
+    /// The address that the step is about.
+    pub(crate) fn address(&self) -> IpAddr {
+        match self {
+            RouteStep::Put(address, _) => *address,
+            RouteStep::Remove(route) => route.net.addr(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -70,7 +102,7 @@ mod tests {
         let wanted = pairs(&[("10.0.0.1", "cali1"), ("10.0.0.2", "cali2")]);
         let found = steps(&wanted, &seen(&pairs(&[("10.0.0.2", "cali9"), ("10.0.0.3", "cali3")])));
         assert_eq!(found.len(), 4, "{found:?}");
-        assert!(matches!((&found[0], &found[3]), (RouteStep::Remove(_), RouteStep::Put(..))), "{found:?}");
+        assert!(matches!((&found[1], &found[2]), (RouteStep::Remove(_), RouteStep::Put(..))), "{found:?}");
         assert_eq!(steps(&wanted, &seen(&wanted)), []);
     }
 

@@ -204,6 +204,36 @@ pub(crate) fn steps(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
     steps
 }
 
+/// What is there once the steps are carried out.
+pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
+    for step in steps {
+        match step {
+            SetStep::Create(name, kind) => {
+                seen.insert(name.clone(), IpSet { kind: kind.clone(), members: BTreeSet::new() });
+            }
+            SetStep::Add(name, net) => {
+                seen.entry(name.clone()).and_modify(|set| {
+                    set.members.insert(*net);
+                });
+            }
+            SetStep::Remove(name, net) => {
+                seen.entry(name.clone()).and_modify(|set| {
+                    set.members.remove(net);
+                });
+            }
+            SetStep::Swap(one, other) => {
+                if let (Some(first), Some(second)) = (seen.remove(one), seen.remove(other)) {
+                    seen.insert(one.clone(), second);
+                    seen.insert(other.clone(), first);
+                }
+            }
+            SetStep::Destroy(name) => {
+                seen.remove(name);
+            }
+        }
+    }
+}
+
 /// The steps that take away sets that are no longer wanted. Only once no chain speaks of them.
 pub(crate) fn removals(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
     let stale = seen.keys().filter(|name| !wanted.contains_key(name) && name.temporary() != **name);

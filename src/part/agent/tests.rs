@@ -1,0 +1,196 @@
+use super::kernel::{Kernel, Why};
+use super::*;
+use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
+use crate::model::snapshot::tests::from_json;
+use crate::plan::chain::{ChainName, ChainText, Line};
+use crate::plan::diff;
+use crate::plan::{routes, sets};
+
+/// Two endpoints on h1, one of them inactive, one on another host, and a masquerade pool.
+const SMALL: &str = r#"{
+    "/calico/v1/ipam/v4/pool/192.168.0.0-16": {"cidr": "192.168.0.0/16", "masquerade": true},
+    "/calico/v1/ipam/v4/pool/0.0.0.0-0": {"cidr": "0.0.0.0/0"},
+    "/calico/v1/policy/profile/web/tags": ["web"],
+    "/calico/v1/policy/profile/web/rules": {"inbound_rules": [
+        {"action": "deny", "protocol": "tcp", "src_net": "10.0.0.0/8", "dst_ports": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,"20:30"]},
+        {"src_tag": "web", "protocol": "icmp", "icmp_type": 8, "icmp_code": 0},
+        {"src_tag": "web", "dst_ports": ["80:81"]},
+        {"protocol": 47}, {"protocol": "sctp", "src_ports": [1]}, {"protocol": "icmpv6"}
+    ], "outbound_rules": [{"action": "allow"}]},
+    "/calico/v1/host/h1/workload/docker/c1/endpoint/aaaa1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "caliaaaa1111aaa", "mac": "02:00:00:00:00:01", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.1/32"]},
+    "/calico/v1/host/h1/workload/docker/c2/endpoint/aaaa2222aaaa1111aaaa1111aaaa1111": {"state": "inactive", "name": "caliaaaa2222aaa", "mac": "02:00:00:00:00:02", "profile_ids": ["web", "gone"], "ipv4_nets": ["192.168.0.2/32", "192.168.0.22/32"]},
+    "/calico/v1/host/h2/workload/docker/c3/endpoint/cccc1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "calicccc1111aaa", "mac": "02:00:00:00:00:03", "profile_ids": ["web"], "ipv4_nets": ["192.168.1.3/32"]}
+}"#;
+
+const LINK: &str = "ip link add caliaaaa1111aaa type dummy && ip link set caliaaaa1111aaa up";
+
+fn desired(snapshot: &str) -> Desired {
+    let mut desired = Desired::new("h1".parse().unwrap(), Family::V4);
+    desired.update(&from_json(snapshot));
+    desired
+}
+
+fn kernel() -> Kernel {
+    Kernel::new(Family::V4, KernelRoutes::open().unwrap())
+}
+
+/// The steps that are left, of every kind.
+async fn left(desired: &Desired) -> String {
+    let seen = iptables::observe(Family::V4).await.unwrap();
+    let there = crate::edge::ipsets::observe().await.unwrap();
+    let routes = KernelRoutes::open().unwrap().observe(Family::V4).await.unwrap();
+    let filter = diff::steps(&desired.filter, &seen.filter, None);
+    let nat = diff::steps(&desired.nat, &seen.nat, None);
+    let steps = [sets::steps(&desired.sets, &there), sets::removals(&desired.sets, &there)].concat();
+    let moves = routes::steps(&desired.routes, &routes);
+    if filter.is_empty() && nat.is_empty() && steps.is_empty() && moves.is_empty() {
+        return String::new();
+    }
+    format!("{filter:?} {nat:?} {steps:?} {moves:?}")
+}
+
+#[test]
+fn nothing_is_left_to_do_after_an_apply_and_a_strangers_things_stand() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        sh("iptables -N DOCKER; iptables -A FORWARD -j DOCKER; iptables -A DOCKER -j RETURN").await;
+        sh("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE").await;
+        sh("ipset create web hash:ip; ipset add web 1.2.3.4; ip route add 10.9.9.9/32 dev lo proto static").await;
+        let wanted = desired(SMALL);
+        assert!(kernel().apply(&wanted, &Changes::default()).await);
+        assert_eq!(left(&wanted).await, "");
+        let empty = desired("{}");
+        assert!(kernel().apply(&empty, &Changes::default()).await);
+        assert_eq!(left(&empty).await, "");
+        assert_eq!(sh("iptables -S DOCKER").await.lines().count(), 2);
+        assert!(sh("iptables -S FORWARD").await.contains("-A FORWARD -j DOCKER"));
+        assert!(sh("iptables -t nat -S POSTROUTING").await.contains("172.17.0.0/16"));
+        assert!(sh_succeeds("ipset test web 1.2.3.4").await);
+        assert!(sh("ip route show 10.9.9.9").await.contains("static"));
+        assert!(!sh("ipset save").await.contains("calico"));
+        assert!(!sh("iptables-save -t nat").await.contains("calico"));
+    });
+}
+
+#[test]
+fn damage_of_every_kind_is_put_right() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        for damage in [
+            "iptables -F",
+            "iptables -I FORWARD -j ACCEPT",
+            "iptables -D FORWARD 1; iptables -D FORWARD 1 || true",
+            "iptables -I calico-po-web -j ACCEPT",
+            "iptables -A calico-from -j ACCEPT",
+            "iptables -F calico-from-aa",
+            "iptables -N calico-stale; iptables -A calico-FORWARD -j calico-stale",
+            "iptables -t nat -F",
+            "ipset flush calico4-t-web",
+            "ipset add calico4-t-web 9.9.9.9",
+            "ipset create calico4-t-old hash:ip",
+            "ip route del 192.168.0.1/32",
+            "ip route add 192.168.0.77/32 dev caliaaaa1111aaa proto 97",
+            "ip route add 192.168.5.0/24 dev caliaaaa1111aaa proto 97",
+            "ip route replace 192.168.0.1/32 dev lo proto 97 metric 7",
+            "nft flush ruleset",
+        ] {
+            sh(damage).await;
+            assert_ne!(left(&wanted).await, "", "{damage}: not seen");
+            kernel.doubt(Why::Clock);
+            assert!(kernel.apply(&wanted, &Changes::default()).await, "{damage}");
+            assert_eq!(left(&wanted).await, "", "{damage}");
+        }
+    });
+}
+
+#[test]
+fn a_change_is_applied_without_looking() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired("{}");
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        let small = from_json(SMALL);
+        for snapshot in [small.clone(), Snapshot::default(), small] {
+            let changes = wanted.update(&snapshot);
+            assert!(kernel.apply(&wanted, &changes).await);
+            assert!(!kernel.looked_at_all());
+            assert_eq!(left(&wanted).await, "");
+        }
+    });
+}
+
+#[test]
+fn one_bad_chain_is_closed_and_the_rest_is_programmed() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired(SMALL);
+        let bad = ChainName::of("pi", "web");
+        let line = Line { hash: 1, spec: "-j NOSUCHTARGET".into() };
+        let text = ChainText { ordered: true, lines: vec![line] };
+        wanted.filter.chains.insert(bad.clone(), Arc::new(text));
+        let mut kernel = kernel();
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        assert_eq!(kernel.faults().map(|(object, _)| object.as_str()).collect::<Vec<_>>(), ["chain calico-pi-web"]);
+        assert!(sh("iptables -S calico-pi-web").await.contains("-j DROP"));
+        let good = desired(SMALL);
+        let (_, endpoint) = good.placed().next().unwrap();
+        assert!(kernel.holds(endpoint) && kernel.routes_to(endpoint, &good.routes));
+        assert!(kernel.apply(&good, &Changes::default()).await);
+        assert_eq!(left(&good).await, "");
+    });
+}
+
+#[test]
+fn a_missing_interface_is_the_fault_of_its_endpoint_only() {
+    in_own_network(|| async {
+        let wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        let faults: Vec<_> = kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].starts_with("aaaa1111aaaa1111aaaa1111aaaa1111: route 192.168.0.1"), "{faults:?}");
+        sh(LINK).await;
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        assert!(!kernel.looked_at_all());
+        assert_eq!(left(&wanted).await, "");
+    });
+}
+
+#[test]
+fn the_first_steps_keep_what_an_earlier_run_left() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let wanted = desired(SMALL);
+        assert!(kernel().apply(&wanted, &Changes::default()).await);
+        sh("iptables -D FORWARD 1; iptables -F calico-FORWARD; iptables -X calico-from-xx || true").await;
+        let run_dir = tempfile::tempdir().unwrap();
+        let settings =
+            AgentSettings { run_dir: run_dir.path().to_owned(), host_ip: Ipv4Addr::new(10, 0, 0, 1), bgp: false };
+        let prepared = prepare(&settings).await.unwrap();
+        assert_eq!(left(&wanted).await, "");
+        sh("nft flush ruleset").await;
+        let rules = sh("nft list ruleset").await;
+        assert!(rules.contains("calico-guard") && rules.contains("oifname \"cali*\""), "{rules}");
+        drop(prepared);
+    });
+}
+
+#[test]
+fn a_second_guard_waits_until_the_first_is_gone() {
+    in_own_network(|| async {
+        let spawner = Spawner::new().unwrap();
+        let first = Guard::raise(&spawner).await.unwrap();
+        let second = async { Guard::raise(&spawner).await.unwrap() };
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            drop(first);
+        };
+        let (_second, ()) = tokio::join!(second, end);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(sh("nft list ruleset").await.matches("comment \"owner").count(), 2);
+    });
+}
