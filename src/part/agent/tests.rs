@@ -22,7 +22,7 @@ const SMALL: &str = r#"{
     "/calico/v1/host/h2/workload/docker/c3/endpoint/cccc1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "calicccc1111aaa", "mac": "02:00:00:00:00:03", "profile_ids": ["web"], "ipv4_nets": ["192.168.1.3/32"]}
 }"#;
 
-const LINK: &str = "ip link add caliaaaa1111aaa type dummy && ip link set caliaaaa1111aaa up";
+const LINK: &str = "ip link add caliaaaa1111aaa type veth peer name far && ip link set far up && ip link set caliaaaa1111aaa up";
 
 fn desired(snapshot: &str) -> Desired {
     let mut desired = Desired::new("h1".parse().unwrap(), Family::V4);
