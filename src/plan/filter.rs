@@ -301,5 +301,3 @@ fn port_lists(ports: &[Ports]) -> Vec<Vec<Ports>> {
     lists
 }
 
-#[cfg(test)]
-mod tests;

@@ -236,7 +236,7 @@ pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
 
 /// The steps that take away sets that are no longer wanted. Only once no chain speaks of them.
 pub(crate) fn removals(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
-    let stale = seen.keys().filter(|name| !wanted.contains_key(name) && name.temporary() != **name);
+    let stale = seen.keys().filter(|name| !wanted.contains_key(name));
     stale.cloned().map(SetStep::Destroy).collect()
 }
 
