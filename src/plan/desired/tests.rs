@@ -23,10 +23,17 @@ fn fresh(snapshot: &Snapshot) -> Desired {
 // --- random snapshots, over so few names that they meet ---
 
 fn side() -> impl Strategy<Value = serde_json::Value> {
-    let port = prop_oneof![(0u16..40).prop_map(|port| port.to_string()), (0u16..20, 0u16..20).prop_map(|(a, b)| format!("{a}:{}", a + b))];
+    let port = prop_oneof![
+        (0u16..40).prop_map(|port| port.to_string()),
+        (0u16..20, 0u16..20).prop_map(|(a, b)| format!("{a}:{}", a + b))
+    ];
     let net = prop_oneof![Just("10.0.0.0/30"), Just("10.0.0.1/32"), Just("0.0.0.0/0"), Just("fd00::/8")];
     let tag = prop_oneof![Just("t0"), Just("t1"), Just("none")];
-    (prop::option::of(tag), prop::option::weighted(0.3, net), prop::option::weighted(0.3, prop::collection::vec(port, 1..24)))
+    (
+        prop::option::of(tag),
+        prop::option::weighted(0.3, net),
+        prop::option::weighted(0.3, prop::collection::vec(port, 1..24)),
+    )
         .prop_map(|(tag, net, ports)| serde_json::json!({"tag": tag, "net": net, "ports": ports}))
 }
 
@@ -248,9 +255,12 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
         for way in Way::BOTH {
             let readable = profile.rules.as_ref().and_then(Record::readable).filter(|_| profile.tags.is_ok());
             chains.push(match readable {
-                Some(rules) => {
-                    filter::profile(Family::V4, way, name, if way == Way::From { &rules.outbound } else { &rules.inbound })
-                }
+                Some(rules) => filter::profile(
+                    Family::V4,
+                    way,
+                    name,
+                    if way == Way::From { &rules.outbound } else { &rules.inbound },
+                ),
                 None => {
                     let why = &desired.faults[&format!("profile {name}")];
                     let why = why.strip_prefix("it is closed: ").unwrap();
@@ -264,12 +274,11 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     }
     let chains: BTreeMap<ChainName, Chain> = chains.into_iter().map(|chain| (chain.name.clone(), chain)).collect();
     let text: BTreeMap<&ChainName, ChainText> = chains.iter().map(|(name, chain)| (name, chain.render())).collect();
-    let wanted: BTreeMap<&ChainName, ChainText> = desired.filter.chains.iter().map(|(name, text)| (name, (**text).clone())).collect();
+    let wanted: BTreeMap<&ChainName, ChainText> =
+        desired.filter.chains.iter().map(|(name, text)| (name, (**text).clone())).collect();
     assert_eq!(text, wanted);
     chains
 }
-
-
 
 // --- a naive reading of the rules ---
 
@@ -363,7 +372,8 @@ fn naive_input(snapshot: &Snapshot, packet: &Packet) -> Verdict {
 fn packet() -> impl Strategy<Value = Packet> {
     let interface = || prop_oneof![5 => (0..IDS.len()).prop_map(|i| format!("cali{}", IDS[i])), 1 => Just("calistray".to_owned()), 1 => Just("cali".to_owned()), 1 => Just("eth0".to_owned())];
     let address = || (1u8..7).prop_map(|last| Ipv4Addr::new(10, 0, 0, last));
-    let tracked = prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
+    let tracked =
+        prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
     let protocol = prop_oneof![Just(1u8), Just(6), Just(17), Just(47), Just(58), Just(132)];
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
     (head, (0u16..45, 0u16..45), (7u8..9, 0u8..2), tracked, any::<bool>()).prop_map(
@@ -416,11 +426,17 @@ fn an_added_endpoint_flushes_no_chain() {
     let mut seen = SeenTable::default();
     carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
     let more = r#", "/calico/v1/host/h1/workload/docker/w/endpoint/aa2": {"state": "inactive", "name": "caliaa2", "profile_ids": ["web"], "ipv4_nets": ["10.0.0.2/32"]}}"#;
-    let changes = desired.update(&from_json(&ONE.trim_end().strip_suffix('}').map(|text| format!("{text}{more}")).unwrap()));
+    let changes =
+        desired.update(&from_json(&ONE.trim_end().strip_suffix('}').map(|text| format!("{text}{more}")).unwrap()));
     let text = diff::render("filter", &steps(&desired.filter, &seen, Some(&changes.filter)));
     let written: Vec<&str> = text.lines().filter(|line| line.starts_with(':')).collect();
     assert_eq!(written, [":calico-fw-aa2 - [0:0]", ":calico-tw-aa2 - [0:0]"]);
-    assert_eq!(text.lines().filter(|line| line.starts_with("-A calico-from-aa ") || line.starts_with("-A calico-to-aa ")).count(), 2);
+    assert_eq!(
+        text.lines()
+            .filter(|line| line.starts_with("-A calico-from-aa ") || line.starts_with("-A calico-to-aa "))
+            .count(),
+        2
+    );
 }
 
 #[test]
