@@ -17,3 +17,6 @@ pub(crate) mod links;
 pub(crate) mod netns;
 pub(crate) mod relay;
 pub(crate) mod sysctl;
+
+#[cfg(test)]
+pub(crate) mod testnet;

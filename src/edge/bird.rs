@@ -78,7 +78,9 @@ impl Bird {
         let (file, aside) = (self.run_dir.join("bird.conf"), self.run_dir.join("bird.conf.new"));
         let fault = |error: std::io::Error| Fault::World(format!("write {}: {error}", file.display()));
         tokio::fs::write(&aside, configuration).await.map_err(fault)?;
-        run("bird", &["-p", "-c", &aside.to_string_lossy()], "").await.map_err(|fault| fault.during("check BIRD's configuration"))?;
+        run("bird", &["-p", "-c", &aside.to_string_lossy()], "")
+            .await
+            .map_err(|fault| fault.during("check BIRD's configuration"))?;
         tokio::fs::rename(&aside, &file).await.map_err(fault)?;
         if self.daemon.is_none() {
             self.start(&file).await?;
@@ -150,7 +152,11 @@ async fn ask(socket: &Path, command: &str) -> Result<Vec<Line>, Fault> {
         let stream = UnixStream::connect(socket).await.map_err(|error| fault(error.to_string()))?;
         let mut stream = BufReader::new(stream);
         read_answer(&mut stream).await.map_err(fault)?;
-        stream.get_mut().write_all(format!("{command}\n").as_bytes()).await.map_err(|error| fault(error.to_string()))?;
+        stream
+            .get_mut()
+            .write_all(format!("{command}\n").as_bytes())
+            .await
+            .map_err(|error| fault(error.to_string()))?;
         read_answer(&mut stream).await.map_err(fault)
     };
     let lines = tokio::time::timeout(ANSWER_TIMEOUT, talk)
@@ -225,7 +231,10 @@ mod tests {
 
     #[test]
     fn lines_of_birds_answers_are_read() {
-        assert_eq!(read_line("0001 BIRD 2.0.12 ready.", 0), Ok((Line { code: 1, text: "BIRD 2.0.12 ready.".to_owned() }, true)));
+        assert_eq!(
+            read_line("0001 BIRD 2.0.12 ready.", 0),
+            Ok((Line { code: 1, text: "BIRD 2.0.12 ready.".to_owned() }, true))
+        );
         assert_eq!(read_line("1002-kernel1", 0).map(|(line, last)| (line.code, last)), Ok((1002, false)));
         assert_eq!(read_line(" more", 1002), Ok((Line { code: 1002, text: "more".to_owned() }, false)));
         assert_eq!(read_line("0000 ", 1002).map(|(line, last)| (line.code, last)), Ok((0, true)));
@@ -234,11 +243,16 @@ mod tests {
 
     #[test]
     fn a_session_is_read_from_birds_own_line() {
-        let session = read_session("Mesh_172_25_0_2 BGP        ---        up     07:11:02.123  Established   ").unwrap();
+        let session =
+            read_session("Mesh_172_25_0_2 BGP        ---        up     07:11:02.123  Established   ").unwrap();
         assert_eq!((session.peer.to_string().as_str(), session.kind), ("172.25.0.2", PeerKind::Mesh));
         assert_eq!((session.state.as_str(), session.info.as_str()), ("up", "Established"));
-        let session = read_session("Global_fd00__1 BGP --- start 07:11:02.123 Active Socket: Connection refused").unwrap();
-        assert_eq!((session.peer.to_string().as_str(), session.info.as_str()), ("fd00::1", "Active Socket: Connection refused"));
+        let session =
+            read_session("Global_fd00__1 BGP --- start 07:11:02.123 Active Socket: Connection refused").unwrap();
+        assert_eq!(
+            (session.peer.to_string().as_str(), session.info.as_str()),
+            ("fd00::1", "Active Socket: Connection refused")
+        );
         assert_eq!(read_session("device1    Device     ---        up     07:11:01.555  "), None);
     }
 

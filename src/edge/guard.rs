@@ -39,7 +39,9 @@ fn script(owner: u32) -> String {
     let [family, table] = TABLE;
     let mark = format!("{ACCEPT_MARK:#x}");
     let drop = |side: &str| {
-        format!("add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop comment \"owner {owner}\"\n")
+        format!(
+            "add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop comment \"owner {owner}\"\n"
+        )
     };
     [
         format!("add table {family} {table} {{ flags owner; }}\n"),

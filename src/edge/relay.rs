@@ -245,14 +245,22 @@ async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed>
     }
 }
 
-/// Reads and drops what a client sends, until it is gone.
-pub(crate) async fn drain(client: &Wire) {
+/// Reads and drops what a client sends, until its FIN. Answers whether there was one.
+pub(crate) async fn read_out(client: &Wire) -> bool {
     let mut dropped = BytesMut::new();
     while let Ok(count) = client.read(&mut dropped).await {
         if count == 0 {
-            return client.hung_up().await;
+            return true;
         }
         dropped.clear();
+    }
+    false
+}
+
+/// Reads and drops what a client sends, until it is gone.
+pub(crate) async fn drain(client: &Wire) {
+    if read_out(client).await {
+        client.hung_up().await;
     }
 }
 

@@ -204,14 +204,14 @@ impl Agent {
         let mut guard = Some(guard);
         let mut synced = self.store.synced();
         let mut sizes = Instant::now() + SIZES_EVERY;
-        let mut audit = Instant::now() + self.audit_every;
+        let mut audited = Instant::now();
         let mut wait = RETRY.0;
         let mut retry: Option<Instant> = None;
         loop {
             // Marks the state as seen before it is read: what comes later wakes the loop again.
             synced.mark_unchanged();
             self.take_in();
-            if self.known.is_some() && retry.is_none_or(|at| at <= Instant::now()) {
+            if self.known.is_some() && retry.is_none() {
                 if self.apply().await {
                     (retry, wait) = (None, RETRY.0);
                 } else {
@@ -219,6 +219,8 @@ impl Agent {
                     wait = (wait * 2).min(RETRY.1);
                 }
             }
+            // The interval may have changed with the snapshot.
+            let audit = audited + self.audit_every;
             let fell = async {
                 match guard.as_mut() {
                     Some(guard) => guard.fallen().await,
@@ -237,21 +239,14 @@ impl Agent {
             };
             match wake {
                 Wake::Stop => return Ok(()),
-                Wake::Snapshot => {
-                    // News may be just what the failed apply lacked.
-                    if retry.is_some() {
-                        retry = Some(Instant::now());
-                    }
-                }
-                Wake::Retry => {}
+                // News may be just what the failed apply lacked.
+                Wake::Snapshot | Wake::Retry => retry = None,
                 Wake::Link(None) => {
                     return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
                 }
                 Wake::Link(Some(event)) => {
                     self.heed(&event);
-                    if retry.is_some() {
-                        retry = Some(Instant::now());
-                    }
+                    retry = None;
                 }
                 Wake::Sizes => {
                     self.look_at_sizes().await;
@@ -260,7 +255,7 @@ impl Agent {
                 Wake::Audit => {
                     self.kernel.doubt(Why::Clock);
                     self.check_interfaces();
-                    audit = Instant::now() + self.audit_every;
+                    audited = Instant::now();
                 }
                 Wake::GuardFell(how) => {
                     tracing::error!(how, "the guard has fallen: raising it again");
@@ -316,7 +311,8 @@ impl Agent {
         let revision = known.unwrap_or_default();
         let mut faults = desired.faults.clone();
         faults.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
-        for (object, why) in faults.iter().filter(|(object, why)| programmed.borrow().faults.get(*object) != Some(*why)) {
+        for (object, why) in faults.iter().filter(|(object, why)| programmed.borrow().faults.get(*object) != Some(*why))
+        {
             tracing::warn!(object, why, "not as it should be");
         }
         let mut keys: BTreeSet<&EndpointKey> = pending.endpoints.iter().chain(kernel.rerouted()).collect();
@@ -373,7 +369,8 @@ impl Agent {
 
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
-        let routed = self.desired.placed().filter(|(_, endpoint)| self.kernel.routes_to(endpoint, &self.desired.routes));
+        let routed =
+            self.desired.placed().filter(|(_, endpoint)| self.kernel.routes_to(endpoint, &self.desired.routes));
         let faults: Vec<(String, String)> = routed
             .filter(|(_, endpoint)| endpoint.is_active())
             .filter_map(|(key, endpoint)| {

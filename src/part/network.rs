@@ -15,7 +15,7 @@ mod creating;
 mod reconcile;
 mod settle;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +66,8 @@ pub(crate) struct Network {
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// The requests of creates that this process has under way: their notes are nobody else's business.
+    creating: Mutex<HashSet<String>>,
 }
 
 /// An endpoint of a container, as the view has it.
@@ -97,6 +99,7 @@ impl Network {
             docker_up: watch::Sender::new(false),
             cursors: Mutex::default(),
             locks: Mutex::default(),
+            creating: Mutex::default(),
         })
     }
 

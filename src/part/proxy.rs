@@ -96,3 +96,6 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
         tracing::error!(%error, "a connection panicked");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,9 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr) -
         peers: BTreeMap::new(),
     };
     let own = BgpScope::Host(host.clone());
-    for (scope, prefix, words) in [(&own, "Node", "peer of this host"), (&BgpScope::Global, "Global", "peer of all hosts")] {
+    for (scope, prefix, words) in
+        [(&own, "Node", "peer of this host"), (&BgpScope::Global, "Global", "peer of all hosts")]
+    {
         let records = snapshot.bgp_peers.iter().filter(|((of, _), _)| of == scope);
         for peer in records.filter_map(|(_, record)| record.readable()) {
             if let IpAddr::V4(address) = peer.ip {
@@ -177,12 +179,18 @@ mod tests {
 
     #[test]
     fn every_address_is_one_session() {
-        assert_eq!(names("", "h1", "172.25.0.1"), ["Global_10_0_0_7 64512", "Node_172_25_0_2 1", "Mesh_172_25_0_9 64511"]);
+        assert_eq!(
+            names("", "h1", "172.25.0.1"),
+            ["Global_10_0_0_7 64512", "Node_172_25_0_2 1", "Mesh_172_25_0_9 64511"]
+        );
     }
 
     #[test]
     fn a_host_is_no_peer_of_itself_under_an_address_that_it_had_before() {
-        assert_eq!(names("", "h5", "172.25.0.10"), ["Global_10_0_0_7 64512", "Mesh_172_25_0_1 64511", "Mesh_172_25_0_2 64513"]);
+        assert_eq!(
+            names("", "h5", "172.25.0.10"),
+            ["Global_10_0_0_7 64512", "Mesh_172_25_0_1 64511", "Mesh_172_25_0_2 64513"]
+        );
     }
 
     #[test]

@@ -224,7 +224,8 @@ impl Entry {
         }
         let digest = hasher.finalize();
         let hash = digest.iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte));
-        let _ = write!(spec, "-m comment --comment \"{COMMENT_PREFIX}{hash:016x} {words}\" {}", self.target);
+        let comment = format!("{COMMENT_PREFIX}{hash:016x} {words}");
+        let _ = write!(spec, "-m comment --comment \"{}\" {}", comment.trim_end(), self.target);
         Line { hash, spec: spec.into() }
     }
 }

@@ -22,9 +22,9 @@ use crate::model::snapshot::{Record, Snapshot};
 use super::chain::{Chain, ChainName};
 use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
+use super::nat;
 use super::routes::Routes;
 use super::sets::{self, SetName, Sets};
-use super::nat;
 
 mod tree;
 
@@ -231,7 +231,11 @@ impl Desired {
                 Some(record) => self.endpoints.insert(key.clone(), record.clone()),
                 None => self.endpoints.remove(&key),
             };
-            if !retag {
+            let brings = |record: &Option<Record<Endpoint>>| {
+                let endpoint = record.as_ref().and_then(Record::readable)?;
+                Some((endpoint.addresses.clone(), endpoint.profiles.clone()))
+            };
+            if !retag && brings(&old) != brings(&new) {
                 if let Some(endpoint) = old.as_ref().and_then(Record::readable) {
                     self.tag_members(endpoint, false, changes);
                 }
@@ -321,7 +325,8 @@ impl Desired {
                 }
                 None => {
                     let name = &endpoint.interface;
-                    let why = format!("its interface {name} is not one of ours: it must be cali and what tells it apart");
+                    let why =
+                        format!("its interface {name} is not one of ours: it must be cali and what tells it apart");
                     self.fault(&key.endpoint, why);
                 }
             },
@@ -367,13 +372,7 @@ impl Desired {
         self.put_routes(&addresses, changes);
     }
 
-    fn put_endpoint(
-        &mut self,
-        suffix: &str,
-        new: &Placed,
-        addresses: &mut BTreeSet<IpAddr>,
-        changes: &mut Changes,
-    ) {
+    fn put_endpoint(&mut self, suffix: &str, new: &Placed, addresses: &mut BTreeSet<IpAddr>, changes: &mut Changes) {
         for chain in filter::endpoint(self.family, &new.key, &new.record, suffix) {
             let text = chain.render();
             // A flip between active and inactive changes no chain, and then none is looked at.
@@ -440,12 +439,14 @@ impl Desired {
             if interfaces.is_empty() {
                 self.routed.remove(address);
             }
-            let name = interfaces.first().and_then(|suffix| self.placed.get(suffix)).map(|p| p.record.interface.clone());
+            let name =
+                interfaces.first().and_then(|suffix| self.placed.get(suffix)).map(|p| p.record.interface.clone());
             let object = format!("route to {address}");
             match &name {
                 Some(name) if interfaces.len() > 1 => {
                     let all: Vec<&str> = interfaces.iter().map(String::as_str).collect();
-                    let why = format!("active endpoints behind cali{} have it; {name} has the route", all.join(", cali"));
+                    let why =
+                        format!("active endpoints behind cali{} have it; {name} has the route", all.join(", cali"));
                     self.faults.insert(object, why);
                 }
                 _ => {
@@ -582,5 +583,7 @@ fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
     }
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -50,7 +50,11 @@ pub(crate) enum ChainStep {
     Append(ChainName, Line),
     Delete(ChainName, Arc<str>),
     /// Takes the old jumps out of a kernel chain and puts the new one first.
-    Jump { kernel: String, old: Vec<Arc<str>>, new: Option<Line> },
+    Jump {
+        kernel: String,
+        old: Vec<Arc<str>>,
+        new: Option<Line>,
+    },
     /// Takes the chain away.
     Remove(ChainName),
 }
@@ -87,9 +91,7 @@ pub(crate) fn steps(wanted: &Table, seen: &SeenTable, only: Option<&BTreeSet<Cha
 
 /// Whether a chain stands as it is wanted.
 pub(crate) fn holds(wanted: &Table, seen: &SeenTable, name: &ChainName) -> bool {
-    steps(wanted, seen, Some(&BTreeSet::from([name.clone()])))
-        .iter()
-        .all(|step| matches!(step, ChainStep::Jump { .. }))
+    steps(wanted, seen, Some(&BTreeSet::from([name.clone()]))).iter().all(|step| matches!(step, ChainStep::Jump { .. }))
 }
 
 fn chain_steps(name: &ChainName, wanted: &Arc<ChainText>, seen: Option<&Vec<SeenLine>>, steps: &mut Vec<ChainStep>) {
@@ -124,9 +126,8 @@ fn jump_steps(wanted: &Table, seen: &SeenTable, steps: &mut Vec<ChainStep>) {
             steps.push(ChainStep::Jump { kernel: (*kernel).to_owned(), old: specs(there), new });
         }
     }
-    let stale = seen.jumps.iter().filter(|(kernel, jumps)| {
-        !jumps.is_empty() && !wanted.jumps.contains_key(kernel.as_str())
-    });
+    let stale =
+        seen.jumps.iter().filter(|(kernel, jumps)| !jumps.is_empty() && !wanted.jumps.contains_key(kernel.as_str()));
     steps.extend(stale.map(|(kernel, jumps)| ChainStep::Jump { kernel: kernel.clone(), old: specs(jumps), new: None }));
 }
 

@@ -139,7 +139,7 @@ fn forward() -> Vec<Entry> {
         Entry::new(matches, target, words)
     };
     let mut entries = Vec::new();
-    entries.extend(both(&[], &Target::Unmark, "a mark of another does not accept"));
+    entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
     entries.extend(both(&[Match::Tracked(Tracked::Established)], &Target::Goto(accept()), "of an allowed connection"));
     entries.push(one(Way::From, &[], Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
@@ -168,7 +168,7 @@ fn input(to_host: ToHost) -> Vec<Entry> {
         ToHost::Return => Target::Return,
         ToHost::Accept => Target::Accept,
     };
-    entries.push(from(Vec::new(), Target::Unmark, "a mark of another does not accept"));
+    entries.push(from(Vec::new(), Target::Unmark, "no other mark counts"));
     entries.push(from(Vec::new(), Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
     entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
@@ -300,6 +300,3 @@ fn port_lists(ports: &[Ports]) -> Vec<Vec<Ports>> {
     }
     lists
 }
-
-#[cfg(test)]
-mod tests;

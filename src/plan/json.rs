@@ -20,8 +20,6 @@ pub(crate) type Span = Range<usize>;
 pub(crate) struct Member {
     /// Decoded: escapes resolved, invalid UTF-8 replaced.
     pub(crate) key: String,
-    /// With its quotes.
-    pub(crate) key_span: Span,
     pub(crate) value: Span,
 }
 
@@ -60,13 +58,13 @@ pub(crate) fn members(bytes: &[u8], span: &Span) -> Option<Vec<Member>> {
     }
     let mut at = skip_space(bytes, span.start + 1);
     while bytes.get(at)? != &b'}' {
-        let key_span = at..skip_string(bytes, at)?;
-        at = skip_space(bytes, key_span.end);
+        let key = at..skip_string(bytes, at)?;
+        at = skip_space(bytes, key.end);
         // The colon.
         let start = skip_space(bytes, at + 1);
         let value = start..skip_value(bytes, start)?;
         at = skip_separator(bytes, value.end);
-        found.push(Member { key: string(bytes, &key_span)?, key_span, value });
+        found.push(Member { key: string(bytes, &key)?, value });
     }
     Some(found)
 }

@@ -23,8 +23,7 @@ pub(crate) fn desired_nat<'p>(family: Family, pools: impl Iterator<Item = &'p Po
         return None;
     }
     let (inside, hidden) = (SetName::pools(family), SetName::masquerade(family));
-    let matches =
-        vec![Match::InSet(End::Source, hidden.clone()), Match::NotInSet(End::Destination, inside.clone())];
+    let matches = vec![Match::InSet(End::Source, hidden.clone()), Match::NotInSet(End::Destination, inside.clone())];
     let entry = Entry::new(matches, Target::Masquerade, "leaves all pools");
     let chain = Chain::ordered(ChainName::fixed(POSTROUTING), vec![entry]);
     let masquerading = pools.iter().filter(|pool| pool.masquerade);

@@ -63,8 +63,7 @@ pub(crate) fn steps_for(address: IpAddr, wanted: &Routes, seen: &BTreeSet<Route>
 /// The steps from what is there to what should be, removals first.
 pub(crate) fn steps(wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
     let full = |route: &&Route| route.net.prefix_len() == route.net.max_prefix_len();
-    let mut steps: Vec<RouteStep> =
-        seen.iter().filter(|route| !full(route)).cloned().map(RouteStep::Remove).collect();
+    let mut steps: Vec<RouteStep> = seen.iter().filter(|route| !full(route)).cloned().map(RouteStep::Remove).collect();
     let addresses: BTreeSet<IpAddr> =
         seen.iter().filter(full).map(|route| route.net.addr()).chain(wanted.keys().copied()).collect();
     steps.extend(addresses.into_iter().flat_map(|address| steps_for(address, wanted, seen)));

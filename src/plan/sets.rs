@@ -236,7 +236,7 @@ pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
 
 /// The steps that take away sets that are no longer wanted. Only once no chain speaks of them.
 pub(crate) fn removals(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
-    let stale = seen.keys().filter(|name| !wanted.contains_key(name) && name.temporary() != **name);
+    let stale = seen.keys().filter(|name| !wanted.contains_key(name));
     stale.cloned().map(SetStep::Destroy).collect()
 }
 
@@ -321,7 +321,8 @@ mod tests {
     #[test]
     fn a_set_of_the_wrong_size_is_built_beside_and_swapped() {
         let wanted = Sets::from([(name("a"), set(&["10.0.0.1"]))]);
-        let seen = parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
+        let seen =
+            parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
         assert_eq!(
             render(&steps(&wanted, &seen)),
             "create calico4-tmp hash:ip family inet maxelem 1048576\nadd calico4-tmp 10.0.0.1\nswap calico4-tmp calico4-t-a\ndestroy calico4-tmp\n"

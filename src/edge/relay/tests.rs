@@ -52,7 +52,8 @@ async fn many_bytes_go_both_ways_at_once() {
         engine_reads.read_to_end(&mut seen_up),
         client_reads.read_to_end(&mut seen_down),
     );
-    (a.unwrap(), b.unwrap());
+    a.unwrap();
+    b.unwrap();
     assert_eq!((c.unwrap(), d.unwrap()), (COUNT, COUNT));
     assert!(seen_up == up && seen_down == down);
     drop((client_reads, engine_reads));
@@ -83,7 +84,19 @@ async fn a_client_that_is_gone_ends_an_idle_stream() {
     assert!(!relay.is_finished(), "a FIN is no goodbye");
     client.set_zero_linger().unwrap();
     drop(client);
-    let end = timeout(Duration::from_secs(4), relay).await;
-    // After a FIN the kernel sends no reset of its own; probes would find out after a minute.
-    assert!(end.is_err() || end.unwrap().unwrap() == End::ClientGone);
+    assert_eq!(timeout(Duration::from_secs(4), relay).await.unwrap().unwrap(), End::ClientGone);
+}
+
+#[tokio::test]
+async fn a_client_may_speak_on_after_the_other_side_has_ended_by_half() {
+    let (mut client, client_wire) = pair();
+    let (mut engine, engine_wire) = pair();
+    let relay = tokio::spawn(async move { tunnel(&client_wire, &engine_wire, BytesMut::new(), BytesMut::new()).await });
+    engine.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    client.write_all(b"more").await.unwrap();
+    let mut more = [0; 4];
+    engine.read_exact(&mut more).await.unwrap();
+    drop(engine);
+    assert_eq!(timeout(Duration::from_secs(4), relay).await.unwrap().unwrap(), End::Finished);
 }

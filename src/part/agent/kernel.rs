@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::edge::ipsets;
 use crate::edge::iptables::{self, Seen, Steps};
 use crate::edge::kernel_routes::KernelRoutes;
-use crate::edge::ipsets;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
@@ -142,9 +142,8 @@ impl Kernel {
     pub(super) async fn compare_sizes(&mut self, wanted: &Sets) {
         match ipsets::sizes().await {
             Ok(sizes) => {
-                let differs = |name: &SetName| {
-                    self.sets.get(name).is_some_and(|set| sizes.get(name) != Some(&set.members.len()))
-                };
+                let differs =
+                    |name: &SetName| self.sets.get(name).is_some_and(|set| sizes.get(name) != Some(&set.members.len()));
                 if wanted.keys().any(differs) {
                     self.doubt(Why::Sizes);
                 }
@@ -234,8 +233,7 @@ impl Kernel {
 
     async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
         let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let mut steps =
-            Steps { filter: diff::steps(&desired.filter, &self.tables.filter, only), nat: Vec::new() };
+        let mut steps = Steps { filter: diff::steps(&desired.filter, &self.tables.filter, only), nat: Vec::new() };
         if scope.look.is_some() || scope.changes.nat {
             steps.nat = diff::steps(&desired.nat, &self.tables.nat, None);
         }
@@ -304,7 +302,9 @@ impl Kernel {
     /// off every container.
     async fn give_up(&mut self, step: &ChainStep, fault: &Fault) {
         self.blame(step.object(), fault.to_string());
-        let (ChainStep::Write(name, _) | ChainStep::Append(name, _) | ChainStep::Delete(name, _)) = step else { return };
+        let (ChainStep::Write(name, _) | ChainStep::Append(name, _) | ChainStep::Delete(name, _)) = step else {
+            return;
+        };
         self.failed.insert(name.clone());
         if !matches!(step, ChainStep::Write(..)) || base_table(ToHost::Drop).chains.contains_key(name) {
             return;

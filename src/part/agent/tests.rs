@@ -1,0 +1,358 @@
+use super::kernel::{Kernel, Why};
+use super::*;
+use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
+use crate::model::snapshot::tests::from_json;
+use crate::plan::chain::{ChainName, ChainText, Line};
+use crate::plan::diff;
+use crate::plan::{routes, sets};
+
+/// Two endpoints on h1, one of them inactive, one on another host, and a masquerade pool.
+const SMALL: &str = r#"{
+    "/calico/v1/ipam/v4/pool/192.168.0.0-16": {"cidr": "192.168.0.0/16", "masquerade": true},
+    "/calico/v1/ipam/v4/pool/0.0.0.0-0": {"cidr": "0.0.0.0/0"},
+    "/calico/v1/policy/profile/web/tags": ["web"],
+    "/calico/v1/policy/profile/web/rules": {"inbound_rules": [
+        {"action": "deny", "protocol": "tcp", "src_net": "10.0.0.0/8", "dst_ports": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,"20:30"]},
+        {"src_tag": "web", "protocol": "icmp", "icmp_type": 8, "icmp_code": 0},
+        {"src_tag": "web", "dst_ports": ["80:81"]},
+        {"protocol": 47}, {"protocol": "sctp", "src_ports": [1]}, {"protocol": "icmpv6"}
+    ], "outbound_rules": [{"action": "allow"}]},
+    "/calico/v1/host/h1/workload/docker/c1/endpoint/aaaa1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "caliaaaa1111aaa", "mac": "02:00:00:00:00:01", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.1/32"]},
+    "/calico/v1/host/h1/workload/docker/c2/endpoint/aaaa2222aaaa1111aaaa1111aaaa1111": {"state": "inactive", "name": "caliaaaa2222aaa", "mac": "02:00:00:00:00:02", "profile_ids": ["web", "gone"], "ipv4_nets": ["192.168.0.2/32", "192.168.0.22/32"]},
+    "/calico/v1/host/h2/workload/docker/c3/endpoint/cccc1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "calicccc1111aaa", "mac": "02:00:00:00:00:03", "profile_ids": ["web"], "ipv4_nets": ["192.168.1.3/32"]}
+}"#;
+
+const LINK: &str =
+    "ip link add caliaaaa1111aaa type veth peer name far && ip link set far up && ip link set caliaaaa1111aaa up";
+
+fn desired(snapshot: &str) -> Desired {
+    let mut desired = Desired::new("h1".parse().unwrap(), Family::V4);
+    desired.update(&from_json(snapshot));
+    desired
+}
+
+fn kernel() -> Kernel {
+    Kernel::new(Family::V4, KernelRoutes::open().unwrap())
+}
+
+/// The steps that are left, of every kind.
+async fn left(desired: &Desired) -> String {
+    let seen = iptables::observe(Family::V4).await.unwrap();
+    let there = crate::edge::ipsets::observe().await.unwrap();
+    let routes = KernelRoutes::open().unwrap().observe(Family::V4).await.unwrap();
+    let filter = diff::steps(&desired.filter, &seen.filter, None);
+    let nat = diff::steps(&desired.nat, &seen.nat, None);
+    let steps = [sets::steps(&desired.sets, &there), sets::removals(&desired.sets, &there)].concat();
+    let moves = routes::steps(&desired.routes, &routes);
+    if filter.is_empty() && nat.is_empty() && steps.is_empty() && moves.is_empty() {
+        return String::new();
+    }
+    format!("{filter:?} {nat:?} {steps:?} {moves:?}")
+}
+
+#[test]
+fn nothing_is_left_to_do_after_an_apply_and_a_strangers_things_stand() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        sh("iptables -N DOCKER; iptables -A FORWARD -j DOCKER; iptables -A DOCKER -j RETURN").await;
+        sh("iptables -t nat -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE").await;
+        sh("ipset create web hash:ip; ipset add web 1.2.3.4; ip route add 10.9.9.9/32 dev lo proto static").await;
+        let wanted = desired(SMALL);
+        assert!(kernel().apply(&wanted, &Changes::default()).await);
+        assert_eq!(left(&wanted).await, "");
+        let empty = desired("{}");
+        assert!(kernel().apply(&empty, &Changes::default()).await);
+        assert_eq!(left(&empty).await, "");
+        assert_eq!(sh("iptables -S DOCKER").await.lines().count(), 2);
+        assert!(sh("iptables -S FORWARD").await.contains("-A FORWARD -j DOCKER"));
+        assert!(sh("iptables -t nat -S POSTROUTING").await.contains("172.17.0.0/16"));
+        assert!(sh_succeeds("ipset test web 1.2.3.4").await);
+        assert!(sh("ip route show 10.9.9.9").await.contains("static"));
+        assert!(!sh("ipset save").await.contains("calico"));
+        assert!(!sh("iptables-save -t nat").await.contains("calico"));
+    });
+}
+
+#[test]
+fn damage_of_every_kind_is_put_right() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        for damage in [
+            "iptables -F",
+            "iptables -I FORWARD -j ACCEPT",
+            "iptables -D FORWARD 1; iptables -D FORWARD 1 || true",
+            "iptables -I calico-po-web -j ACCEPT",
+            "iptables -A calico-from -j ACCEPT",
+            "iptables -F calico-from-aa",
+            "iptables -N calico-stale; iptables -A calico-FORWARD -j calico-stale",
+            "iptables -t nat -F",
+            "ipset flush calico4-t-web",
+            "ipset add calico4-t-web 9.9.9.9",
+            "ipset create calico4-t-old hash:ip",
+            "ip route del 192.168.0.1/32",
+            "ip route add 192.168.0.77/32 dev caliaaaa1111aaa proto 97",
+            "ip route add 192.168.5.0/24 dev caliaaaa1111aaa proto 97",
+            "ip route replace 192.168.0.1/32 dev lo proto 97 metric 7",
+            "nft flush ruleset",
+        ] {
+            sh(damage).await;
+            assert_ne!(left(&wanted).await, "", "{damage}: not seen");
+            kernel.doubt(Why::Clock);
+            assert!(kernel.apply(&wanted, &Changes::default()).await, "{damage}");
+            assert_eq!(left(&wanted).await, "", "{damage}");
+        }
+    });
+}
+
+#[test]
+fn a_change_is_applied_without_looking() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired("{}");
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        let small = from_json(SMALL);
+        for snapshot in [small.clone(), Snapshot::default(), small] {
+            let changes = wanted.update(&snapshot);
+            assert!(kernel.apply(&wanted, &changes).await);
+            assert!(!kernel.looked_at_all());
+            assert_eq!(left(&wanted).await, "");
+        }
+    });
+}
+
+#[test]
+fn one_bad_chain_is_closed_and_the_rest_is_programmed() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired(SMALL);
+        let bad = ChainName::of("pi", "web");
+        let line = Line { hash: 1, spec: "-j NOSUCHTARGET".into() };
+        let text = ChainText { ordered: true, lines: vec![line] };
+        wanted.filter.chains.insert(bad.clone(), Arc::new(text));
+        let mut kernel = kernel();
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        assert_eq!(kernel.faults().map(|(object, _)| object.as_str()).collect::<Vec<_>>(), ["chain calico-pi-web"]);
+        assert!(sh("iptables -S calico-pi-web").await.contains("-j DROP"));
+        let good = desired(SMALL);
+        let (_, endpoint) = good.placed().next().unwrap();
+        assert!(kernel.holds(endpoint) && kernel.routes_to(endpoint, &good.routes));
+        assert!(kernel.apply(&good, &Changes::default()).await);
+        assert_eq!(left(&good).await, "");
+    });
+}
+
+#[test]
+fn a_missing_interface_is_the_fault_of_its_endpoint_only() {
+    in_own_network(|| async {
+        let wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        let faults: Vec<_> = kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].starts_with("aaaa1111aaaa1111aaaa1111aaaa1111: route 192.168.0.1"), "{faults:?}");
+        sh(LINK).await;
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        assert!(!kernel.looked_at_all());
+        assert_eq!(left(&wanted).await, "");
+    });
+}
+
+#[test]
+fn the_first_steps_keep_what_an_earlier_run_left() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let wanted = desired(SMALL);
+        assert!(kernel().apply(&wanted, &Changes::default()).await);
+        sh("iptables -D FORWARD 1; iptables -F calico-FORWARD; iptables -X calico-from-xx || true").await;
+        let run_dir = tempfile::tempdir().unwrap();
+        let settings =
+            AgentSettings { run_dir: run_dir.path().to_owned(), host_ip: Ipv4Addr::new(10, 0, 0, 1), bgp: false };
+        let prepared = prepare(&settings).await.unwrap();
+        assert_eq!(left(&wanted).await, "");
+        sh("nft flush ruleset").await;
+        let rules = sh("nft list ruleset").await;
+        assert!(rules.contains("calico-guard") && rules.contains("oifname \"cali*\""), "{rules}");
+        drop(prepared);
+    });
+}
+
+#[test]
+fn a_second_guard_waits_until_the_first_is_gone() {
+    in_own_network(|| async {
+        let spawner = Spawner::new().unwrap();
+        let first = Guard::raise(&spawner).await.unwrap();
+        let second = async { Guard::raise(&spawner).await.unwrap() };
+        let end = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            drop(first);
+        };
+        let (_second, ()) = tokio::join!(second, end);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(sh("nft list ruleset").await.matches("comment \"owner").count(), 2);
+    });
+}
+
+/// A container: a namespace behind an interface of ours, with an address; lives as long as the value.
+struct Container {
+    child: std::process::Child,
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Container {
+    async fn new(interface: &str, mac: &str, address: &str) -> Self {
+        let child = std::process::Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
+        let container = Container { child };
+        let pid = container.child.id();
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        while std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == own) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sh(&format!("ip link add {interface} type veth peer name eth1 address {mac} netns {pid}")).await;
+        sysctl::apply_to_interface(&interface.parse().unwrap()).unwrap();
+        sh(&format!("ip link set {interface} up")).await;
+        container
+            .sh(&format!(
+                "ip link set lo up; ip link set eth1 up; ip addr add {address}/32 dev eth1; \
+                 ip route add 10.0.0.1 dev eth1; ip route add default via 10.0.0.1"
+            ))
+            .await;
+        container
+    }
+
+    async fn sh(&self, line: &str) -> String {
+        sh(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.child.id())).await
+    }
+
+    async fn reaches(&self, address: &str) -> bool {
+        let pid = self.child.id();
+        sh_succeeds(&format!("nsenter --net=/proc/{pid}/ns/net ping -c 1 -W 1 {address}")).await
+    }
+}
+
+#[test]
+fn packets_go_where_policy_lets_them_and_nowhere_else() {
+    in_own_network(|| async {
+        sh("sysctl -qw net.ipv4.ip_forward=1; ip addr add 10.0.0.1/32 dev lo").await;
+        let text = SMALL.replace("\"inactive\"", "\"active\"").replace(
+            r#"{"src_tag": "web", "protocol": "icmp", "icmp_type": 8, "icmp_code": 0}"#,
+            r#"{"src_tag": "web", "protocol": "icmp"}"#,
+        );
+        let wanted = desired(&text);
+        let one = Container::new("caliaaaa1111aaa", "02:00:00:00:00:01", "192.168.0.1").await;
+        let two = Container::new("caliaaaa2222aaa", "02:00:00:00:00:02", "192.168.0.2").await;
+        let stranger = Container::new("calistray", "02:00:00:00:00:09", "192.168.0.9").await;
+        sh("ip route add 192.168.0.9/32 dev calistray").await;
+        let guard = Guard::raise(&Spawner::new().unwrap()).await.unwrap();
+        assert!(!one.reaches("192.168.0.2").await, "the guard stands before any chain");
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        assert!(one.reaches("192.168.0.2").await);
+        assert!(two.reaches("192.168.0.1").await);
+        assert!(!one.reaches("192.168.0.9").await, "to an interface that nobody knows");
+        assert!(!stranger.reaches("192.168.0.1").await, "from an interface that nobody knows");
+        assert!(!one.reaches("10.0.0.1").await, "the host is closed");
+        assert!(sh_succeeds("ping -c 1 -W 1 192.168.0.1").await, "the host reaches its containers");
+        one.sh("ip addr add 192.168.0.2/32 dev eth1").await;
+        let pid = one.child.id();
+        let spoofed = format!("nsenter --net=/proc/{pid}/ns/net ping -c 1 -W 1 -I 192.168.0.2 192.168.0.22");
+        assert!(!sh_succeeds(&spoofed).await, "under another's address");
+        one.sh("ip addr del 192.168.0.2/32 dev eth1; ip link set eth1 address 02:00:00:00:00:07").await;
+        assert!(!one.reaches("192.168.0.2").await, "from another MAC");
+        one.sh("ip link set eth1 address 02:00:00:00:00:01").await;
+        assert!(one.reaches("192.168.0.2").await);
+        sh("iptables -F; nft flush ruleset").await;
+        assert!(!one.reaches("192.168.0.2").await, "a flush opens nothing");
+        drop(guard);
+    });
+}
+
+#[test]
+fn the_loop_follows_etcd_and_mends_what_is_damaged() {
+    in_own_network(|| async {
+        let spawner = Spawner::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let args = format!(
+            "--data-dir {} --listen-peer-urls http://127.0.0.1:2380 --listen-client-urls http://127.0.0.1:2379 \
+             --advertise-client-urls http://127.0.0.1:2379 --log-level error --unsafe-no-fsync",
+            folder.path().join("etcd").display()
+        );
+        let args = args.split_whitespace().map(str::to_owned).collect();
+        let start = crate::edge::exec::Start { program: "etcd".to_owned(), args, input: false, output: false };
+        let etcd_child = spawner.start(start).await.unwrap();
+        let address = crate::edge::etcd::EtcdAddress {
+            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
+            ca: None,
+            identity: None,
+        };
+        let etcd = crate::edge::etcd::Etcd::connect(&address).await.unwrap();
+
+        let settings =
+            AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
+        let prepared = prepare(&settings).await.unwrap();
+        let (store, stop) = (Arc::new(Store::new()), CancellationToken::new());
+        let (sender, mut programmed) = watch::channel(Programmed::default());
+        let watching = {
+            let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
+            async move { store.run(&etcd, &stop).await }
+        };
+        let agent = run(prepared, "h1".parse().unwrap(), store, sender, settings, stop.clone());
+        let story = async {
+            let id: EndpointId = "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap();
+            let put =
+                async |path: String, value: String| sh(&format!("ETCDCTL_API=3 etcdctl put '{path}' '{value}'")).await;
+            let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(SMALL).unwrap();
+            for (path, value) in map {
+                put(path, value.to_string()).await;
+            }
+            wait(&mut programmed, |now| {
+                now.endpoints.get(&id).is_some_and(|one| !one.active) && now.endpoints.len() == 2
+            })
+            .await;
+            assert!(programmed.borrow().faults[id.as_str()].contains("no such interface"));
+            sh(LINK).await;
+            wait(&mut programmed, |now| now.endpoints[&id].active && now.in_sync && now.bird == BirdState::Up).await;
+            assert_eq!(programmed.borrow().faults.keys().collect::<Vec<_>>(), ["profile gone"]);
+            sh("ip link set caliaaaa1111aaa down; ip link set caliaaaa1111aaa up").await;
+            until("the route is back", "ip route show proto 97 | grep -q 192.168.0.1").await;
+            sh("ipset flush calico4-t-web").await;
+            until("the set is whole again", "ipset test calico4-t-web 192.168.1.3").await;
+            put("/calico/v1/config/IptablesRefreshInterval".to_owned(), "1".to_owned()).await;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            sh("iptables -D FORWARD 1; iptables -F calico-po-web").await;
+            let mended = "iptables -S FORWARD 1 | grep -q calico-FORWARD && iptables -S calico-po-web | grep -q allow";
+            until("the chains are mended", mended).await;
+            sh("ETCDCTL_API=3 etcdctl del --prefix /calico/v1/host/h1/workload").await;
+            wait(&mut programmed, |now| now.endpoints.is_empty()).await;
+            assert!(!sh("iptables-save; ip route show proto 97").await.contains("aaaa1111"));
+            stop.cancel();
+        };
+        let (ended, (), ()) = tokio::join!(agent, watching, story);
+        ended.unwrap();
+        drop(etcd_child);
+    });
+}
+
+async fn wait(programmed: &mut watch::Receiver<Programmed>, done: impl Fn(&Programmed) -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), programmed.wait_for(|now| done(now))).await.is_ok();
+    assert!(waited, "not there: {:?}", programmed.borrow());
+}
+
+async fn until(what: &str, line: &str) {
+    for _ in 0..100 {
+        if sh_succeeds(line).await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not within 5 s: {what}");
+}

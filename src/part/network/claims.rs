@@ -397,6 +397,12 @@ impl Network {
         }
     }
 
+    /// Lets go of a create whose end nobody knows, because the connection to dockerd broke: if the container is there, the
+    /// next comparison binds it.
+    pub(crate) fn lose(&self, prepared: &Prepared) {
+        self.lose_sight(&prepared.request);
+    }
+
     /// Removes the record of an endpoint and the claims that it owns, in one transaction.
     pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
         let mut writes = vec![Write::Delete(Key::Endpoint(key.clone()))];

@@ -84,3 +84,30 @@ fn reason(status: u16) -> &'static str {
         _ => "Internal Server Error",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::head::parse_request;
+    use super::*;
+
+    fn answer(request: &str) -> String {
+        let request = parse_request(request.as_bytes(), false).unwrap().unwrap();
+        String::from_utf8(Manner::of(&request).fault(&Fault::Conflict("claim \"x\": taken".to_owned()))).unwrap()
+    }
+
+    #[test]
+    fn errors_are_shaped_as_dockers_of_the_same_version() {
+        assert_eq!(
+            answer("POST /v1.41/containers/create HTTP/1.1\r\n\r\n"),
+            "HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 41\r\n\r\n{\"message\":\"calico: claim \\\"x\\\": taken\"}\n"
+        );
+        assert_eq!(
+            answer("POST /v1.23/containers/create HTTP/1.0\r\n\r\n"),
+            "HTTP/1.0 409 Conflict\r\nContent-Type: text/plain; charset=utf-8\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\nContent-Length: 25\r\n\r\ncalico: claim \"x\": taken\n"
+        );
+        assert!(
+            answer("HEAD /_ping HTTP/1.1\r\nConnection: close\r\n\r\n")
+                .ends_with("Connection: close\r\nContent-Length: 41\r\n\r\n")
+        );
+    }
+}

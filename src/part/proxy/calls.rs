@@ -18,7 +18,7 @@ use super::head;
 use super::upstream::{Behind, Gathered, Upstream};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
-use crate::part::network::{Network, Prepared};
+use crate::part::network::Network;
 use crate::plan::body;
 use crate::plan::call::Call;
 
@@ -142,14 +142,29 @@ async fn create(
     let prepared = network.prepare(ask).await?;
     let mut request = head::reframed(head, edited.len());
     request.extend_from_slice(&edited);
+    if let Err(fault) = upstream.connect().await {
+        network.abandon(prepared).await;
+        return Err(fault);
+    }
     let reply = match upstream.exchange(&request).await {
         Ok(reply) => reply,
         Err(fault) => {
-            network.abandon(prepared).await;
+            // dockerd may have made the container before the connection broke.
+            network.lose(&prepared);
             return Err(fault);
         }
     };
-    let Some(id) = created(&reply) else { return Ok(not_created(network, prepared, reply).await) };
+    let id = match created(&reply) {
+        Ok(Some(id)) => id,
+        Ok(None) => {
+            network.abandon(prepared).await;
+            return Ok(Said::docker(reply));
+        }
+        Err(fault) => {
+            network.lose(&prepared);
+            return Err(fault);
+        }
+    };
     let warnings = network.bind(prepared, &id).await?;
     Ok(match body::with_warnings(&reply.body, &warnings) {
         Some(edited) => Said::edited(&reply, &edited),
@@ -157,14 +172,14 @@ async fn create(
     })
 }
 
-/// The id of the container that dockerd says it made.
-fn created(reply: &Gathered) -> Option<ContainerId> {
-    if reply.status == 201 { body::created_id(&reply.body) } else { None }
-}
-
-async fn not_created(network: &Network, prepared: Prepared, reply: Gathered) -> Said {
-    network.abandon(prepared).await;
-    Said::docker(reply)
+/// The id of the container that dockerd says it made; `None` if it made none.
+fn created(reply: &Gathered) -> Result<Option<ContainerId>, Fault> {
+    if reply.status != 201 {
+        return Ok(None);
+    }
+    let id = body::created_id(&reply.body);
+    // Passed on, this would be a success without a network.
+    id.map(Some).ok_or_else(|| Fault::World("read dockerd's reply to the create: it names no container id".to_owned()))
 }
 
 /// A start or restart: dockerd's success is told only when the network stands too.

@@ -123,7 +123,7 @@ where
                 self.client.finish();
                 if !self.client_ended {
                     // A client that takes longer has had its time.
-                    let _ = timeout(LINGER, relay::drain(&self.client)).await;
+                    let _ = timeout(LINGER, relay::read_out(&self.client)).await;
                 }
             }
             Then::Reset => self.client.reset_on_close(),
@@ -176,7 +176,7 @@ where
                 }
                 Ok(0) | Err(_) => return Err(Then::Close),
             },
-            () = self.stop.cancelled(), if is_idle => return Err(Then::Close),
+            () = self.stop.cancelled(), if is_idle => return Err(Then::Drop),
         }
         Ok(())
     }
@@ -243,18 +243,23 @@ where
 
     /// Gathers a request of ours and has the service answer it.
     async fn ours(&mut self, request: Request) -> Then {
-        let is_create = matches!(request.classified.call, Call::Create { .. });
+        let must_be_read = match request.classified.call {
+            Call::Create { .. } => true,
+            // It may carry a HostConfig, which is no longer what the create's was.
+            Call::Start { .. } => request.classified.is_before_1_24(),
+            _ => false,
+        };
         let body = match self.gather(&request).await {
             Ok(body) => body,
             Err(Ungathered::Gone) => return Then::Drop,
             // dockerd may say what it thinks of it; nothing that we edit is in it.
-            Err(_) if !is_create => return self.pass(&request).await,
+            Err(_) if !must_be_read => return self.pass(&request).await,
             Err(why) => {
                 let (status, cause) = match why {
                     Ungathered::TooLong => (413, format!("it is longer than {LONGEST_BODY} bytes")),
                     _ => (400, "it is not whole, or its framing is broken".to_owned()),
                 };
-                let text = format!("read the body of the create request: {cause}");
+                let text = format!("read the body of the request: {cause}");
                 let answer = Manner::of(&request).closing().error(status, &text);
                 return self.say(&answer, Then::Close).await;
             }

@@ -125,7 +125,7 @@ pub(crate) fn parse_request(bytes: &[u8], guarded: bool) -> Option<Result<Reques
     let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
     let mut parsed = httparse::Request::new(room(head, &mut few, &mut many));
     let request = match parsed.parse(words) {
-        Ok(httparse::Status::Complete(_)) => read_request(&parsed, length, guarded),
+        Ok(httparse::Status::Complete(count)) if count == length => read_request(&parsed, length, guarded),
         _ => None,
     };
     Some(request.ok_or(Unreadable::Shown(length)))
@@ -195,7 +195,7 @@ pub(crate) fn parse_reply(bytes: &[u8], to_head: bool) -> Option<Result<Reply, (
     let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
     let mut parsed = httparse::Response::new(room(head, &mut few, &mut many));
     let reply = match parsed.parse(head) {
-        Ok(httparse::Status::Complete(_)) => read_reply(&parsed, length, to_head),
+        Ok(httparse::Status::Complete(count)) if count == length => read_reply(&parsed, length, to_head),
         _ => None,
     };
     Some(reply.ok_or(()))

@@ -71,14 +71,6 @@ impl Listener {
             Listener::Unix(listener) => Ok(Wire::Unix(listener.accept().await?.0)),
         }
     }
-
-    /// Where this socket really is, the port chosen by the kernel included; `None` for a unix socket.
-    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(_) => None,
-        }
-    }
 }
 
 /// Begins to listen.

@@ -142,3 +142,71 @@ impl Upstream {
         Gathered { status, is_json: is_json && is_whole, raw, head_length, body, then }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What is gathered from a dockerd that answers a request with some bytes and then closes, or not.
+    async fn gathered(reply: &str, closes: bool) -> Result<Gathered, Fault> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let engine = UnixListener::bind(&path).unwrap();
+        let reply = reply.to_owned();
+        let dockerd = tokio::spawn(async move {
+            let mut stream = engine.accept().await.unwrap().0;
+            let mut request = [0; 4];
+            stream.read_exact(&mut request).await.unwrap();
+            for byte in reply.bytes() {
+                stream.write_all(&[byte]).await.unwrap();
+            }
+            if !closes {
+                let _ = stream.read(&mut request).await;
+            }
+        });
+        let mut upstream = Upstream::new(Arc::new(Engine::Unix(path.clone())));
+        let gathered = upstream.exchange(b"call").await;
+        drop(upstream);
+        dockerd.await.unwrap();
+        gathered
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_gathered_however_it_is_framed() {
+        for (reply, closes, then) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", false, Behind::Next),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", false, Behind::Next),
+            ("HTTP/1.0 200 OK\r\n\r\n{}", true, Behind::Nothing),
+        ] {
+            let found =
+                gathered(&reply.replace("OK\r\n", "OK\r\nContent-Type: application/json\r\n"), closes).await.unwrap();
+            assert_eq!(
+                (found.status, found.is_json, found.body.as_slice()),
+                (200, true, b"{}".as_slice()),
+                "{reply:?}"
+            );
+            assert_eq!(found.then, then, "{reply:?}");
+            let edited = String::from_utf8(found.with_body(b"[1]").to_vec()).unwrap();
+            assert!(
+                edited.ends_with("OK\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n[1]"),
+                "{edited:?}"
+            );
+        }
+        let found =
+            gathered("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nA: b\r\n\r\n", false).await.unwrap();
+        assert_eq!((found.status, &found.raw[..]), (204, b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n".as_slice()));
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_cut_is_passed_as_it_is_and_one_that_never_came_is_a_fault() {
+        let cut = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{}";
+        let found = gathered(cut, true).await.unwrap();
+        assert_eq!((found.then, found.is_json, &found.raw[..]), (Behind::Nothing, false, cut.as_bytes()));
+        for reply in ["", "HTTP/1.1 2", "junk\r\n\r\n"] {
+            assert!(matches!(gathered(reply, true).await, Err(Fault::DockerAway(_))), "{reply:?}");
+        }
+    }
+}

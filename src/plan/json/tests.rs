@@ -30,7 +30,6 @@ fn members_are_found_with_decoded_keys() {
     let found = members(text.as_bytes(), &span).unwrap();
     let read: Vec<(&str, &str)> = found.iter().map(|m| (m.key.as_str(), &text[m.value.clone()])).collect();
     assert_eq!(read, [("a", "1"), ("b\n", "[ ]"), ("c", r#"{"d":null}"#), ("a", "\"x\"")]);
-    assert_eq!(&text[found[1].key_span.clone()], r#""\u0062\n""#);
 }
 
 #[test]
