@@ -21,16 +21,16 @@ impl Samples {
         self.0.len()
     }
 
-    /// The sample below which a share of all lies (nearest rank).
-    pub(crate) fn quantile(&self, share: f64) -> f64 {
+    /// The sample below which so many of a thousand lie (nearest rank).
+    pub(crate) fn quantile(&self, of_thousand: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
-        let rank = (share * sorted.len() as f64).ceil() as usize;
+        let rank = (of_thousand * sorted.len()).div_ceil(1000);
         sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
     }
 
     pub(crate) fn median(&self) -> f64 {
-        self.quantile(0.5)
+        self.quantile(500)
     }
 
     /// Where the difference of the medians to another kind lies with 95 % confidence (bootstrap, 2,000 draws).
@@ -39,7 +39,7 @@ impl Samples {
         for _ in 0..2000 {
             differences.push_ms(self.drawn(dice).median() - other.drawn(dice).median());
         }
-        (differences.quantile(0.025), differences.quantile(0.975))
+        (differences.quantile(25), differences.quantile(975))
     }
 
     fn drawn(&self, dice: &mut Dice) -> Samples {
@@ -99,7 +99,8 @@ pub(crate) fn signed(value: f64) -> String {
 
 /// What Prometheus text says of one span.
 pub(crate) struct Span {
-    pub(crate) count: u64,
+    /// A whole number, as Prometheus writes all numbers.
+    pub(crate) count: f64,
     pub(crate) p50: String,
     pub(crate) p99: String,
 }
@@ -114,7 +115,7 @@ pub(crate) fn span(text: &str, metric: &str) -> Outcome<Option<Span>> {
         let value: f64 = value.parse()?;
         let label = |key: &str| name.split_once(&format!("{key}=\"")).and_then(|(_, rest)| rest.split('"').next());
         if name.starts_with(&format!("{metric}_count")) {
-            count = Some(value as u64);
+            count = Some(value);
         } else if let Some(quantile) = label("quantile") {
             quantiles.push((quantile.parse::<f64>()?, value));
         } else if let Some(bound) = label("le") {
@@ -124,7 +125,7 @@ pub(crate) fn span(text: &str, metric: &str) -> Outcome<Option<Span>> {
     let Some(count) = count else { return Ok(None) };
     let read = |share: f64| {
         let exact = quantiles.iter().find(|(quantile, _)| (quantile - share).abs() < 1e-9);
-        let bucket = buckets.iter().find(|(_, below)| *below >= share * count as f64);
+        let bucket = buckets.iter().find(|(_, below)| *below >= share * count);
         match (exact, bucket) {
             (Some((_, seconds)), _) => ms(seconds * 1e3),
             (None, Some((bound, _))) => format!("≤ {}", ms(bound * 1e3)),

@@ -124,7 +124,7 @@ impl Lab {
             .spawn()
             .map_err(|error| format!("start dockerd: {error}"))?;
         let lab = Lab { folder, dockerd, node: None };
-        until("start dockerd", Duration::from_secs(60), || docker::Engine::new(&lab.docker_socket()).ping())?;
+        until("start dockerd", Duration::from_mins(1), || docker::Engine::new(&lab.docker_socket()).ping())?;
         lab.make_image()?;
         Ok(lab)
     }
@@ -171,7 +171,7 @@ impl Lab {
             .spawn()
             .map_err(|error| format!("start calico-node: {error}"))?;
         self.node = Some(node);
-        until("start calico-node", Duration::from_secs(60), || get("/readyz").map(|_| ())).map_err(|error| {
+        until("start calico-node", Duration::from_mins(1), || get("/readyz").map(|_| ())).map_err(|error| {
             let log = fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(15).collect();
             format!("{error}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n")).into()

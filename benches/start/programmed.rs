@@ -225,7 +225,7 @@ fn record(lab: &mut Lab, recorder: &Recorder, fakes: std::ops::Range<usize>, ext
         last = Some(fake.mark);
     }
     if let Some(last) = last {
-        until("program the endpoints", Duration::from_secs(120), || {
+        until("program the endpoints", Duration::from_mins(2), || {
             if run("iptables", &["-S"])?.contains(&last) {
                 Ok(())
             } else {
@@ -277,9 +277,9 @@ pub(crate) fn measure(lab: &mut Lab, samples: usize, sizes: &[usize]) -> Outcome
             ms(node.median()),
             ms(hand.median()),
             signed(node.median() - hand.median()),
-            ms(node.quantile(0.99)),
-            ms(hand.quantile(0.99)),
-            signed(node.quantile(0.99) - hand.quantile(0.99)),
+            ms(node.quantile(990)),
+            ms(hand.quantile(990)),
+            signed(node.quantile(990) - hand.quantile(990)),
         ]);
     }
     let head = [

@@ -79,7 +79,7 @@ pub(crate) fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
             kind.to_string(),
             times.start.len().to_string(),
             ms(times.start.median()),
-            ms(times.start.quantile(0.99)),
+            ms(times.start.quantile(990)),
             if first { String::new() } else { signed(times.start.median() - base.start.median()) },
             if first { String::new() } else { format!("{} … {}", signed(low), signed(high)) },
             ms(times.create.median()),
@@ -96,7 +96,7 @@ pub(crate) fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
 pub(crate) fn report_wiring() -> Outcome<()> {
     const METRIC: &str = "calico_wiring_seconds";
     let row = match span(&get("/metrics")?, METRIC)? {
-        Some(span) => vec![METRIC.to_owned(), span.count.to_string(), span.p50, span.p99],
+        Some(span) => vec![METRIC.to_owned(), format!("{:.0}", span.count), span.p50, span.p99],
         None => vec![METRIC.to_owned(), "0".to_owned(), "not told".to_owned(), "not told".to_owned()],
     };
     table("Wiring alone, from the node's own metric", &["metric", "n", "p50 ms", "p99 ms"], &[row]);

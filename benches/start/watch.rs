@@ -1,4 +1,4 @@
-//! The kernel's own word on when a chain came and went: nf_tables tells every commit on netlink, with the names of new chains in it.
+//! The kernel's own word on when a chain came and went: `nf_tables` tells every commit on netlink, with the names of new chains in it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
