@@ -358,7 +358,9 @@ impl Desired {
                     addresses.insert(*address);
                 }
                 if new.is_none() {
-                    Way::BOTH.map(|way| self.remove_chain(way.endpoint_chain(suffix), changes));
+                    for way in Way::BOTH {
+                        self.remove_chain(way.endpoint_chain(suffix), changes);
+                    }
                     self.tree.remove(suffix, &mut grown);
                 }
             } else {
@@ -487,7 +489,9 @@ impl Desired {
             if self.uses.contains_key(&name) {
                 self.put_profile(snapshot, &name, &mut tags, changes);
             } else {
-                Way::BOTH.map(|way| self.remove_chain(way.profile_chain(&name), changes));
+                for way in Way::BOTH {
+                    self.remove_chain(way.profile_chain(&name), changes);
+                }
             }
         }
         for tag in tags {
