@@ -1,9 +1,75 @@
-//! Calico for plain Docker.
+//! Calico for plain Docker: containers with real, routed addresses and a policy, without an overlay or NAT.
+//!
+//! The datastore says what should be. Pure functions turn one host's view of it into values that one can print, compare
+//! and test. Thin hands look at the kernel and close the gap. Everything that enters (a Docker call, a key in etcd, a
+//! command line) is parsed once, at the door, into a typed value; inside there are only typed values.
+//!
+//! ```text
+//!  docker CLI, compose, SDKs          calicoctl                     other hosts
+//!         │ Docker API :2377             │ etcd · control socket        ▲ BGP
+//!         ▼                              ▼                              │
+//!   ┌───────────┐  wires veth   ┌──────────────┐  routes, ipsets,  ┌────┴────┐
+//!   │   proxy   │──────────────▶│   kernel     │◀──── chains ──────│  agent  │──▶ BIRD
+//!   └─────┬─────┘               └──────────────┘                   └────▲────┘
+//!         │ forwards             endpoint, IP claim                     │ watch
+//!         ▼                          ▼                                  │
+//!      dockerd                     etcd v3 ─────────────────────────────┘
+//! ```
+//!
+//! # Floors
+//!
+//! A module uses only lower floors; a test reads the `use` lines and fails on one that goes up.
+//!
+//! | floor | module | what it holds |
+//! | --- | --- | --- |
+//! | 0 | `model` | the words of the field: names, keys, records, the snapshot of the datastore |
+//! | 1 | `plan` | every decision, as pure functions: which call a request is, which address a container gets, what chains, sets, routes and BIRD's configuration should be, and the steps from what is to what should be |
+//! | 2 | `edge` | the hands: etcd, dockerd, netlink, iptables, ipset, nft, BIRD, child processes; each outside crate is named in one file |
+//! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, and `calicoctl` |
+//! | 4 | `config`, `log`, `run` | the frame: reads the flags, starts the parts, joins them |
+//!
+//! # One container, from create to destroy
+//!
+//! 1. `POST /containers/create` with `CALICO_IP` in its environment: the proxy claims the address in etcd, changes the
+//!    network mode to `none`, forwards, and binds the claim to the container's id in the same transaction that writes the
+//!    endpoint's record as `inactive`. The agent programs chains and sets: the policy stands before the process does.
+//! 2. `POST /containers/…/start`: the proxy forwards, then `part::network` wires a veth pair whose peer is born in the
+//!    container's namespace, marks the record `active` and waits until the agent has routed it. Only then is the reply
+//!    passed on. If any of it fails, it is undone and the container stopped.
+//! 3. The process ends, however: Docker's event makes `settle` look at the container; interface and route go, the record
+//!    is `inactive`, the address stays.
+//! 4. The container is destroyed: record and claim go in one transaction.
+//!
+//! The same `settle` serves the proxy, the events and the periodic comparison of all containers with all records, so what
+//! passed the proxy by is mended too.
+//!
+//! # What protects a container
+//!
+//! Chains reached by a dispatch on the interface decide; what they accept carries a mark; a last rule drops what comes
+//! from or goes to a `cali*` interface without it. Behind that stands the guard, an nft table of which the node is the
+//! owner: it drops what has no mark even when somebody flushes all of iptables.
 #![deny(unsafe_op_in_unsafe_fn)]
+
+use std::process::ExitCode;
 
 mod config;
 mod edge;
+#[cfg(test)]
+mod house;
 mod log;
 mod model;
 mod part;
 mod plan;
+mod run;
+
+/// Runs `calico-node` with the arguments and the environment of this process.
+#[must_use]
+pub fn calico_node_main() -> ExitCode {
+    run::node()
+}
+
+/// Runs `calicoctl` with the arguments and the environment of this process.
+#[must_use]
+pub fn calicoctl_main() -> ExitCode {
+    part::ctl::calicoctl_main()
+}

@@ -8,4 +8,5 @@ pub(crate) mod defaults;
 pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod proxy;
+pub(crate) mod status;
 pub(crate) mod store;

@@ -46,6 +46,8 @@ pub(crate) enum When {
     Present(Key),
     /// The key was last written at this revision.
     At(Key, i64),
+    /// No key below this path was written after this revision. Deletions do not count.
+    Quiet(String, i64),
 }
 
 /// What a transaction writes.
@@ -199,6 +201,9 @@ impl Etcd {
                 When::Absent(key) => Compare::version(key.path(), CompareOp::Equal, 0),
                 When::Present(key) => Compare::version(key.path(), CompareOp::Greater, 0),
                 When::At(key, revision) => Compare::mod_revision(key.path(), CompareOp::Equal, *revision),
+                When::Quiet(path, revision) => {
+                    Compare::mod_revision(path.clone(), CompareOp::Less, *revision + 1).with_prefix()
+                }
             })
             .collect();
         let operations: Vec<TxnOp> = writes

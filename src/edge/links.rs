@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
-use crate::model::name::{IfName, Mac};
+use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
 use crate::plan::address::Connected;
 use crate::plan::wiring::{HOST_MAC, LINK_GROUP, Wiring};
 
@@ -93,13 +93,31 @@ impl Netlink {
         }
     }
 
-    /// Makes the pair, the container's end inside `netns` and up, the host's end down.
+    /// Removes every link of our group whose name begins as ours do; answers how many there were.
+    pub(crate) async fn remove_ours(&self) -> Result<usize, Fault> {
+        let mut links = self.handle.link().get().execute();
+        let mut ours = Vec::new();
+        while let Some(message) = links.try_next().await.map_err(fault("list the host's interfaces".to_owned()))? {
+            let grouped = message.attributes.contains(&LinkAttribute::Group(LINK_GROUP));
+            let name = message.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => name.parse::<IfName>().ok(),
+                _ => None,
+            });
+            ours.extend(name.filter(|name| grouped && name.as_str().starts_with(INTERFACE_PREFIX)));
+        }
+        for name in &ours {
+            self.remove(name).await?;
+        }
+        Ok(ours.len())
+    }
+
+    /// Makes the pair, the container's end inside `netns`. Both ends are down: the kernel cannot open one before it knows
+    /// the other (linux drivers/net/veth.c, `veth_open`).
     pub(crate) async fn add_pair(&self, wiring: &Wiring, netns: &Netns) -> Result<(), Fault> {
         let peer = LinkMessageBuilder::<LinkUnspec>::default()
             .name(wiring.container_interface.to_string())
             .address(wiring.mac.0.to_vec())
             .setns_by_fd(netns.raw_fd())
-            .up()
             .build();
         let pair = LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(InfoKind::Veth)
             .name(wiring.host_interface.to_string())
@@ -118,14 +136,15 @@ impl Netlink {
         self.handle.link().set(message).execute().await.map_err(fault(format!("set interface {name} up")))
     }
 
-    /// Gives the container's end its addresses and routes. To be called on a socket inside the container's namespace,
-    /// once the host's end is up: the kernel takes no route through a link without carrier.
+    /// Sets the container's end up and gives it its addresses and routes. To be called on a socket inside the container's
+    /// namespace, once the host's end is up.
     pub(crate) async fn address(&self, wiring: &Wiring) -> Result<(), Fault> {
         let name = &wiring.container_interface;
         let link = self
             .link(name)
             .await?
             .ok_or_else(|| Fault::World(format!("give {name} its addresses: there is no such interface")))?;
+        self.set_up(name).await?;
         for address in &wiring.addresses {
             let add = self.handle.address().add(link.index, IpAddr::V4(*address), 32).replace();
             add.execute().await.map_err(fault(format!("give {name} its address {address}")))?;
@@ -160,7 +179,7 @@ impl Netlink {
         let mut found = self.handle.address().get().execute();
         while let Some(message) = found.try_next().await.map_err(doing())? {
             let interface = names.get(&message.header.index).cloned().unwrap_or_default();
-            if interface.starts_with(crate::model::name::INTERFACE_PREFIX) {
+            if interface.starts_with(INTERFACE_PREFIX) {
                 continue;
             }
             // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).

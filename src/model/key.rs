@@ -61,13 +61,16 @@ pub(crate) enum Key {
     BgpLogLevel(BgpScope),
 }
 
-/// The prefix of all that one host records about its workloads, closed by a slash.
-pub(crate) fn host_prefix(host: &HostName) -> String {
-    format!("{V1}host/{host}/")
-}
+/// What the paths of all hosts' records begin with, their endpoints among them.
+pub(crate) const HOSTS: &str = "/calico/v1/host/";
 
-/// The prefix of all claims.
-pub(crate) const ASSIGNMENTS: &str = "/calico/v1/ipam/";
+/// What the paths of all pools begin with, by family.
+pub(crate) const POOLS: [&str; 2] = ["/calico/v1/ipam/v4/pool/", "/calico/v1/ipam/v6/pool/"];
+
+/// What the paths of a pool's claims begin with.
+pub(crate) fn assignments_of(pool: IpNet) -> String {
+    format!("{V1}ipam/{}/assignment/{}/", Family::of_net(pool).key(), dashed(pool))
+}
 
 fn dashed(net: IpNet) -> String {
     format!("{}-{}", net.addr(), net.prefix_len())

@@ -1,1 +1,60 @@
-//! Placeholder.
+//! Cleaning: everything of ours goes from this host's kernel, and nothing else does.
+//!
+//! What is ours is told by what the node itself goes by: the prefixes of chains and sets, the number of our route
+//! protocol, the group and prefix of our interfaces. Running it twice is running it once. No node may run meanwhile.
+
+use crate::edge::links::Netlink;
+use crate::edge::kernel_routes::KernelRoutes;
+use crate::edge::{guard, ipsets, iptables};
+use crate::model::fault::Fault;
+use crate::model::pool::Family;
+use crate::plan::diff::{self, Table};
+use crate::plan::routes::{self, Routes};
+use crate::plan::sets::{self, Sets};
+
+/// # Errors
+/// `World` with everything that could not be removed: the rest is gone.
+pub(crate) async fn run() -> Result<(), Fault> {
+    // Interfaces first: without them no packet goes where the chains would have stopped it.
+    let mut faults = Vec::new();
+    let mut done = |result: Result<(), Fault>| faults.extend(result.err().map(|fault| fault.to_string()));
+    done(remove_links().await);
+    done(remove_routes().await);
+    for family in [Family::V4, Family::V6] {
+        done(remove_chains(family).await);
+    }
+    done(remove_sets().await);
+    done(guard::remove().await);
+    if faults.is_empty() { Ok(()) } else { Err(Fault::World(format!("clean this host: {}", faults.join("; ")))) }
+}
+
+async fn remove_links() -> Result<(), Fault> {
+    let removed = Netlink::open()?.remove_ours().await?;
+    tracing::info!(removed, "interfaces");
+    Ok(())
+}
+
+async fn remove_routes() -> Result<(), Fault> {
+    let kernel = KernelRoutes::open()?;
+    for family in [Family::V4, Family::V6] {
+        for step in routes::steps(&Routes::new(), &kernel.observe(family).await?) {
+            kernel.apply(&step).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn remove_chains(family: Family) -> Result<(), Fault> {
+    let seen = iptables::observe(family).await?;
+    let nothing = Table::default();
+    let steps = iptables::Steps {
+        filter: diff::steps(&nothing, &seen.filter, None),
+        nat: diff::steps(&nothing, &seen.nat, None),
+    };
+    iptables::apply(family, &steps).await
+}
+
+async fn remove_sets() -> Result<(), Fault> {
+    let seen = ipsets::observe().await?;
+    ipsets::apply(&sets::removals(&Sets::new(), &seen)).await
+}

@@ -1,1 +1,95 @@
-//! Placeholder.
+//! The control socket: what `calicoctl` and the OCI hook ask of the node on this host, because it needs hands here.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::edge::http::{Answer, Asked, Service};
+use crate::model::control::{
+    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, Failed, REMOVE, RESOLVE, STATUS, resolve_name,
+};
+use crate::model::fault::Fault;
+use crate::model::wish::Wish;
+use crate::part::metrics::Metrics;
+use crate::part::network::Network;
+use crate::part::status::Gauge;
+
+/// Answers on the control socket.
+pub(crate) struct Control {
+    pub(crate) network: Arc<Network>,
+    pub(crate) gauge: Arc<Gauge>,
+}
+
+/// Answers on the metrics address.
+pub(crate) struct Measures {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) gauge: Arc<Gauge>,
+}
+
+fn failed(fault: &Fault) -> Answer {
+    Answer::json(fault.status(), &Failed { message: fault.to_string() })
+}
+
+fn read<T: DeserializeOwned>(asked: &Asked) -> Result<T, Fault> {
+    serde_json::from_slice(&asked.body)
+        .map_err(|error| Fault::Refusal(format!("read the body of {} {}: {error}", asked.method, asked.path)))
+}
+
+impl Control {
+    async fn add(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let ContainerAdd { container, ip, interface } = read(asked)?;
+        let wish = Wish::parse(&ip, None)?;
+        let (container, addresses) = self.network.adopt(&container, wish, interface).await?;
+        Ok(Answer::json(200, &ContainerAdded { container, addresses }))
+    }
+
+    async fn remove(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let ContainerRemove { container } = read(asked)?;
+        let container = self.network.release(&container).await?;
+        Ok(Answer::json(200, &ContainerNamed { container }))
+    }
+
+    async fn resolve(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let name = resolve_name(&asked.query)
+            .ok_or_else(|| Fault::Refusal(format!("read the query {:?}: it must be name=…", asked.query)))?;
+        let container = self.network.resolve(&name).await?;
+        Ok(Answer::json(200, &ContainerNamed { container }))
+    }
+}
+
+impl Service for Control {
+    async fn answer(&self, asked: Asked) -> Answer {
+        let answer = match (asked.method.as_str(), asked.path.as_str()) {
+            ("POST", ADD) => self.add(&asked).await,
+            ("POST", REMOVE) => self.remove(&asked).await,
+            ("GET", RESOLVE) => self.resolve(&asked).await,
+            ("GET", STATUS) => Ok(Answer::json(200, &self.gauge.status().await)),
+            (method, path) => {
+                let message = format!("{method} {path} is nothing that this node answers");
+                return Answer::json(404, &Failed { message });
+            }
+        };
+        answer.unwrap_or_else(|fault| failed(&fault))
+    }
+}
+
+impl Service for Measures {
+    async fn answer(&self, asked: Asked) -> Answer {
+        match (asked.method.as_str(), asked.path.as_str()) {
+            ("GET" | "HEAD", "/livez") => Answer::text(200, "alive\n"),
+            ("GET" | "HEAD", "/readyz") => match self.gauge.waiting_for() {
+                missing if missing.is_empty() => Answer::text(200, "ready\n"),
+                missing => Answer::text(503, format!("waiting for {}\n", missing.join("; "))),
+            },
+            ("GET" | "HEAD", "/metrics") => match self.metrics.render() {
+                Ok(text) => Answer {
+                    status: 200,
+                    content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    body: text.into_bytes(),
+                },
+                Err(fault) => Answer::text(500, fault.to_string()),
+            },
+            _ => Answer::text(404, "there are /metrics, /livez and /readyz\n"),
+        }
+    }
+}

@@ -9,12 +9,13 @@
 //! Invariants: an address has at most one claim, made before a container exists and bound in the same transaction that
 //! writes the endpoint's record; only the destruction of the container removes both. Work on one container is serialised.
 
+mod adopt;
 mod claims;
 mod creating;
 mod reconcile;
 mod settle;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,39 +27,17 @@ use tokio::sync::watch;
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::links::Netlink;
-use crate::model::endpoint::{Endpoint, Requested};
+use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
-use crate::model::name::{ContainerId, HostName, IfName, Mac};
-use crate::model::wish::Wish;
+use crate::model::name::{ContainerId, HostName};
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
+use crate::plan::body::Appearance;
 
 pub(crate) use claims::Prepared;
-
-/// What a create request asks, once it has been read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Ask {
-    pub(crate) wish: Wish,
-    /// The name given by `?name=`; empty where Docker chooses one.
-    pub(crate) name: String,
-    pub(crate) requested: Requested,
-    /// The name of the interface in the container; `None` for the usual one.
-    pub(crate) interface: Option<IfName>,
-    /// What the user should know of the request itself (ports without effect, …).
-    pub(crate) warnings: Vec<String>,
-}
-
-/// How a container of ours looks to Docker's clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Appearance {
-    pub(crate) addresses: Vec<IpAddr>,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) ipv4_gateway: Option<IpAddr>,
-    pub(crate) requested: Requested,
-}
 
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]
@@ -87,6 +66,8 @@ pub(crate) struct Network {
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// The requests of creates that this process has under way: their notes are nobody else's business.
+    creating: Mutex<HashSet<String>>,
 }
 
 /// An endpoint of a container, as the view has it.
@@ -118,6 +99,7 @@ impl Network {
             docker_up: watch::Sender::new(false),
             cursors: Mutex::default(),
             locks: Mutex::default(),
+            creating: Mutex::default(),
         })
     }
 

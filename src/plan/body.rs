@@ -1,1 +1,387 @@
-//! Placeholder.
+//! Bodies: what a create request wishes of us, what it then says to dockerd, and our address in dockerd's replies.
+//!
+//! Bodies are read by Go's rules (see [`json`](super::json)) and edited by splicing, so that a field that we do not know
+//! survives with every byte. A body that dockerd would not read (no JSON, a wrong type) has no wish: the original bytes
+//! go on and dockerd says why not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::json::{self, Edit, Member, Span};
+use crate::model::endpoint::Requested;
+use crate::model::fault::Fault;
+use crate::model::name::{ContainerId, Mac};
+use crate::model::wish::Wish;
+
+/// What a create request asks, once it has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ask {
+    pub(crate) wish: Wish,
+    /// The name given by `?name=`; empty where Docker chooses one.
+    pub(crate) name: String,
+    pub(crate) requested: Requested,
+    /// What the user should know of the request itself (ports without effect, …).
+    pub(crate) warnings: Vec<String>,
+}
+
+/// How a container of ours looks to Docker's clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Appearance {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) ipv4_gateway: Option<IpAddr>,
+    pub(crate) requested: Requested,
+}
+
+/// An endpoint as dockerd shows it where it shows none.
+const BARE_ENDPOINT: &[u8] = br#"{"IPAMConfig":null,"Links":null,"Aliases":null,"NetworkID":"","EndpointID":"","Gateway":"","IPAddress":"","IPPrefixLen":0,"IPv6Gateway":"","GlobalIPv6Address":"","GlobalIPv6PrefixLen":0,"MacAddress":"","DriverOpts":null}"#;
+
+/// Reads a create body. `None`: no wish in it, the original bytes go on. Else what it asks, and the body for dockerd.
+///
+/// # Errors
+/// `Refusal`: a wish that cannot be read, or that contradicts another part of the body.
+pub(crate) fn read_create(bytes: &[u8], name: &str) -> Result<Option<(Ask, Vec<u8>)>, Fault> {
+    let Some(create) = Create::scan(bytes) else { return Ok(None) };
+    let Some((addresses, profiles)) = create.wish()? else { return Ok(None) };
+    let mode = create.network_mode()?;
+    let wish = Wish::parse(&addresses, profiles.as_deref())?;
+    let requested = create.requested(mode);
+    let warnings = create.warnings(&requested);
+    Ok(Some((Ask { wish, name: name.to_owned(), requested, warnings }, json::splice(bytes, create.edits()))))
+}
+
+/// The parts of a create body that matter here, of the types that Go wants.
+struct Create<'a> {
+    bytes: &'a [u8],
+    top: Span,
+    is_empty: bool,
+    /// All members that Go stores as `HostConfig`, null or an object, in order.
+    host_configs: Vec<Span>,
+    /// The values of `NetworkMode` that count: strings and nulls.
+    modes: Vec<(Span, Option<String>)>,
+    publishes: bool,
+    /// The variables of each `Env`.
+    environments: Vec<Vec<String>>,
+    /// Each non-null `EndpointsConfig`.
+    endpoints: Vec<Span>,
+    /// The networks in them, with aliases.
+    networks: BTreeMap<String, Vec<String>>,
+}
+
+/// The values of all members of some objects that Go stores in one field.
+fn values(members: &[Member], field: &str) -> Vec<Span> {
+    members.iter().filter(|member| member.is(field)).map(|member| member.value.clone()).collect()
+}
+
+/// The members of all objects among some values, which Go merges into one; `None` if a value is neither object nor null.
+fn merged(bytes: &[u8], spans: &[Span]) -> Option<Vec<Member>> {
+    let mut all = Vec::new();
+    for span in spans.iter().filter(|span| !json::is_null(bytes, span)) {
+        all.extend(json::members(bytes, span)?);
+    }
+    Some(all)
+}
+
+/// A list of strings; null is an empty list and null in it an empty string, as in Go.
+fn strings(bytes: &[u8], span: &Span) -> Option<Vec<String>> {
+    let text = |span: &Span| if json::is_null(bytes, span) { Some(String::new()) } else { json::string(bytes, span) };
+    if json::is_null(bytes, span) {
+        return Some(Vec::new());
+    }
+    json::elements(bytes, span)?.iter().map(text).collect()
+}
+
+/// The different values that a variable has in an environment. Without `=` it is not set (as `docker run -e NAME` sends
+/// it where the client has none).
+fn variable<'a>(environment: &'a [String], name: &str) -> BTreeSet<&'a str> {
+    environment.iter().filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).collect()
+}
+
+/// Whether a network mode names a network of the user's rather than one of Docker's own.
+fn is_user_network(mode: &str) -> bool {
+    !matches!(mode, "" | "default" | "bridge" | "none" | "host")
+}
+
+impl<'a> Create<'a> {
+    /// `None` where dockerd would not read the body.
+    fn scan(bytes: &'a [u8]) -> Option<Self> {
+        let top = json::document(bytes)?;
+        let members = json::members(bytes, &top)?;
+        let host_configs = values(&members, "HostConfig");
+        let host = merged(bytes, &host_configs)?;
+        let has_host = host_configs.iter().any(|span| !json::is_null(bytes, span));
+        // Without a HostConfig dockerd 20.10 takes the members of the body itself for one
+        // (moby runconfig/config_unix.go, getHostConfig).
+        let mut modes = Vec::new();
+        for span in values(if has_host { &host } else { &members }, "NetworkMode") {
+            let mode = if json::is_null(bytes, &span) { None } else { Some(json::string(bytes, &span)?) };
+            modes.push((span, mode));
+        }
+        let bound = values(&host, "PortBindings")
+            .iter()
+            .any(|span| json::members(bytes, span).is_some_and(|ports| !ports.is_empty()));
+        let all = values(&host, "PublishAllPorts").last().is_some_and(|span| json::is_true(bytes, span));
+        let environments =
+            values(&members, "Env").iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
+        let networking = merged(bytes, &values(&members, "NetworkingConfig"))?;
+        let mut endpoints = values(&networking, "EndpointsConfig");
+        endpoints.retain(|span| !json::is_null(bytes, span));
+        let mut networks = BTreeMap::new();
+        for network in merged(bytes, &endpoints)? {
+            let aliases = values(&merged(bytes, &[network.value])?, "Aliases");
+            let aliases = aliases.last().map_or(Some(Vec::new()), |span| strings(bytes, span))?;
+            networks.insert(network.key, aliases);
+        }
+        let is_empty = members.is_empty();
+        Some(Create {
+            bytes,
+            top,
+            is_empty,
+            host_configs,
+            modes,
+            publishes: bound || all,
+            environments,
+            endpoints,
+            networks,
+        })
+    }
+
+    /// The values of `CALICO_IP` and `CALICO_PROFILE`; `None` where the first is not set.
+    fn wish(&self) -> Result<Option<(String, Option<String>)>, Fault> {
+        let Some(last) = self.environments.last() else { return Ok(None) };
+        if variable(last, "CALICO_IP").is_empty() {
+            return Ok(None);
+        }
+        let one = |name: &str| {
+            let all: BTreeSet<&str> = self.environments.iter().flat_map(|list| variable(list, name)).collect();
+            if all.len() > 1 {
+                let all: Vec<String> = all.iter().map(|value| format!("{value:?}")).collect();
+                return Err(Fault::Refusal(format!(
+                    "read {name} of the container: it is set to {}: set it once",
+                    all.join(" and to ")
+                )));
+            }
+            Ok(variable(last, name).first().map(|value| (*value).to_owned()))
+        };
+        let (addresses, profiles) = (one("CALICO_IP")?, one("CALICO_PROFILE")?);
+        Ok(addresses.map(|addresses| (addresses, profiles)))
+    }
+
+    /// The network mode that was asked for; empty if none was.
+    fn network_mode(&self) -> Result<String, Fault> {
+        let all: BTreeSet<&str> = self.modes.iter().filter_map(|(_, mode)| mode.as_deref()).collect();
+        if all.len() > 1 {
+            let all: Vec<String> = all.iter().map(|mode| format!("{mode:?}")).collect();
+            return Err(Fault::Refusal(format!(
+                "read NetworkMode of the container: it is set to {}: set it once",
+                all.join(" and to ")
+            )));
+        }
+        let mode = all.first().copied().unwrap_or_default();
+        if mode == "host" || mode.starts_with("container:") {
+            return Err(Fault::Refusal(format!(
+                "give the container an address: NetworkMode {mode:?} and CALICO_IP exclude each other: leave one out"
+            )));
+        }
+        Ok(mode.to_owned())
+    }
+
+    fn requested(&self, mode: String) -> Requested {
+        let mut networks = self.networks.clone();
+        networks.retain(|name, _| is_user_network(name));
+        if networks.is_empty() && is_user_network(&mode) {
+            networks.insert(mode.clone(), Vec::new());
+        }
+        Requested { network_mode: mode, networks }
+    }
+
+    fn warnings(&self, requested: &Requested) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !requested.networks.is_empty() {
+            let names: Vec<&str> = requested.networks.keys().map(String::as_str).collect();
+            warnings.push(format!(
+                "calico: the container does not join network {}: CALICO_IP gives it an address of Calico's instead",
+                names.join(", ")
+            ));
+            warnings.push(
+                "calico: names of other services and containers do not resolve in this container: use addresses"
+                    .to_owned(),
+            );
+        }
+        if self.publishes {
+            warnings
+                .push("calico: published ports have no effect: the container is reached at its own address".to_owned());
+        }
+        warnings
+    }
+
+    /// NetworkMode becomes `none`. The endpoints go too: with any left, dockerd joins that network all the same.
+    fn edits(&self) -> Vec<Edit> {
+        let mut edits: Vec<Edit> = self.endpoints.iter().map(|span| (span.clone(), b"{}".to_vec())).collect();
+        const NONE: &[u8] = br#"{"NetworkMode":"none"}"#;
+        match self.host_configs.as_slice() {
+            [one] if json::is_null(self.bytes, one) => edits.push((one.clone(), NONE.to_vec())),
+            [one] if self.modes.is_empty() => {
+                let is_empty = json::members(self.bytes, one).is_none_or(|members| members.is_empty());
+                edits.push(json::append_member(self.bytes, one, is_empty, "NetworkMode", br#""none""#));
+            }
+            [_] => edits.extend(self.modes.iter().map(|(span, _)| (span.clone(), br#""none""#.to_vec()))),
+            // None, or several that Go merges: one more at the end is merged last.
+            _ => edits.push(json::append_member(self.bytes, &self.top, self.is_empty, "HostConfig", NONE)),
+        }
+        edits
+    }
+}
+
+/// The id in the reply to a create.
+pub(crate) fn created_id(reply: &[u8]) -> Option<ContainerId> {
+    let top = json::document(reply)?;
+    id_of(reply, &json::members(reply, &top)?)
+}
+
+fn id_of(bytes: &[u8], members: &[Member]) -> Option<ContainerId> {
+    json::string(bytes, &member(members, "Id")?.value)?.parse().ok()
+}
+
+/// A member that dockerd wrote.
+fn member<'a>(members: &'a [Member], key: &str) -> Option<&'a Member> {
+    members.iter().find(|member| member.key == key)
+}
+
+/// The reply to a create with more warnings; `None` if there are none to add or the reply is not what it should be.
+pub(crate) fn with_warnings(reply: &[u8], warnings: &[String]) -> Option<Vec<u8>> {
+    if warnings.is_empty() {
+        return None;
+    }
+    let top = json::document(reply)?;
+    let members = json::members(reply, &top)?;
+    let edit = match member(&members, "Warnings") {
+        Some(list) if !json::is_null(reply, &list.value) => {
+            let has_any = !json::elements(reply, &list.value)?.is_empty();
+            let quoted = json::quote_all(warnings);
+            let mut text = if has_any { vec![b','] } else { Vec::new() };
+            text.extend_from_slice(&quoted[1..quoted.len() - 1]);
+            let end = list.value.end - 1;
+            (end..end, text)
+        }
+        _ => json::set_member(reply, &top, &members, "Warnings", json::quote_all(warnings)),
+    };
+    Some(json::splice(reply, vec![edit]))
+}
+
+/// The container that a connect or disconnect of a network is about.
+pub(crate) fn connected_container(body: &[u8]) -> Option<String> {
+    let top = json::document(body)?;
+    let members = json::members(body, &top)?;
+    json::string(body, values(&members, "Container").last()?)
+}
+
+/// The reply to an inspect with our address in it; `None` if the container is not ours.
+pub(crate) fn shown_in_inspect(
+    reply: &[u8],
+    appearance: impl Fn(&ContainerId) -> Option<Appearance>,
+) -> Option<Vec<u8>> {
+    let top = json::document(reply)?;
+    Some(json::splice(reply, container_edits(reply, &top, &appearance)?))
+}
+
+/// The list of containers with our addresses in it; `None` if none of them is ours.
+pub(crate) fn shown_in_list(reply: &[u8], appearance: impl Fn(&ContainerId) -> Option<Appearance>) -> Option<Vec<u8>> {
+    let top = json::document(reply)?;
+    let containers = json::elements(reply, &top)?;
+    let edits: Vec<Edit> =
+        containers.iter().filter_map(|span| container_edits(reply, span, &appearance)).flatten().collect();
+    if edits.is_empty() { None } else { Some(json::splice(reply, edits)) }
+}
+
+/// The edits of one container's object, in an inspect or a list.
+fn container_edits(
+    reply: &[u8],
+    span: &Span,
+    appearance: &impl Fn(&ContainerId) -> Option<Appearance>,
+) -> Option<Vec<Edit>> {
+    let members = json::members(reply, span)?;
+    let id = id_of(reply, &members)?;
+    let shown = appearance(&id)?;
+    let settings = json::members(reply, &member(&members, "NetworkSettings")?.value)?;
+    // Only members that dockerd shows: which ones there are depends on the version of the API.
+    let mut edits: Vec<Edit> = address_members(&shown)
+        .into_iter()
+        .filter_map(|(key, value)| Some((member(&settings, key)?.value.clone(), value)))
+        .collect();
+    if let Some(networks) = member(&settings, "Networks") {
+        edits.push((networks.value.clone(), networks_text(reply, &networks.value, &shown, &id)));
+    }
+    Some(edits)
+}
+
+/// The members that show an address, at the top of `NetworkSettings` and in each of its networks.
+fn address_members(shown: &Appearance) -> Vec<(&'static str, Vec<u8>)> {
+    let mut members = Vec::new();
+    if let Some(address) = shown.addresses.iter().find(|address| address.is_ipv4()) {
+        members.push(("IPAddress", json::quote(&address.to_string())));
+        members.push(("IPPrefixLen", b"32".to_vec()));
+        if let Some(gateway) = shown.ipv4_gateway {
+            members.push(("Gateway", json::quote(&gateway.to_string())));
+        }
+    }
+    if let Some(address) = shown.addresses.iter().find(|address| address.is_ipv6()) {
+        members.push(("GlobalIPv6Address", json::quote(&address.to_string())));
+        members.push(("GlobalIPv6PrefixLen", b"128".to_vec()));
+    }
+    if let Some(mac) = shown.mac {
+        members.push(("MacAddress", json::quote(&mac.to_string())));
+    }
+    members
+}
+
+/// The text of `Networks`: one endpoint for each network that was asked for, `none` if none was.
+fn networks_text(reply: &[u8], old: &Span, shown: &Appearance, id: &ContainerId) -> Vec<u8> {
+    let shown_by_docker = json::members(reply, old).unwrap_or_default();
+    let base = match member(&shown_by_docker, "none").or(shown_by_docker.first()) {
+        Some(network) if reply.get(network.value.start) == Some(&b'{') => &reply[network.value.clone()],
+        _ => BARE_ENDPOINT,
+    };
+    let none = BTreeMap::from([("none".to_owned(), Vec::new())]);
+    let networks = if shown.requested.networks.is_empty() { &none } else { &shown.requested.networks };
+    let mut text = vec![b'{'];
+    for (name, aliases) in networks {
+        if text.len() > 1 {
+            text.push(b',');
+        }
+        text.extend_from_slice(&json::quote(name));
+        text.push(b':');
+        text.extend_from_slice(&endpoint_text(base, name, aliases, shown, id));
+    }
+    text.push(b'}');
+    text
+}
+
+fn endpoint_text(base: &[u8], name: &str, aliases: &[String], shown: &Appearance, id: &ContainerId) -> Vec<u8> {
+    let object = 0..base.len();
+    let members = json::members(base, &object).unwrap_or_default();
+    let mut aliases = aliases.to_vec();
+    if !aliases.iter().any(|alias| alias == id.short()) {
+        aliases.push(id.short().to_owned());
+    }
+    let mut fields = address_members(shown);
+    fields.push(("Aliases", json::quote_all(&aliases)));
+    if name != "none" {
+        // The container is not in the network that it shows.
+        fields.push(("NetworkID", json::quote("")));
+        fields.push(("EndpointID", json::quote("")));
+    }
+    let mut present = !members.is_empty();
+    let edits = fields.into_iter().map(|(key, value)| match member(&members, key) {
+        Some(member) => (member.value.clone(), value),
+        None => {
+            let edit = json::append_member(base, &object, !present, key, &value);
+            present = true;
+            edit
+        }
+    });
+    json::splice(base, edits.collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Network};
+use super::Network;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::model::claim::{Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
@@ -19,6 +19,7 @@ use crate::model::pool::Family;
 use crate::model::profile::{default_rules, default_tags};
 use crate::model::wish::AddressWish;
 use crate::plan::address::{Reserved, choose};
+use crate::plan::body::Ask;
 
 /// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
 const LEASE_S: i64 = 60;
@@ -35,6 +36,7 @@ pub(crate) struct Prepared {
     endpoint: EndpointId,
     mac: Mac,
     interface: IfName,
+    container_interface: IfName,
     claimed: Vec<Claimed>,
     claim: Claim,
 }
@@ -72,8 +74,11 @@ fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
-fn interface_of(endpoint: &EndpointId) -> Result<IfName, Fault> {
-    endpoint.interface().ok_or_else(|| Fault::World(format!("name the interface of endpoint {endpoint}: no such name")))
+/// The names of an endpoint's two ends.
+fn interfaces_of(endpoint: &EndpointId) -> Result<(IfName, IfName), Fault> {
+    let fault = || Fault::World(format!("name the interfaces of endpoint {endpoint}: no such names"));
+    let container = CONTAINER_INTERFACE.parse().map_err(|_| fault())?;
+    Ok((endpoint.interface().ok_or_else(fault)?, container))
 }
 
 impl Network {
@@ -115,7 +120,8 @@ impl Network {
         let lease = self.lease()?;
         let reserved = self.reserved().await?;
         let endpoint = EndpointId::from_random(random()?);
-        let (interface, mac) = (interface_of(&endpoint)?, Mac::from_random(random()?));
+        let (interface, container_interface) = interfaces_of(&endpoint)?;
+        let mac = Mac::from_random(random()?);
         let claim = Claim {
             v: 1,
             state: ClaimState::Pending,
@@ -143,7 +149,7 @@ impl Network {
             if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
                 let claimed = picked.iter().map(|one| Claimed { key: one.key(), revision }).collect();
                 let request = claim.request.clone();
-                let prepared = Prepared { ask, request, mac, interface, endpoint, claimed, claim };
+                let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed, claim };
                 if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
                     self.abandon(prepared).await;
                     return Err(fault);
@@ -288,9 +294,23 @@ impl Network {
         }
     }
 
+    /// Binds the claims to a container that was there before; on failure only the claims go.
+    pub(super) async fn bind_existing(&self, prepared: Prepared, id: &ContainerId) -> Result<(), Fault> {
+        match self.try_bind(&prepared, id).await {
+            Ok(_) => {
+                self.forget(&prepared.request);
+                Ok(())
+            }
+            Err(fault) => {
+                self.abandon(prepared).await;
+                Err(fault)
+            }
+        }
+    }
+
     async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
         let key = self.endpoint_key(prepared, id);
-        let endpoint = self.new_endpoint(prepared)?;
+        let endpoint = self.new_endpoint(prepared);
         let mut claim = prepared.claim.clone();
         claim.state = ClaimState::Bound;
         claim.owner.workload = Some(id.workload());
@@ -332,13 +352,11 @@ impl Network {
         }
     }
 
-    fn new_endpoint(&self, prepared: &Prepared) -> Result<Endpoint, Fault> {
-        let container_interface =
-            CONTAINER_INTERFACE.parse().map_err(|error| Fault::World(format!("name the interface: {error}")))?;
-        Ok(Endpoint {
+    fn new_endpoint(&self, prepared: &Prepared) -> Endpoint {
+        Endpoint {
             state: State::Inactive,
             interface: prepared.interface.clone(),
-            container_interface: prepared.ask.interface.clone().unwrap_or(container_interface),
+            container_interface: prepared.container_interface.clone(),
             mac: Some(prepared.mac),
             profiles: prepared.ask.wish.profiles.clone(),
             addresses: prepared.addresses().collect(),
@@ -346,7 +364,7 @@ impl Network {
             ipv6_gateway: None,
             requested: Some(prepared.ask.requested.clone()),
             rest: BTreeMap::new(),
-        })
+        }
     }
 
     /// Those of the profiles that have neither tags nor rules.
@@ -379,6 +397,12 @@ impl Network {
         }
     }
 
+    /// Lets go of a create whose end nobody knows, because the connection to dockerd broke: if the container is there, the
+    /// next comparison binds it.
+    pub(crate) fn lose(&self, prepared: &Prepared) {
+        self.lose_sight(&prepared.request);
+    }
+
     /// Removes the record of an endpoint and the claims that it owns, in one transaction.
     pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
         let mut writes = vec![Write::Delete(Key::Endpoint(key.clone()))];
@@ -399,6 +423,11 @@ impl Network {
 }
 
 impl Prepared {
+    /// With another name for the container's end.
+    pub(super) fn with_container_interface(self, container_interface: IfName) -> Self {
+        Prepared { container_interface, ..self }
+    }
+
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.claimed.iter().map(|one| one.key.address)
     }

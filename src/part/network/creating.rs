@@ -5,23 +5,25 @@
 //! at start a container that fits a note is bound as it would have been.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Network};
+use super::Network;
 use crate::edge::docker::Listed;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::ProfileName;
 use crate::model::wish::{AddressWish, Wish};
+use crate::plan::body::Ask;
 
 /// How long a note waits for its container: dockerd may finish a create whose client is gone.
 const WAIT: Duration = Duration::from_secs(120);
 
 /// See the module.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Note {
+struct Note {
     request: String,
     /// Seconds since 1970 at which the create was about to be forwarded.
     since_s: u64,
@@ -56,11 +58,19 @@ impl Network {
         let aside = path.with_extension("new");
         std::fs::create_dir_all(self.ground.state_dir.join("creating")).map_err(fault)?;
         std::fs::write(&aside, text).map_err(fault)?;
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner).insert(request.to_owned());
         std::fs::rename(&aside, &path).map_err(fault)
+    }
+
+    /// Lets go of a create whose end nobody knows: dockerd may or may not have made the container. Its note stays, for
+    /// the next comparison to finish it or to let it expire.
+    pub(super) fn lose_sight(&self, request: &str) {
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner).remove(request);
     }
 
     /// Removes a note; one that is not there is no error.
     pub(super) fn forget(&self, request: &str) {
+        self.lose_sight(request);
         let path = self.note_path(request);
         if let Err(error) = std::fs::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound
@@ -69,20 +79,21 @@ impl Network {
         }
     }
 
-    /// The notes that an earlier run of this node left.
-    pub(super) fn notes(&self) -> Vec<Note> {
+    /// The notes of creates that nobody has under way: those of an earlier run, and those that were lost sight of.
+    fn notes(&self) -> Vec<Note> {
         let Ok(entries) = std::fs::read_dir(self.ground.state_dir.join("creating")) else { return Vec::new() };
         let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
         paths
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
+            .filter(|note: &Note| !self.creating.lock().unwrap_or_else(PoisonError::into_inner).contains(&note.request))
             .collect()
     }
 
-    /// Finishes the creates of earlier notes whose container is there; keeps the notes that may still get one.
-    pub(super) async fn finish_creates(&self, notes: &mut Vec<Note>, listed: &[Listed]) -> Result<(), Fault> {
+    /// Finishes the creates of notes whose container is there; keeps the notes that may still get one.
+    pub(super) async fn finish_creates(&self, listed: &[Listed]) -> Result<(), Fault> {
         let known = self.containers();
-        for note in std::mem::take(notes) {
+        for note in self.notes() {
             let mut found = None;
             for one in listed.iter().filter(|one| !known.contains(&one.id) && note.fits(one)) {
                 let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
@@ -97,8 +108,11 @@ impl Network {
                     tracing::info!(container = id.short(), "finishing a create that an earlier run began");
                     self.finish(note, &id).await?;
                 }
-                None if now_s() > note.since_s + WAIT.as_secs() => self.forget(&note.request),
-                None => notes.push(note),
+                None if now_s() > note.since_s + WAIT.as_secs() => {
+                    self.release_request(&note.request).await?;
+                    self.forget(&note.request);
+                }
+                None => {}
             }
         }
         Ok(())
@@ -112,7 +126,6 @@ impl Network {
                 profiles: note.profiles,
             },
             name: note.name,
-            interface: None,
             requested: note.requested,
             warnings: Vec::new(),
         };

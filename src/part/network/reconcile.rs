@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
-use super::creating::Note;
 use crate::edge::docker::Listed;
 use crate::edge::etcd::{When, Write};
 use crate::model::fault::Fault;
@@ -38,7 +37,6 @@ struct Work {
     slots: Arc<Semaphore>,
     /// How long to wait before the next try of a container whose last try failed.
     waits: HashMap<ContainerId, Duration>,
-    notes: Vec<Note>,
 }
 
 impl Network {
@@ -49,7 +47,6 @@ impl Network {
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             waits: HashMap::new(),
-            notes: self.notes(),
         };
         let mut wait = RETRY.0;
         while !stop.is_cancelled() {
@@ -156,8 +153,8 @@ impl Work {
                     first = false;
                 }
                 // A view that comes back asks for a comparison at once.
-                changed = synced.wait_for(|synced| synced.connected), if !network.store.is_connected() => {
-                    if changed.is_err() {
+                back = async { synced.wait_for(|synced| synced.connected).await.is_ok() }, if !network.store.is_connected() => {
+                    if !back {
                         return Fault::Away("follow the view: it ended".to_owned());
                     }
                     audit.reset_immediately();
@@ -170,10 +167,8 @@ impl Work {
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
         let listed = network.docker.list().await?;
-        if !self.notes.is_empty()
-            && let Err(fault) = network.finish_creates(&mut self.notes, &listed).await
-        {
-            tracing::warn!(%fault, "a create of an earlier run is not finished yet");
+        if let Err(fault) = network.finish_creates(&listed).await {
+            tracing::warn!(%fault, "a create that was cut off is not finished yet");
         }
         let ids = if first { network.containers() } else { network.unsettled(&listed).await? };
         for id in ids {

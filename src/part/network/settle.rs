@@ -16,6 +16,7 @@ use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, EndpointId};
+use crate::plan::desired::endpoint_object;
 use crate::plan::wiring::{Wiring, desired_wiring, hosts_line};
 
 /// How often a record that somebody else changes meanwhile is written again.
@@ -62,15 +63,17 @@ impl Network {
         }
     }
 
-    /// Takes the interface away and says so in the record.
+    /// Says in the record that there is no interface, and takes it away, even if the former is not possible now.
     async fn darken(&self, recorded: &[Recorded]) -> Result<(), Fault> {
+        let mut done = Ok(());
         for one in recorded {
-            self.netlink.remove(&one.endpoint.interface).await?;
+            // The record first, so that the agent does not look for the way back of a route that went with its interface.
             if one.endpoint.is_active() {
-                self.update(one, |endpoint| endpoint.state = State::Inactive).await?;
+                done = done.and(self.update(one, |endpoint| endpoint.state = State::Inactive).await.map(drop));
             }
+            done = done.and(self.netlink.remove(&one.endpoint.interface).await);
         }
-        Ok(())
+        done
     }
 
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
@@ -131,7 +134,7 @@ impl Network {
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = self.programmed.borrow().faults.get(endpoint.as_str()).cloned();
+        let why = self.programmed.borrow().faults.get(&endpoint_object(endpoint)).cloned();
         Err(Fault::Away(format!(
             "wait for the agent to program endpoint {endpoint}: not done within {} s{}",
             self.ground.apply_timeout.as_secs_f32(),

@@ -1,0 +1,328 @@
+//! A lab: several Docker hosts on one machine.
+//!
+//! Each host is a network namespace with a dockerd of its own, linked to the others by a bridge in a switch namespace, where
+//! etcd listens too. Everything is named after the process and a counter, so labs live beside each other.
+//!
+//! One shell script takes a lab away again, and it is started before the lab: it waits at a pipe for the end of the test process, so
+//! nothing stays behind when a test panics, nor when the process is killed.
+
+pub(crate) mod command;
+pub(crate) mod container;
+pub(crate) mod etcd;
+pub(crate) mod host;
+pub(crate) mod http;
+pub(crate) mod invariants;
+pub(crate) mod netns;
+pub(crate) mod wait;
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use command::Run;
+use etcd::Etcd;
+use host::Host;
+use netns::Netns;
+use wait::wait_until;
+
+/// Where the switch namespace is reached, and etcd in it. To the hosts it is the outside: it knows no route to any container.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 25, 0, 254);
+
+/// How long a daemon may take to come up.
+pub(crate) const START: Duration = Duration::from_secs(30);
+
+pub(crate) struct Lab {
+    name: String,
+    folder: PathBuf,
+    hosts: Vec<Host>,
+    etcd: Option<Child>,
+    undo: Child,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    hosts: u8,
+    /// dockerd with its own bridge and its own firewall rules, as an ordinary installation has them.
+    bridge: bool,
+    /// No etcd beside the hosts: each node runs its own.
+    embedded: bool,
+}
+
+impl Lab {
+    /// Hosts whose dockerd leaves the network alone, and one etcd for all.
+    pub(crate) fn hosts(hosts: u8) -> Self {
+        Lab::make(Plan { hosts, bridge: false, embedded: false })
+    }
+
+    /// One host whose dockerd has its bridge and writes its own firewall rules.
+    pub(crate) fn bridged() -> Self {
+        Lab::make(Plan { hosts: 1, bridge: true, embedded: false })
+    }
+
+    /// One host and no etcd.
+    pub(crate) fn without_etcd() -> Self {
+        Lab::make(Plan { hosts: 1, bridge: false, embedded: true })
+    }
+
+    fn make(plan: Plan) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        check_tools();
+        let name = format!("calab-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(&name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let undo = start_undo(&folder, &name);
+        // From here on a panic leads to `drop`, which takes away whatever is there.
+        let mut lab = Lab { name, folder, hosts: Vec::new(), etcd: None, undo };
+        lab.make_switch();
+        if !plan.embedded {
+            lab.start_etcd();
+        }
+        for number in 1..=plan.hosts {
+            let etcd = (!plan.embedded).then(|| lab.etcd());
+            lab.hosts.push(Host::make(&lab.name, &lab.folder, number, etcd, plan.bridge));
+        }
+        for host in &lab.hosts {
+            host.await_dockerd();
+            host.import_image();
+        }
+        if !plan.embedded {
+            wait_until("etcd is healthy", START, || lab.etcd().healthy());
+        }
+        lab
+    }
+
+    fn make_switch(&self) {
+        let switch = format!("{}-sw", self.name);
+        ip(&["netns", "add", &switch]);
+        ip(&["-n", &switch, "link", "set", "lo", "up"]);
+        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
+        ip(&["-n", &switch, "address", "add", &format!("{OUTSIDE}/24"), "dev", "br0"]);
+        ip(&["-n", &switch, "link", "set", "br0", "up"]);
+    }
+
+    /// Starts the common etcd, with the data of an earlier one if there was one.
+    pub(crate) fn start_etcd(&mut self) {
+        let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
+        let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
+            "etcd",
+            "--data-dir",
+            &self.folder.join("etcd").display().to_string(),
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &format!("default={peer}"),
+        ]);
+        self.etcd = Some(spawn_logged(command, &self.folder.join("etcd.log")));
+    }
+
+    /// Kills the common etcd. Its port refuses connections from now on.
+    pub(crate) fn kill_etcd(&mut self) {
+        let mut etcd = self.etcd.take().expect("etcd runs");
+        etcd.kill().unwrap();
+        etcd.wait().unwrap();
+    }
+
+    /// Sends etcd a signal: `STOP` makes it accept connections and say nothing.
+    pub(crate) fn signal_etcd(&self, signal: nix::sys::signal::Signal) {
+        send(self.etcd.as_ref().expect("etcd runs"), signal);
+    }
+
+    pub(crate) fn etcd(&self) -> Etcd {
+        Etcd { space: self.outside(), endpoint: format!("http://{OUTSIDE}:2379") }
+    }
+
+    /// The switch namespace.
+    pub(crate) fn outside(&self) -> Netns {
+        Netns::named(&format!("{}-sw", self.name))
+    }
+
+    /// Host 1 is the first.
+    pub(crate) fn host(&self, number: usize) -> &Host {
+        &self.hosts[number - 1]
+    }
+
+    pub(crate) fn all_hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// A lab of this many hosts with a node on each.
+    pub(crate) fn running(hosts: u8) -> Self {
+        let lab = Lab::hosts(hosts);
+        lab.start_nodes();
+        lab
+    }
+
+    pub(crate) fn start_nodes(&self) {
+        for host in &self.hosts {
+            host.spawn_node(&[]);
+        }
+        for host in &self.hosts {
+            host.await_ready();
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A further namespace that goes with the lab.
+    pub(crate) fn namespace(&self, suffix: &str) -> Netns {
+        let name = format!("{}-{suffix}", self.name);
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        Netns::named(&name)
+    }
+
+    fn tell_how_to_look_around(&self) {
+        eprintln!("\n---- the lab {} of the failed test", self.name);
+        for host in &self.hosts {
+            host.print_logs();
+        }
+        if self.etcd.is_some() {
+            eprintln!("---- the datastore");
+            for (key, entry) in self.etcd().entries("/calico/") {
+                eprintln!("{key}{} = {}", if entry.leased { " (leased)" } else { "" }, entry.value);
+            }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let keep = std::thread::panicking() && setting("CALICO_LAB_KEEP").is_some();
+        if std::thread::panicking() {
+            // A second panic while unwinding would abort before anything is taken away.
+            let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.tell_how_to_look_around()));
+            if told.is_err() {
+                eprintln!("---- the rest of the lab cannot be shown");
+            }
+            if !keep {
+                eprintln!("---- run with CALICO_LAB_KEEP=1 to keep a lab that fails, and enter it");
+            }
+        }
+        let mut sign = self.undo.stdin.take();
+        if keep {
+            let script = self.folder.join("undo.sh");
+            let _ = sign.as_mut().map(|pipe| pipe.write_all(b"keep\n"));
+            eprintln!("---- kept; enter a host by one of the lines above; take it all away by");
+            eprintln!("sh {} {} {} </dev/null", script.display(), self.folder.display(), self.name);
+        }
+        drop(sign);
+        let _ = self.undo.wait();
+        if !keep {
+            for host in &self.hosts {
+                host.reap();
+            }
+            if let Some(mut etcd) = self.etcd.take() {
+                let _ = etcd.wait();
+            }
+        }
+    }
+}
+
+/// Starts the script that takes the lab away at the end of this process, in a session of its own so that a signal to our terminal's
+/// group does not end it.
+fn start_undo(folder: &Path, name: &str) -> Child {
+    let script = folder.join("undo.sh");
+    std::fs::write(&script, include_str!("lab/undo.sh")).unwrap();
+    let mut command = Run::new("setsid").arg("sh").arg(&script).arg(folder).arg(name).background();
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("start setsid")
+}
+
+/// Runs `ip`, which has to succeed.
+pub(crate) fn ip(args: &[&str]) -> String {
+    Run::new("ip").args(args).run().ok()
+}
+
+/// Starts what runs beside the test, with its output at the end of a file.
+pub(crate) fn spawn_logged(command: Run, log: &Path) -> Child {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    let mut command = command.background();
+    // A group of its own: the terminal's interrupt is for the test process alone.
+    command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap_or_else(|error| panic!("start {command:?}: {error}"))
+}
+
+pub(crate) fn send(child: &Child, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, signal).unwrap();
+}
+
+/// A setting of the test run.
+#[expect(clippy::disallowed_methods, reason = "the one place where the tests read their environment")]
+pub(crate) fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// What a lab is made with; a missing one fails the test with its name.
+fn check_tools() {
+    static CHECKED: OnceLock<Vec<String>> = OnceLock::new();
+    let missing = CHECKED.get_or_init(|| {
+        let mut missing = Vec::new();
+        if !nix::unistd::geteuid().is_root() {
+            missing.push("the rights of root".to_owned());
+        }
+        let path = setting("PATH").unwrap_or_default();
+        for tool in [
+            "awk",
+            "birdc",
+            "docker",
+            "dockerd",
+            "etcd",
+            "etcdctl",
+            "ip",
+            "ipset",
+            "iptables",
+            "iptables-save",
+            "nft",
+            "nsenter",
+            "script",
+            "setsid",
+            "sysctl",
+            "tar",
+            "xargs",
+        ] {
+            if !std::env::split_paths(&path).any(|folder| folder.join(tool).exists()) {
+                missing.push(tool.to_owned());
+            }
+        }
+        if busybox().is_none() {
+            missing.push("busybox (package busybox-static)".to_owned());
+        }
+        missing
+    });
+    assert!(missing.is_empty(), "a lab needs what is not here: {}", missing.join(", "));
+}
+
+fn busybox() -> Option<&'static Path> {
+    ["/bin/busybox", "/usr/bin/busybox"].map(Path::new).into_iter().find(|path| path.exists())
+}
+
+/// A tar of a root file system that holds busybox and nothing else.
+pub(crate) fn image() -> &'static [u8] {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let root = tempfile::tempdir().unwrap();
+        for folder in ["bin", "tmp", "etc", "root"] {
+            std::fs::create_dir(root.path().join(folder)).unwrap();
+        }
+        let busybox = busybox().expect("busybox is here");
+        std::fs::copy(busybox, root.path().join("bin/busybox")).unwrap();
+        for applet in Run::new(busybox).arg("--list").run().ok().lines().filter(|applet| *applet != "busybox") {
+            std::os::unix::fs::symlink("busybox", root.path().join("bin").join(applet)).unwrap();
+        }
+        Run::new("tar").arg("-C").arg(root.path()).args(["-c", "."]).run().stdout
+    })
+}

@@ -1,0 +1,475 @@
+//! One Docker host of a lab: its dockerd, its node, and what is to be seen on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::command::{Ran, Run};
+use super::container::Container;
+use super::etcd::Etcd;
+use super::http::{self, Reply};
+use super::invariants::Identity;
+use super::netns::Netns;
+use super::wait::{wait_for, wait_until};
+use super::{START, image, ip, send, setting, spawn_logged};
+
+/// What a container of a test does: nothing, until it is told to end.
+pub(crate) const IDLE: &str = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
+
+pub(crate) struct Host {
+    /// `h1`, `h2`, …: the host's name in the datastore.
+    pub(crate) name: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) space: Netns,
+    folder: PathBuf,
+    /// `None`: the node runs its own.
+    etcd: Option<Etcd>,
+    bridge: bool,
+    dockerd: Mutex<Option<Child>>,
+    node: Mutex<Option<Child>>,
+    /// The containers for whose network somebody got a success.
+    pub(crate) promised: Mutex<BTreeSet<String>>,
+    /// What each container was first seen with.
+    pub(crate) known: Mutex<BTreeMap<String, Identity>>,
+}
+
+fn binary(variable: &str, built: &str) -> String {
+    setting(variable).unwrap_or_else(|| built.to_owned())
+}
+
+impl Host {
+    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool) -> Self {
+        let name = format!("h{number}");
+        let (space, switch) = (format!("{lab}-{name}"), format!("{lab}-sw"));
+        let address = Ipv4Addr::new(172, 25, 0, number);
+        ip(&["netns", "add", &space]);
+        ip(&["-n", &space, "link", "set", "lo", "up"]);
+        // Both ends are born where they belong, so no name is taken in the machine's own namespace.
+        ip(&["-n", &switch, "link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &space]);
+        ip(&["-n", &switch, "link", "set", &name, "master", "br0", "up"]);
+        ip(&["-n", &space, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", &space, "link", "set", "eth0", "up"]);
+        let host = Host {
+            ip: address,
+            space: Netns::named(&space),
+            folder: folder.join(&name),
+            name,
+            etcd,
+            bridge,
+            dockerd: Mutex::default(),
+            node: Mutex::default(),
+            promised: Mutex::default(),
+            known: Mutex::default(),
+        };
+        for folder in [host.run_dir(), host.state_dir(), host.folder.join("docker-cli")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(host.folder.join("daemon.json"), "{}").unwrap();
+        host.spawn_dockerd();
+        host
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    fn raw_socket(&self) -> PathBuf {
+        self.folder.join("docker.sock")
+    }
+
+    pub(crate) fn proxy_socket(&self) -> PathBuf {
+        self.folder.join("proxy.sock")
+    }
+
+    /// A command in the host's network.
+    pub(crate) fn command(&self, program: &str) -> Run {
+        // `ip netns exec` would remount /sys, and dockerd would find no cgroups there.
+        Run::new("nsenter").arg(format!("--net={}", self.space.path())).arg(program)
+    }
+
+    /// A shell line in the host's network, which has to succeed.
+    #[track_caller]
+    pub(crate) fn sh(&self, line: &str) -> String {
+        self.command("sh").args(["-c", line]).run().ok()
+    }
+
+    // ---- dockerd
+
+    pub(crate) fn spawn_dockerd(&self) {
+        let mut command = self.command("dockerd");
+        if !self.bridge {
+            command = command.args(["--bridge", "none", "--iptables=false", "--ip-forward=false"]);
+        }
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        let command = command
+            .args(["--host", &format!("unix://{}", path("docker.sock"))])
+            .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
+            .args(["--config-file", &path("daemon.json")]);
+        *self.dockerd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("dockerd.log")));
+    }
+
+    pub(crate) fn await_dockerd(&self) {
+        wait_until(&format!("dockerd of {} answers", self.name), START, || {
+            let mut dockerd = self.dockerd.lock().unwrap();
+            let ended = dockerd.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "dockerd of {} ended: {}", self.name, tail(&self.folder.join("dockerd.log"), 5));
+            self.try_raw_api("GET", "/_ping", None).is_some_and(|reply| reply.status == 200)
+        });
+    }
+
+    /// Kills dockerd and its containerd; the containers live on. Returns once a new one can start on the same folders.
+    pub(crate) fn kill_dockerd(&self) {
+        let containerd = std::fs::read_to_string(self.folder.join("exec/containerd/containerd.pid")).unwrap();
+        let mut dockerd = self.dockerd.lock().unwrap().take().expect("dockerd runs");
+        dockerd.kill().unwrap();
+        dockerd.wait().unwrap();
+        // dockerd asks the kernel to kill its containerd with it.
+        let process = PathBuf::from("/proc").join(containerd.trim());
+        wait_until("containerd has gone", START, || !process.exists());
+    }
+
+    pub(super) fn import_image(&self) {
+        let import = ["import", "--change", "CMD [\"sh\"]", "-", "busybox:latest"];
+        self.raw_docker_run(&import).input(image()).run().ok();
+    }
+
+    fn docker_to(&self, to: &str, args: &[&str]) -> Run {
+        self.command("docker")
+            .args(["-H", to])
+            .args(args)
+            .env("DOCKER_CONFIG", self.folder.join("docker-cli"))
+            .env("DOCKER_BUILDKIT", "0")
+            .without_env("DOCKER_HOST")
+            .without_env("DOCKER_CONTEXT")
+    }
+
+    /// docker through the node, on its unix socket.
+    pub(crate) fn docker_run(&self, args: &[&str]) -> Run {
+        self.docker_to(&format!("unix://{}", self.proxy_socket().display()), args)
+    }
+
+    /// docker through the node, on port 2377, as the seeds have it.
+    pub(crate) fn docker_over_tcp(&self, args: &[&str]) -> Run {
+        self.docker_to("tcp://127.0.0.1:2377", args)
+    }
+
+    /// docker straight at dockerd.
+    pub(crate) fn raw_docker_run(&self, args: &[&str]) -> Run {
+        self.docker_to(&format!("unix://{}", self.raw_socket().display()), args)
+    }
+
+    pub(crate) fn docker(&self, line: &str) -> Ran {
+        self.docker_run(&words(line)).run()
+    }
+
+    pub(crate) fn raw_docker(&self, line: &str) -> Ran {
+        self.raw_docker_run(&words(line)).run()
+    }
+
+    fn try_exchange(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Reply> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+        http::exchange(stream, method, path, body)
+    }
+
+    pub(crate) fn try_raw_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
+        Host::try_exchange(&self.raw_socket(), method, path, body).ok()
+    }
+
+    /// One call of the Docker API through the node. `None`: no whole answer, as when the node is killed.
+    pub(crate) fn try_api(&self, method: &str, path: &str, body: Option<&Value>) -> Option<Reply> {
+        Host::try_exchange(&self.proxy_socket(), method, path, body).ok()
+    }
+
+    #[track_caller]
+    pub(crate) fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Reply {
+        Host::try_exchange(&self.proxy_socket(), method, path, body)
+            .unwrap_or_else(|error| panic!("{method} {path} through {}: {error}", self.name))
+    }
+
+    #[track_caller]
+    pub(crate) fn raw_api(&self, method: &str, path: &str) -> Reply {
+        Host::try_exchange(&self.raw_socket(), method, path, None)
+            .unwrap_or_else(|error| panic!("{method} {path} at dockerd of {}: {error}", self.name))
+    }
+
+    /// Full ids of all containers that dockerd knows.
+    pub(crate) fn container_ids(&self) -> Vec<String> {
+        let list = self.raw_api("GET", "/containers/json?all=1").json();
+        list.as_array().unwrap().iter().map(|one| one["Id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    // ---- the node
+
+    fn node_env(&self, mut command: Run) -> Run {
+        for variable in ["ETCD_ENDPOINTS", "ETCD_AUTHORITY", "IP", "IP6", "AS", "CALICO_LISTEN"] {
+            command = command.without_env(variable);
+        }
+        if let Some(etcd) = &self.etcd {
+            command = command.env("ETCD_ENDPOINTS", &etcd.endpoint);
+        }
+        command
+            .env("HOSTNAME", &self.name)
+            .env("CALICO_RUN_DIR", self.run_dir())
+            .env("CALICO_STATE_DIR", self.state_dir())
+            .env("CALICO_DOCKER_HOST", format!("unix://{}", self.raw_socket().display()))
+            .env("DOCKER_HOST", format!("unix://{}", self.raw_socket().display()))
+    }
+
+    /// calico-node with this host's environment; another binary can be named by `CALICO_NODE_BIN`.
+    pub(crate) fn calico_node(&self, args: &[&str]) -> Run {
+        let program = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
+        self.node_env(self.command(&program)).args(args)
+    }
+
+    /// calicoctl with this host's environment; another binary can be named by `CALICOCTL_BIN`.
+    pub(crate) fn calicoctl_run(&self, args: &[&str]) -> Run {
+        let program = binary("CALICOCTL_BIN", env!("CARGO_BIN_EXE_calicoctl"));
+        self.node_env(self.command(&program)).args(args)
+    }
+
+    pub(crate) fn calicoctl(&self, line: &str) -> Ran {
+        self.calicoctl_run(&words(line)).run()
+    }
+
+    pub(crate) fn spawn_node(&self, more: &[&str]) {
+        let listen = format!("unix://{}", self.proxy_socket().display());
+        let address = self.ip.to_string();
+        let command = self
+            .calico_node(&["--listen", &listen, "--listen", "tcp://127.0.0.1:2377", "--ip", &address])
+            .args(["--metrics-listen", "127.0.0.1:9091", "--log-level", "debug"])
+            .args(more);
+        let before = self.node.lock().unwrap().replace(spawn_logged(command, &self.node_log()));
+        assert!(before.is_none(), "{} has a node already", self.name);
+    }
+
+    fn node_log(&self) -> PathBuf {
+        self.folder.join("node.log")
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        let stream = self.space.enter(|| TcpStream::connect(("127.0.0.1", 9091)));
+        stream.is_ok_and(|stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            http::exchange(stream, "GET", "/readyz", None).is_ok_and(|reply| reply.status == 200)
+        })
+    }
+
+    pub(crate) fn await_ready(&self) {
+        wait_until(&format!("the node of {} is ready", self.name), START, || {
+            let mut node = self.node.lock().unwrap();
+            let ended = node.as_mut().expect("a node was started").try_wait().unwrap();
+            assert!(ended.is_none(), "the node of {} ended, {ended:?}: {}", self.name, tail(&self.node_log(), 5));
+            self.is_ready()
+        });
+    }
+
+    pub(crate) fn start_node(&self) {
+        self.spawn_node(&[]);
+        self.await_ready();
+    }
+
+    /// SIGTERM; the node has to end well.
+    pub(crate) fn stop_node(&self) {
+        let mut node = self.node.lock().unwrap().take().expect("a node runs");
+        send(&node, Signal::SIGTERM);
+        let what = format!("the node of {} ends after SIGTERM", self.name);
+        let status = wait_for(&what, Duration::from_secs(20), || node.try_wait().unwrap());
+        assert!(status.success(), "the node of {} ended with {status}", self.name);
+    }
+
+    /// SIGKILL: no time for anything.
+    pub(crate) fn kill_node(&self) {
+        let mut node = self.node.lock().unwrap().take().expect("a node runs");
+        node.kill().unwrap();
+        node.wait().unwrap();
+    }
+
+    pub(super) fn reap(&self) {
+        for child in [&self.dockerd, &self.node] {
+            // A panic while one waited for it is no reason to leave it unburied.
+            if let Some(mut child) = child.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                let _ = child.wait();
+            }
+        }
+    }
+
+    /// The datastore that this host's node uses.
+    pub(crate) fn etcd(&self) -> Etcd {
+        if let Some(etcd) = &self.etcd {
+            return etcd.clone();
+        }
+        let endpoint = std::fs::read_to_string(self.run_dir().join("etcd-endpoint")).unwrap();
+        Etcd { space: self.space.clone(), endpoint: endpoint.trim().to_owned() }
+    }
+
+    /// The keys below the host's part of the datastore that concern containers.
+    pub(crate) fn workload_keys(&self) -> Vec<String> {
+        self.etcd().keys(&format!("/calico/v1/host/{}/workload/", self.name))
+    }
+
+    // ---- containers
+
+    /// `docker run -d` through the node, with these further options, of a container that idles.
+    #[track_caller]
+    pub(crate) fn run(&self, name: &str, options: &str) -> Container<'_> {
+        let ran = self.try_run(name, options);
+        ran.ok();
+        let container = self.container(name);
+        if options.contains("CALICO_IP") {
+            self.promised.lock().unwrap().insert(container.id.clone());
+        }
+        container
+    }
+
+    /// The same, which may fail.
+    pub(crate) fn try_run(&self, name: &str, options: &str) -> Ran {
+        let mut args = vec!["run", "-d", "--name", name];
+        args.extend(words(options));
+        args.extend(["busybox", "sh", "-c", IDLE]);
+        self.docker_run(&args).run()
+    }
+
+    /// A container that is there, by its name.
+    #[track_caller]
+    pub(crate) fn container(&self, name: &str) -> Container<'_> {
+        let reply = self.raw_api("GET", &format!("/containers/{name}/json"));
+        assert_eq!(reply.status, 200, "no container {name} on {}: {}", self.name, reply.message());
+        Container { host: self, name: name.to_owned(), id: reply.json()["Id"].as_str().unwrap().to_owned() }
+    }
+
+    /// Asks the API for a container that idles, not started. `None`: no whole answer.
+    pub(crate) fn try_create(&self, name: &str, env: &[&str], host_config: &Value) -> Option<Reply> {
+        let body = json!({
+            "Image": "busybox", "Cmd": ["sh", "-c", IDLE], "Env": env, "HostConfig": host_config,
+        });
+        let reply = self.try_api("POST", &format!("/v1.41/containers/create?name={name}"), Some(&body))?;
+        if reply.status == 201 && env.iter().any(|entry| entry.starts_with("CALICO_IP=")) {
+            let id = reply.json()["Id"].as_str().unwrap().to_owned();
+            self.promised.lock().unwrap().insert(id);
+        }
+        Some(reply)
+    }
+
+    /// The same, which has to be answered.
+    #[track_caller]
+    pub(crate) fn create(&self, name: &str, env: &[&str]) -> Reply {
+        self.try_create(name, env, &json!({})).unwrap_or_else(|| panic!("create {name} on {}: no answer", self.name))
+    }
+
+    pub(crate) fn has_container(&self, name: &str) -> bool {
+        self.raw_api("GET", &format!("/containers/{name}/json")).status == 200
+    }
+
+    // ---- the kernel
+
+    /// `ip -json …` in the host's namespace.
+    pub(crate) fn ip_json(&self, args: &[&str]) -> Vec<Value> {
+        let printed = self.command("ip").args(["-json", "-details"]).args(args).run().ok();
+        // It says nothing at all where there is nothing to say.
+        if printed.is_empty() { Vec::new() } else { serde_json::from_str(&printed).unwrap() }
+    }
+
+    /// The main table of IPv4, one route to a line.
+    pub(crate) fn routes(&self) -> Vec<String> {
+        self.command("ip").args(["-4", "route", "show"]).run().ok().lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    pub(crate) fn has_route(&self, begin: &str) -> bool {
+        self.routes().iter().any(|route| format!("{route} ").starts_with(&format!("{begin} ")))
+    }
+
+    /// The names of this software's interfaces on the host.
+    pub(crate) fn cali_links(&self) -> BTreeSet<String> {
+        let links = self.ip_json(&["link", "show"]);
+        let names = links.iter().filter_map(|link| link["ifname"].as_str());
+        names.filter(|name| name.starts_with("cali")).map(str::to_owned).collect()
+    }
+
+    /// How many processes of this name run in the host's network.
+    pub(crate) fn processes(&self, name: &str) -> usize {
+        let space = self.space.path().rsplit('/').next().unwrap().to_owned();
+        let pids = ip(&["netns", "pids", &space]);
+        let names = pids.lines().map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default());
+        names.filter(|found| found.trim() == name).count()
+    }
+
+    /// All rules of IPv4, counters left out.
+    pub(crate) fn rules(&self) -> Vec<String> {
+        let saved = self.command("iptables-save").run().ok();
+        let lines = saved.lines().filter(|line| !line.starts_with('#'));
+        lines.map(|line| line.split(" [").next().unwrap().to_owned()).collect()
+    }
+
+    /// The names of this software's chains.
+    pub(crate) fn chains(&self) -> BTreeSet<String> {
+        let rules = self.rules();
+        let declared = rules.iter().filter_map(|line| line.strip_prefix(":calico-"));
+        declared.map(|rest| format!("calico-{}", rest.split(' ').next().unwrap())).collect()
+    }
+
+    /// This software's sets and what is in them.
+    pub(crate) fn sets(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let saved = self.command("ipset").arg("save").run().ok();
+        let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let is_ours = |set: &str| set.starts_with("calico4-") || set.starts_with("calico6-");
+        for line in saved.lines() {
+            match line.split(' ').collect::<Vec<_>>().as_slice() {
+                ["create", set, ..] if is_ours(set) => {
+                    sets.entry((*set).to_owned()).or_default();
+                }
+                ["add", set, member, ..] if is_ours(set) => {
+                    sets.entry((*set).to_owned()).or_default().insert((*member).to_owned());
+                }
+                _ => {}
+            }
+        }
+        sets
+    }
+
+    pub(crate) fn birdc(&self, line: &str) -> String {
+        let socket = self.run_dir().join("bird.ctl");
+        let ran = self.command("birdc").args(["-r", "-s"]).arg(socket).args(line.split(' ')).run();
+        format!("{}\n{}", ran.out(), ran.err())
+    }
+
+    /// How many BGP sessions are up.
+    pub(crate) fn established_sessions(&self) -> usize {
+        let protocols = self.birdc("show protocols");
+        protocols.lines().filter(|line| line.contains("BGP") && line.contains("Established")).count()
+    }
+
+    pub(super) fn print_logs(&self) {
+        eprintln!("---- {}: nsenter --net={}", self.name, self.space.path());
+        eprintln!("     docker -H unix://{}   raw: docker.sock beside it", self.proxy_socket().display());
+        for (log, lines) in [(self.node_log(), 60), (self.folder.join("dockerd.log"), 15)] {
+            eprintln!("---- {}\n{}", log.display(), tail(&log, lines));
+        }
+    }
+}
+
+fn tail(file: &Path, lines: usize) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The words of a command line as a user types it, single quotes included.
+pub(crate) fn words(line: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for (number, part) in line.split('\'').enumerate() {
+        if number % 2 == 1 { words.push(part) } else { words.extend(part.split_whitespace()) }
+    }
+    words
+}

@@ -1,0 +1,340 @@
+//! What holds at rest, whatever has happened: dockerd's containers, the datastore and the kernel tell the same story.
+//!
+//! One function looks at everything and lists what is wrong. It takes its facts from dockerd, etcd and the kernel, never from the
+//! software under test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Lab;
+use super::command::Run;
+use super::etcd::Entry;
+use super::host::Host;
+use super::wait::wait_until_right;
+
+/// What a container keeps for its whole life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    endpoint: String,
+    mac: String,
+    addresses: BTreeSet<String>,
+}
+
+/// Whether claims of creates that never ended may still be there: they go with their node's lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pending {
+    Tolerated,
+    Wrong,
+}
+
+struct Record {
+    host: String,
+    container: String,
+    endpoint: String,
+    value: Value,
+}
+
+struct Claim {
+    key: String,
+    pool: String,
+    address: String,
+    entry: Entry,
+}
+
+/// The datastore, taken apart.
+struct Stored {
+    records: Vec<Record>,
+    claims: Vec<Claim>,
+    /// CIDRs.
+    pools: BTreeSet<String>,
+    wrong: Vec<String>,
+}
+
+impl Record {
+    fn addresses(&self) -> BTreeSet<String> {
+        let nets = self.value["ipv4_nets"].as_array().into_iter().flatten();
+        nets.filter_map(Value::as_str).map(|net| net.trim_end_matches("/32").to_owned()).collect()
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.value[key].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { endpoint: self.endpoint.clone(), mac: self.text("mac"), addresses: self.addresses() }
+    }
+}
+
+fn take_apart(entries: BTreeMap<String, Entry>) -> Stored {
+    let mut stored = Stored { records: Vec::new(), claims: Vec::new(), pools: BTreeSet::new(), wrong: Vec::new() };
+    for (key, entry) in entries {
+        let parts: Vec<&str> = key.trim_start_matches("/calico/v1/").split('/').collect();
+        match parts.as_slice() {
+            ["host", host, "workload", "docker", container, "endpoint", endpoint] => {
+                match serde_json::from_str(&entry.value) {
+                    Ok(value) => stored.records.push(Record {
+                        host: (*host).to_owned(),
+                        container: (*container).to_owned(),
+                        endpoint: (*endpoint).to_owned(),
+                        value,
+                    }),
+                    Err(error) => stored.wrong.push(format!("{key} is no JSON: {error}")),
+                }
+            }
+            ["ipam", "v4", "assignment", pool, address] => stored.claims.push(Claim {
+                pool: pool.replacen('-', "/", 1),
+                address: (*address).to_owned(),
+                entry,
+                key: key.clone(),
+            }),
+            ["ipam", "v4", "pool", pool] => {
+                stored.pools.insert(pool.replacen('-', "/", 1));
+            }
+            _ => {}
+        }
+    }
+    stored
+}
+
+impl Lab {
+    /// Waits until everything is consistent, and ends the test if it does not become so.
+    #[track_caller]
+    pub(crate) fn assert_consistent(&self) {
+        wait_until_right("consistent", Duration::from_secs(15), || self.violations(Pending::Wrong));
+    }
+
+    /// After a node was killed: the same, but for claims that wait for their lease to end.
+    #[track_caller]
+    pub(crate) fn assert_consistent_but_for_pending_claims(&self) {
+        wait_until_right("consistent", Duration::from_secs(15), || self.violations(Pending::Tolerated));
+    }
+
+    /// Waits, as long as leases last, until it is consistent to the last claim.
+    #[track_caller]
+    pub(crate) fn assert_consistent_once_leases_ended(&self) {
+        wait_until_right("consistent", Duration::from_secs(90), || self.violations(Pending::Wrong));
+    }
+
+    /// Removes every container through its node; after that nothing of them is left anywhere.
+    #[track_caller]
+    pub(crate) fn remove_everything(&self) {
+        for host in self.all_hosts() {
+            let ids = host.container_ids();
+            if !ids.is_empty() {
+                let mut args = vec!["rm", "-f"];
+                args.extend(ids.iter().map(String::as_str));
+                host.docker_run(&args).run().ok();
+            }
+        }
+        self.assert_consistent();
+        for host in self.all_hosts() {
+            assert_eq!(host.workload_keys(), [""; 0], "{}", host.name);
+            assert!(host.cali_links().is_empty(), "{}: {:?}", host.name, host.cali_links());
+        }
+    }
+
+    /// All that is wrong now.
+    pub(crate) fn violations(&self, pending: Pending) -> Vec<String> {
+        let stored = take_apart(self.host(1).etcd().entries("/calico/v1/"));
+        let mut wrong = stored.wrong.clone();
+        wrong.extend(claims_and_records_agree(&stored, pending));
+        for host in self.all_hosts() {
+            let found = host_violations(host, &stored);
+            wrong.extend(found.into_iter().map(|text| format!("{}: {text}", host.name)));
+        }
+        wrong
+    }
+}
+
+/// Each address has one holder, each holder its claim, each claim its holder.
+fn claims_and_records_agree(stored: &Stored, pending: Pending) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut holders: BTreeMap<String, &Record> = BTreeMap::new();
+    for record in &stored.records {
+        for address in record.addresses() {
+            if let Some(other) = holders.insert(address.clone(), record) {
+                wrong.push(format!("{address} is recorded twice: {} and {}", other.container, record.container));
+            }
+        }
+    }
+    let mut claimed = BTreeSet::new();
+    for claim in &stored.claims {
+        let Ok(value) = serde_json::from_str::<Value>(&claim.entry.value) else {
+            wrong.push(format!("{} is no JSON: {:?}", claim.key, claim.entry.value));
+            continue;
+        };
+        if !stored.pools.contains(&claim.pool) {
+            wrong.push(format!("{}: there is no such pool", claim.key));
+        }
+        if !claimed.insert(claim.address.clone()) {
+            wrong.push(format!("{} is claimed in two pools", claim.address));
+        }
+        match value["state"].as_str() {
+            Some("pending") if !claim.entry.leased => wrong.push(format!("{} is pending without a lease", claim.key)),
+            Some("pending") if pending == Pending::Wrong => wrong.push(format!("{} is still pending", claim.key)),
+            Some("pending") => {}
+            Some("bound") => {
+                if claim.entry.leased {
+                    wrong.push(format!("{} is bound and would go with a lease", claim.key));
+                }
+                let owner = &value["owner"];
+                let record = holders.get(&claim.address);
+                let agrees = record.is_some_and(|record| {
+                    owner["host"] == record.host.as_str()
+                        && owner["workload"] == record.container.as_str()
+                        && owner["endpoint"] == record.endpoint.as_str()
+                });
+                if !agrees {
+                    wrong.push(format!("{} is bound to {owner}, which has no such record", claim.key));
+                }
+            }
+            state => wrong.push(format!("{} has the state {state:?}", claim.key)),
+        }
+    }
+    for (address, record) in holders {
+        if !claimed.contains(&address) {
+            wrong.push(format!("{address} is recorded for {} and not claimed", record.container));
+        }
+    }
+    wrong
+}
+
+fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let containers: BTreeSet<String> = host.container_ids().into_iter().collect();
+    let records: Vec<&Record> = stored.records.iter().filter(|record| record.host == host.name).collect();
+    let links = host.cali_links();
+    let routes = own_routes(host);
+
+    for id in host.promised.lock().unwrap().iter().filter(|id| containers.contains(*id)) {
+        if !records.iter().any(|record| record.container == **id) {
+            wrong.push(format!("container {id} was promised a network and has no record"));
+        }
+    }
+    let mut expected_links = BTreeSet::new();
+    let mut expected_routes = BTreeSet::new();
+    for record in &records {
+        if !containers.contains(&record.container) {
+            wrong.push(format!("a record of the container {}, which does not exist", record.container));
+            continue;
+        }
+        let mut known = host.known.lock().unwrap();
+        let first = known.entry(record.container.clone()).or_insert_with(|| record.identity());
+        if *first != record.identity() {
+            wrong.push(format!("{} was {first:?} and is now {:?}", record.container, record.identity()));
+        }
+        drop(known);
+        let reply = host.raw_api("GET", &format!("/containers/{}/json", record.container));
+        let state = reply.json()["State"].clone();
+        let running = state["Running"] == true && state["Restarting"] != true;
+        let expected = if running { "active" } else { "inactive" };
+        if record.text("state") != expected {
+            wrong
+                .push(format!("{} has the state {} and should be {expected}", record.container, record.value["state"]));
+        }
+        if record.text("name") != format!("cali{}", &record.endpoint[..11.min(record.endpoint.len())]) {
+            wrong.push(format!("endpoint {} has the interface {}", record.endpoint, record.value["name"]));
+        }
+        if running {
+            expected_links.insert(record.text("name"));
+            expected_routes.extend(record.addresses().into_iter().map(|address| (address, record.text("name"))));
+            wrong.extend(inside_violations(record, state["Pid"].as_i64().unwrap_or(0)));
+        }
+    }
+    if links != expected_links {
+        wrong.push(format!("interfaces {links:?} and should be {expected_links:?}"));
+    }
+    if routes != expected_routes {
+        wrong.push(format!("routes {routes:?} and should be {expected_routes:?}"));
+    }
+    wrong.extend(set_violations(host, stored, &records));
+    wrong.extend(file_violations(host, &containers, &records));
+    wrong
+}
+
+/// Destination and interface of the routes that bear this software's protocol number, 97.
+fn own_routes(host: &Host) -> BTreeSet<(String, String)> {
+    let routes = host.ip_json(&["-4", "route", "show", "table", "all", "proto", "97"]);
+    let text = |route: &Value, key: &str| route[key].as_str().unwrap_or_default().to_owned();
+    routes.iter().map(|route| (text(route, "dst"), text(route, "dev"))).collect()
+}
+
+/// What a running container itself sees: one interface besides the loopback, with the recorded addresses, and a way out.
+fn inside_violations(record: &Record, pid: i64) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let inside = |args: &[&str]| {
+        let ran = Run::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).args(["ip", "-json"]).args(args).run();
+        // The container may have ended meanwhile; the next look tells.
+        serde_json::from_str::<Vec<Value>>(&ran.out()).unwrap_or_default()
+    };
+    let container = &record.container;
+    let interface = record.value["container:if_name"].as_str().unwrap_or("eth1");
+    let links = inside(&["address", "show"]);
+    let ours: Vec<&Value> = links.iter().filter(|link| link["ifname"] == interface).collect();
+    let [link] = ours.as_slice() else {
+        return vec![format!("{container} has no {interface} inside")];
+    };
+    if link["address"] != record.value["mac"] {
+        wrong.push(format!("{container} has the MAC {} and should have {}", link["address"], record.value["mac"]));
+    }
+    let addresses: BTreeSet<String> = link["addr_info"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|address| address["family"] == "inet" && address["prefixlen"] == 32)
+        .filter_map(|address| address["local"].as_str().map(str::to_owned))
+        .collect();
+    if addresses != record.addresses() {
+        wrong.push(format!("{container} has {addresses:?} and should have {:?}", record.addresses()));
+    }
+    let routes = inside(&["-4", "route", "show", "default"]);
+    if !routes.iter().any(|route| route["dev"] == interface && route["gateway"] == record.value["ipv4_gateway"]) {
+        wrong.push(format!("{container} has no way out by {}: {routes:?}", record.value["ipv4_gateway"]));
+    }
+    wrong
+}
+
+/// A set names only addresses that are recorded, pools, hosts, and interfaces of recorded endpoints of this host.
+fn set_violations(host: &Host, stored: &Stored, records: &[&Record]) -> Vec<String> {
+    let addresses: BTreeSet<String> = stored.records.iter().flat_map(Record::addresses).collect();
+    let interfaces: BTreeSet<String> = records.iter().map(|record| record.text("name")).collect();
+    let mut wrong = Vec::new();
+    for (set, members) in host.sets() {
+        for member in members {
+            for part in member.split(',') {
+                let known = match part {
+                    _ if part.starts_with("cali") => interfaces.contains(part),
+                    _ if part.contains('/') => true,
+                    _ if part.starts_with("192.168.") || part.starts_with("10.") => addresses.contains(part),
+                    _ => true,
+                };
+                if !known {
+                    wrong.push(format!("set {set} still has the member {member}"));
+                }
+            }
+        }
+    }
+    wrong
+}
+
+/// The files that outlive a node are those of containers and endpoints that exist.
+fn file_violations(host: &Host, containers: &BTreeSet<String>, records: &[&Record]) -> Vec<String> {
+    let names = |folder: std::path::PathBuf| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let mut wrong = Vec::new();
+    for file in names(host.state_dir().join("reservations")) {
+        if !containers.contains(file.trim_end_matches(".json")) {
+            wrong.push(format!("reservations/{file} is left over"));
+        }
+    }
+    for file in names(host.run_dir().join("programmed")) {
+        if !records.iter().any(|record| record.endpoint == file) {
+            wrong.push(format!("programmed/{file} is left over"));
+        }
+    }
+    wrong
+}

@@ -1,0 +1,113 @@
+//! A container's life: what it keeps until it is removed, and what goes with each stop.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::lab::Lab;
+use crate::lab::container::{Container, SOON};
+use crate::lab::wait::{wait_for, wait_until};
+
+/// What does not change in a whole life.
+fn identity(container: &Container<'_>) -> (String, Value, Value, Value) {
+    let (key, record) = container.try_record().expect("a record");
+    (key, record["mac"].clone(), record["ipv4_nets"].clone(), record["name"].clone())
+}
+
+#[test]
+fn a_container_keeps_its_address_mac_and_endpoint_through_every_stop_and_start() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let (address, before) = (ann.ip(), identity(&ann));
+    assert!(bob.reaches(address));
+
+    for (down, up) in [("stop", "start"), ("kill", "start"), ("stop -t 0", "restart")] {
+        h1.docker(&format!("{down} ann")).ok();
+        wait_until("ann is dark", SOON, || ann.record()["state"] == "inactive" && h1.cali_links().len() == 1);
+        assert!(!h1.has_route(&address.to_string()));
+        bob.never_reaches(address);
+        // The address stays hers.
+        let taken = h1.create("thief", &["CALICO_IP=192.168.1.1"]);
+        assert_eq!(taken.status, 409);
+        assert!(taken.message().contains("ann"), "{}", taken.message());
+        lab.assert_consistent();
+
+        h1.docker(&format!("{up} ann")).ok();
+        assert!(bob.reaches(address) && ann.reaches(bob.ip()), "not there when docker {up} returned");
+        assert_eq!(identity(&ann), before);
+        lab.assert_consistent();
+    }
+
+    // Running all the while: restart, and a start that is not needed.
+    for line in ["restart ann", "restart -t 0 ann", "start ann"] {
+        h1.docker(line).ok();
+        assert!(bob.reaches(address), "not there when docker {line} returned");
+        assert_eq!(identity(&ann), before);
+    }
+    // Beside us, at dockerd itself.
+    h1.raw_docker("restart ann").ok();
+    bob.comes_to_reach(address);
+    h1.raw_docker("stop ann").ok();
+    h1.raw_docker("start ann").ok();
+    bob.comes_to_reach(address);
+    // A signal is no end, nor is a pause, nor a new name.
+    for line in ["kill -s USR1 ann", "pause ann", "unpause ann", "rename ann anna"] {
+        h1.docker(line).ok();
+    }
+    lab.assert_consistent();
+    assert!(bob.reaches(address));
+    assert_eq!(identity(&ann), before);
+    h1.docker("rename anna ann").ok();
+    lab.remove_everything();
+}
+
+#[test]
+fn a_container_that_crashes_and_is_restarted_by_dockerd_is_the_same_again() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let ann = h1.run("ann", "--restart=always -e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let (address, before) = (ann.ip(), identity(&ann));
+    assert!(bob.reaches(address));
+    for _ in 0..3 {
+        let crashed = ann.pid();
+        kill(Pid::from_raw(crashed), Signal::SIGKILL).unwrap();
+        wait_for("ann has a new process", SOON, || Some(ann.pid()).filter(|pid| *pid != 0 && *pid != crashed));
+        bob.comes_to_reach(address);
+        assert_eq!(identity(&ann), before);
+        lab.assert_consistent();
+    }
+    // The whole of dockerd crashes; the next one starts her again.
+    h1.kill_dockerd();
+    let refused = h1.api("GET", "/version", None);
+    assert_eq!(refused.status, 502, "{}", refused.message());
+    h1.spawn_dockerd();
+    h1.await_dockerd();
+    wait_until("ann runs", SOON, || ann.pid() != 0);
+    h1.docker("start bob").ok();
+    bob.comes_to_reach(address);
+    assert_eq!(identity(&ann), before);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn short_lives_leave_nothing_behind() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    for code in [0, 7] {
+        let line = format!("exit {code}");
+        let run = ["run", "--rm", "-e", "CALICO_IP=auto", "-e", "CALICO_PROFILE=web", "busybox", "sh", "-c", &line];
+        for _ in 0..5 {
+            assert_eq!(h1.docker_run(&run).run().code, Some(code));
+        }
+    }
+    // A process that cannot be started at all.
+    let ran = h1.docker("run --rm -e CALICO_IP=192.168.1.1 busybox /no/such/program");
+    ran.fails_with(127);
+    lab.assert_consistent();
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+    assert!(h1.container_ids().is_empty());
+}

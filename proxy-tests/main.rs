@@ -1,0 +1,22 @@
+//! Tests from outside: real dockerd, etcd, BIRD, namespaces and packets.
+//!
+//! They need root and the tools that a [`lab`] lists; what is missing fails them, with its name. One lab is some hundred processes'
+//! worth of work: `--test-threads=2` is as many as two cores bear.
+
+mod lab;
+
+mod addresses;
+mod clean;
+mod connectivity;
+mod crashes;
+mod embedded;
+mod guard;
+mod lab_itself;
+mod lifecycle;
+mod outside;
+mod policy;
+mod races;
+mod refusals;
+mod restarts;
+mod transparency;
+mod walkthrough;

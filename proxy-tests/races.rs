@@ -1,0 +1,83 @@
+//! Many at once.
+
+use std::collections::BTreeSet;
+use std::sync::Barrier;
+use std::thread;
+
+use crate::lab::Lab;
+
+#[test]
+fn of_racing_creates_for_one_address_exactly_one_wins() {
+    let lab = Lab::running(2);
+    for round in 1..=8 {
+        let address = format!("CALICO_IP=192.168.1.{round}");
+        let begin = Barrier::new(4);
+        let statuses: Vec<u16> = thread::scope(|scope| {
+            let racers: Vec<_> = (0..4)
+                .map(|racer| {
+                    let host = lab.host(1 + racer % 2);
+                    let (begin, address) = (&begin, &address);
+                    scope.spawn(move || {
+                        begin.wait();
+                        host.create(&format!("racer{round}-{racer}"), &[address, "CALICO_PROFILE=web"]).status
+                    })
+                })
+                .collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        let mut sorted = statuses.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [201, 409, 409, 409], "round {round}");
+    }
+    let containers: usize = lab.all_hosts().iter().map(|host| host.container_ids().len()).sum();
+    assert_eq!(containers, 8);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn many_automatic_addresses_at_once_are_all_different() {
+    let lab = Lab::running(2);
+    lab.host(1).calicoctl("pool add 10.60.0.0/28").ok();
+    // Fourteen addresses for sixteen.
+    let begin = Barrier::new(16);
+    let statuses: Vec<u16> = thread::scope(|scope| {
+        let racers: Vec<_> = (0..16)
+            .map(|racer| {
+                let (host, begin) = (lab.host(1 + racer % 2), &begin);
+                scope.spawn(move || {
+                    begin.wait();
+                    host.create(&format!("racer{racer}"), &["CALICO_IP=10.60.0.0/28"]).status
+                })
+            })
+            .collect();
+        racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+    });
+    let won = statuses.iter().filter(|status| **status == 201).count();
+    let lost = statuses.iter().filter(|status| **status == 409).count();
+    assert_eq!((won, lost), (14, 2), "{statuses:?}");
+    let mut addresses = BTreeSet::new();
+    for host in lab.all_hosts() {
+        for id in host.container_ids() {
+            assert!(addresses.insert(host.container(&id).ip()));
+        }
+    }
+    assert_eq!(addresses.len(), 14);
+    lab.assert_consistent();
+
+    // Starts, stops and removals of many at once.
+    thread::scope(|scope| {
+        for host in lab.all_hosts() {
+            for id in host.container_ids() {
+                scope.spawn(move || {
+                    for call in ["start", "stop?t=0", "start"] {
+                        let reply = host.api("POST", &format!("/containers/{id}/{call}"), None);
+                        assert_eq!(reply.status, 204, "{call}: {}", reply.message());
+                    }
+                });
+            }
+        }
+    });
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -1,0 +1,57 @@
+//! A node that ends and starts again in good order: nobody notices.
+
+use crate::lab::Lab;
+use crate::lab::container::{SOON, reach_each_other};
+use crate::lab::netns::Pinger;
+use crate::lab::wait::wait_until;
+
+#[test]
+fn a_restart_of_the_node_loses_no_packet() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    let far = h2.run("far", "-e CALICO_IP=192.168.2.1 -e CALICO_PROFILE=web");
+    let eve = h1.run("eve", "-e CALICO_IP=192.168.1.66 -e CALICO_PROFILE=other");
+    reach_each_other(&[&ann, &bob, &far]);
+    wait_until("the session is up on both sides", SOON, || {
+        h1.established_sessions() == 1 && h2.established_sessions() == 1
+    });
+    eve.never_reaches(bob.ip());
+
+    let near = Pinger::start(&ann.space(), bob.ip(), true);
+    let out = Pinger::start(&ann.space(), far.ip(), true);
+    let back = Pinger::start(&far.space(), ann.ip(), true);
+    let foe = Pinger::start(&eve.space(), bob.ip(), true);
+    for host in [h1, h2] {
+        let before = near.answered_so_far();
+        host.stop_node();
+        assert_eq!(host.processes("bird"), 0, "bird outlives its node");
+        // Some packets go while there is no node.
+        wait_until("packets flow without the node", SOON, || near.answered_so_far() > before + 25);
+        assert!(h2.has_route("192.168.1.1 via 172.25.0.1"), "the peer has forgotten: {:?}", h2.routes());
+        host.start_node();
+        wait_until("the session is up again", SOON * 2, || {
+            h1.established_sessions() == 1 && h2.established_sessions() == 1
+        });
+        let after = near.answered_so_far();
+        wait_until("packets flow with the new node", SOON, || near.answered_so_far() > after + 25);
+    }
+    for (way, pinger) in [("near", near), ("out", out), ("back", back)] {
+        let pinged = pinger.stop();
+        assert!(pinged.lost.is_empty(), "{way}: {pinged:?}");
+    }
+    let foe = foe.stop();
+    assert!(foe.sent > 50 && foe.answered == 0, "{foe:?}");
+    lab.assert_consistent();
+
+    // What happened meanwhile is caught up with.
+    h1.stop_node();
+    h1.raw_docker("stop bob").ok();
+    h1.raw_docker("rm -f eve").ok();
+    h1.raw_docker("restart ann").ok();
+    h1.start_node();
+    lab.assert_consistent();
+    far.comes_to_reach(ann.ip());
+    lab.remove_everything();
+}

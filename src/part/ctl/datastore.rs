@@ -1,0 +1,87 @@
+//! The datastore as commands see it: load it, decide on an edit, write the edit if nothing it depends on has changed.
+
+use super::place::Place;
+use crate::edge::etcd::{Etcd, Outcome, When, Write};
+use crate::model::fault::Fault;
+use crate::model::snapshot::Snapshot;
+
+/// How often a command decides anew because somebody else was quicker.
+const TRIES: usize = 10;
+
+/// How many conditions or writes one transaction holds (etcd's `--max-txn-ops`, which is 128 unless changed).
+const TRANSACTION_LENGTH: usize = 128;
+
+/// A change that a command decided on. It is carried out whole if all conditions hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Edit<Answer> {
+    pub(crate) when: Vec<When>,
+    /// Empty: there is nothing to do.
+    pub(crate) writes: Vec<Write>,
+    /// What to tell the user once it is done.
+    pub(crate) answer: Answer,
+}
+
+pub(crate) struct Datastore {
+    etcd: Etcd,
+    source: String,
+}
+
+impl Datastore {
+    pub(crate) async fn connect(place: &Place<'_>) -> Result<Self, Fault> {
+        let etcd_place = place.etcd()?;
+        let source = etcd_place.source;
+        match Etcd::connect(&etcd_place.address).await {
+            Ok(etcd) => Ok(Datastore { etcd, source }),
+            Err(fault) => Err(with_advice(fault, &source)),
+        }
+    }
+
+    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
+        self.etcd.load().await.map_err(|fault| with_advice(fault, &self.source))
+    }
+
+    /// Decides on the newest view and writes; again if a condition did not hold.
+    ///
+    /// # Errors
+    /// What `decide` refuses; `Conflict` if others were quicker every time. Nothing is written then.
+    pub(crate) async fn edit<Answer>(
+        &self,
+        doing: &str,
+        decide: impl Fn(&Snapshot) -> Result<Edit<Answer>, Fault>,
+    ) -> Result<Answer, Fault> {
+        for _ in 0..TRIES {
+            let edit = decide(&self.load().await?)?;
+            if self.write(doing, &edit).await? {
+                return Ok(edit.answer);
+            }
+        }
+        Err(Fault::Conflict(format!(
+            "{doing}: others changed it at the same time, {TRIES} times in a row: try again when they are done"
+        )))
+    }
+
+    /// Carries an edit out; `false` if a condition did not hold.
+    pub(crate) async fn write<Answer>(&self, doing: &str, edit: &Edit<Answer>) -> Result<bool, Fault> {
+        if edit.writes.is_empty() {
+            return Ok(true);
+        }
+        let length = edit.when.len().max(edit.writes.len());
+        if length > TRANSACTION_LENGTH {
+            return Err(Fault::Refusal(format!(
+                "{doing}: {length} records in one step are too many for etcd, which takes {TRANSACTION_LENGTH}: name fewer"
+            )));
+        }
+        let outcome = self.etcd.transact(doing, &edit.when, &edit.writes).await;
+        Ok(outcome.map_err(|fault| with_advice(fault, &self.source))? != Outcome::Lost)
+    }
+}
+
+/// Tells with the failure how the user names another etcd.
+fn with_advice(fault: Fault, source: &str) -> Fault {
+    match fault {
+        Fault::Away(text) => Fault::Away(format!(
+            "{text}\nIs etcd running there? The address comes from {source}; ETCD_ENDPOINTS=http://HOST:PORT names another."
+        )),
+        other => other,
+    }
+}

@@ -1,0 +1,89 @@
+//! Adopting: a running container that did not come through the proxy is taken into Calico, and let go again.
+
+use std::net::IpAddr;
+
+use super::Network;
+use crate::model::endpoint::Requested;
+use crate::model::fault::Fault;
+use crate::model::name::{ContainerId, IfName};
+use crate::model::wish::Wish;
+use crate::plan::body::Ask;
+
+impl Network {
+    /// The id of any container that Docker knows, or of one of ours that Docker knows no more.
+    ///
+    /// # Errors
+    /// `Refusal` if there is none.
+    pub(crate) async fn resolve(&self, name: &str) -> Result<ContainerId, Fault> {
+        if let Some(container) = self.docker.inspect(name).await? {
+            return Ok(container.id);
+        }
+        let matches: Vec<ContainerId> =
+            self.containers().into_iter().filter(|id| name.len() >= 12 && id.as_str().starts_with(name)).collect();
+        match <[ContainerId; 1]>::try_from(matches) {
+            Ok([id]) => Ok(id),
+            Err(_) => Err(Fault::Refusal(format!("look for container {name}: dockerd knows no such container"))),
+        }
+    }
+
+    /// Gives a running container an address, an interface and a record.
+    ///
+    /// # Errors
+    /// Nothing is left behind; the container itself is as it was.
+    pub(crate) async fn adopt(
+        &self,
+        name: &str,
+        wish: Wish,
+        interface: IfName,
+    ) -> Result<(ContainerId, Vec<IpAddr>), Fault> {
+        let doing = format!("add container {name}");
+        let refuse = |cause: &str| Fault::Refusal(format!("{doing}: {cause}"));
+        let container = self.docker.inspect(name).await?.ok_or_else(|| refuse("dockerd knows no such container"))?;
+        if container.pid.is_none() {
+            return Err(refuse("it is not running; start it first"));
+        }
+        if container.network_mode == "host" || container.network_mode.starts_with("container:") {
+            return Err(refuse(&format!(
+                "its network is {}, which it shares with others; it must have one of its own",
+                container.network_mode
+            )));
+        }
+        if !self.recorded(&container.id).is_empty() {
+            return Err(Fault::Conflict(format!("{doing}: it has been added already")));
+        }
+        let requested = Requested { network_mode: container.network_mode, ..Requested::default() };
+        let ask = Ask { wish, name: container.name, requested, warnings: Vec::new() };
+        let prepared = self.prepare(ask).await.map_err(|fault| fault.during(&doing))?;
+        let prepared = prepared.with_container_interface(interface);
+        let addresses: Vec<IpAddr> = prepared.addresses().collect();
+        self.bind_existing(prepared, &container.id).await.map_err(|fault| fault.during(&doing))?;
+        let settled = self.settle(&container.id, false).await;
+        // A container that has exited meanwhile is settled too, but has no network to report.
+        let active = self.recorded(&container.id).iter().any(|one| one.endpoint.is_active());
+        let failed = match settled {
+            Ok(()) if active => return Ok((container.id, addresses)),
+            Ok(()) => refuse("it exited before it had its network"),
+            Err(fault) => fault.during(&doing),
+        };
+        match self.release(container.id.as_str()).await {
+            Ok(_) => Err(failed),
+            Err(undo) => Err(failed.during(&format!("{undo}; before that"))),
+        }
+    }
+
+    /// Takes interface, record and addresses of a container away; it need not exist any more.
+    pub(crate) async fn release(&self, name: &str) -> Result<ContainerId, Fault> {
+        let id = self.resolve(name).await?;
+        let lock = self.lock(&id);
+        let _serial = lock.lock().await;
+        let recorded = self.recorded(&id);
+        if recorded.is_empty() {
+            return Err(Fault::Refusal(format!("remove container {name}: it is not in Calico")));
+        }
+        for one in &recorded {
+            self.netlink.remove(&one.endpoint.interface).await?;
+            self.free(&one.key).await?;
+        }
+        Ok(id)
+    }
+}

@@ -1,0 +1,275 @@
+//! The calls of ours: what is done around dockerd's own work for a container that has a network from us.
+//!
+//! A tower service over [`Network`]. Each call forwards its request on the client's own upstream connection; of a
+//! container that is not ours every byte passes as it came.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tower::Service;
+
+use super::answer::Manner;
+use super::connection::{Answered, Asked};
+use super::head;
+use super::upstream::{Behind, Gathered, Upstream};
+use crate::model::fault::Fault;
+use crate::model::name::ContainerId;
+use crate::part::network::Network;
+use crate::plan::body;
+use crate::plan::call::Call;
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Calls {
+    network: Arc<Network>,
+}
+
+impl Calls {
+    pub(crate) fn new(network: Arc<Network>) -> Self {
+        Calls { network }
+    }
+}
+
+impl Service<Asked> for Calls {
+    type Response = Answered;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Answered, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut asked: Asked) -> Self::Future {
+        let network = Arc::clone(&self.network);
+        Box::pin(async move {
+            let manner = Manner::of(&asked.request);
+            let said = answer(&network, manner, &mut asked).await.unwrap_or_else(|fault| Said::fault(manner, &fault));
+            Ok(Answered { reply: said.reply, then: said.then, upstream: asked.upstream })
+        })
+    }
+}
+
+/// What the client gets.
+struct Said {
+    reply: Bytes,
+    then: Behind,
+}
+
+impl Said {
+    /// dockerd's own words.
+    fn docker(reply: Gathered) -> Self {
+        Said { reply: reply.raw, then: reply.then }
+    }
+
+    /// dockerd's words with another body.
+    fn edited(reply: &Gathered, body: &[u8]) -> Self {
+        Said { reply: reply.with_body(body), then: reply.then }
+    }
+
+    fn ours(reply: Vec<u8>) -> Self {
+        Said { reply: reply.into(), then: Behind::Next }
+    }
+
+    fn fault(manner: Manner, fault: &Fault) -> Self {
+        let mut said = Said::ours(match fault {
+            // The connection to dockerd is in an unknown state: nothing may follow on it.
+            Fault::DockerAway(_) => manner.closing().fault(fault),
+            _ => manner.fault(fault),
+        });
+        if matches!(fault, Fault::DockerAway(_)) {
+            said.then = Behind::Nothing;
+        }
+        said
+    }
+}
+
+async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<Said, Fault> {
+    let Asked { request, raw, body, upstream } = asked;
+    match &request.classified.call {
+        Call::Create { name } => create(network, name, &raw[..request.length], raw, body, upstream).await,
+        Call::Start { container } => {
+            if request.classified.is_before_1_24() && !body.is_empty() && network.ours(container).await?.is_some() {
+                // Before API 1.24 a start may carry a HostConfig, which would put Docker's network and runtime in the
+                // place of ours. Without a body dockerd takes the one of the create.
+                let bare = head::reframed(&raw[..request.length], 0);
+                return start(network, manner, container, &bare, upstream).await;
+            }
+            start(network, manner, container, raw, upstream).await
+        }
+        Call::Restart { container } => start(network, manner, container, raw, upstream).await,
+        Call::Stop { container } | Call::Kill { container } => stop(network, container, raw, upstream).await,
+        Call::Delete { container } => delete(network, container, raw, upstream).await,
+        Call::Prune => {
+            let reply = upstream.exchange(raw).await?;
+            if reply.status == 200
+                && let Err(fault) = network.settle_all().await
+            {
+                tracing::error!(%fault, "networks of pruned containers are not freed yet");
+            }
+            Ok(Said::docker(reply))
+        }
+        Call::Inspect { .. } => {
+            let reply = upstream.exchange(raw).await?;
+            Ok(shown(reply, |body| body::shown_in_inspect(body, |id| network.appearance(id))))
+        }
+        Call::List => {
+            let reply = upstream.exchange(raw).await?;
+            Ok(shown(reply, |body| body::shown_in_list(body, |id| network.appearance(id))))
+        }
+        Call::NetworkConnect { network: other } => connect(network, manner, "join", other, body, raw, upstream).await,
+        Call::NetworkDisconnect { network: other } => {
+            connect(network, manner, "leave", other, body, raw, upstream).await
+        }
+        Call::Pass => Ok(Said::docker(upstream.exchange(raw).await?)),
+    }
+}
+
+async fn create(
+    network: &Network,
+    name: &str,
+    head: &[u8],
+    raw: &[u8],
+    body: &[u8],
+    upstream: &mut Upstream,
+) -> Result<Said, Fault> {
+    let Some((ask, edited)) = body::read_create(body, name)? else {
+        return Ok(Said::docker(upstream.exchange(raw).await?));
+    };
+    let prepared = network.prepare(ask).await?;
+    let mut request = head::reframed(head, edited.len());
+    request.extend_from_slice(&edited);
+    if let Err(fault) = upstream.connect().await {
+        network.abandon(prepared).await;
+        return Err(fault);
+    }
+    let reply = match upstream.exchange(&request).await {
+        Ok(reply) => reply,
+        Err(fault) => {
+            // dockerd may have made the container before the connection broke.
+            network.lose(&prepared);
+            return Err(fault);
+        }
+    };
+    let id = match created(&reply) {
+        Ok(Some(id)) => id,
+        Ok(None) => {
+            network.abandon(prepared).await;
+            return Ok(Said::docker(reply));
+        }
+        Err(fault) => {
+            network.lose(&prepared);
+            return Err(fault);
+        }
+    };
+    let warnings = network.bind(prepared, &id).await?;
+    Ok(match body::with_warnings(&reply.body, &warnings) {
+        Some(edited) => Said::edited(&reply, &edited),
+        None => Said::docker(reply),
+    })
+}
+
+/// The id of the container that dockerd says it made; `None` if it made none.
+fn created(reply: &Gathered) -> Result<Option<ContainerId>, Fault> {
+    if reply.status != 201 {
+        return Ok(None);
+    }
+    let id = body::created_id(&reply.body);
+    // Passed on, this would be a success without a network.
+    id.map(Some).ok_or_else(|| Fault::World("read dockerd's reply to the create: it names no container id".to_owned()))
+}
+
+/// A start or restart: dockerd's success is told only when the network stands too.
+async fn start(
+    network: &Network,
+    manner: Manner,
+    container: &str,
+    request: &[u8],
+    upstream: &mut Upstream,
+) -> Result<Said, Fault> {
+    let reply = upstream.exchange(request).await?;
+    if !matches!(reply.status, 204 | 304) {
+        return Ok(Said::docker(reply));
+    }
+    let settled = match network.ours(container).await {
+        Ok(Some(id)) => network.settle(&id, true).await,
+        Ok(None) => Ok(()),
+        Err(fault) => Err(fault),
+    };
+    Ok(match settled {
+        Ok(()) => Said::docker(reply),
+        // dockerd's answer was whole, so the connection may go on whatever went wrong elsewhere.
+        Err(fault) => Said { reply: manner.fault(&fault).into(), then: reply.then },
+    })
+}
+
+async fn stop(network: &Network, container: &str, request: &[u8], upstream: &mut Upstream) -> Result<Said, Fault> {
+    let reply = upstream.exchange(request).await?;
+    if matches!(reply.status, 204 | 304) {
+        let settled = match network.ours(container).await {
+            Ok(Some(id)) => network.settle(&id, false).await,
+            Ok(None) => Ok(()),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = settled {
+            tracing::error!(%fault, container, "the network of a stopped container is not settled yet");
+        }
+    }
+    Ok(Said::docker(reply))
+}
+
+async fn delete(network: &Network, container: &str, request: &[u8], upstream: &mut Upstream) -> Result<Said, Fault> {
+    // Afterwards the name means nothing.
+    let ours = network.ours(container).await.unwrap_or_else(|fault| {
+        tracing::error!(%fault, container, "whose container is deleted cannot be told");
+        None
+    });
+    let reply = upstream.exchange(request).await?;
+    if let Some(id) = ours
+        && reply.status == 204
+        && let Err(fault) = network.settle(&id, false).await
+    {
+        tracing::error!(%fault, container, "the address of a deleted container is not freed yet");
+    }
+    Ok(Said::docker(reply))
+}
+
+/// A reply in which containers of ours show their addresses.
+fn shown(reply: Gathered, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Said {
+    if reply.status == 200
+        && reply.is_json
+        && let Some(edited) = edit(&reply.body)
+    {
+        return Said::edited(&reply, &edited);
+    }
+    Said::docker(reply)
+}
+
+/// A connect or disconnect: of a network that a container of ours only shows, nothing is to be done.
+async fn connect(
+    network: &Network,
+    manner: Manner,
+    verb: &str,
+    other: &str,
+    body: &[u8],
+    raw: &[u8],
+    upstream: &mut Upstream,
+) -> Result<Said, Fault> {
+    let Some(container) = body::connected_container(body) else {
+        return Ok(Said::docker(upstream.exchange(raw).await?));
+    };
+    let Some(id) = network.ours(&container).await? else {
+        return Ok(Said::docker(upstream.exchange(raw).await?));
+    };
+    if network.shows_network(&id, other) {
+        return Ok(Said::ours(manner.done()));
+    }
+    let text = format!(
+        "{verb} network {other:?} with container {}: its network is Calico's alone: create it without CALICO_IP to use Docker's",
+        id.short()
+    );
+    Ok(Said::ours(manner.error(403, &text)))
+}

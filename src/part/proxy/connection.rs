@@ -1,0 +1,449 @@
+//! A connection: one client, its requests in order, and the upstream connection that belongs to it.
+//!
+//! Each head is read and told from its path. What is not ours flows: bytes go up and down at the same time, at once and
+//! unaltered, and framing is only followed to find the next head. The few calls that are ours are gathered and handed to
+//! a tower service together with the upstream connection; the connection waits for it whatever the client does, so work
+//! that was begun is finished.
+//!
+//! Invariant: a byte of a client reaches dockerd only as part of a request that was classified, after dockerd has left
+//! HTTP behind, or as a head that is unreadable, and then nothing follows it.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceExt};
+
+use super::answer::Manner;
+use super::framing::Framing;
+use super::head::{self, LONGEST_HEAD, Request, Unreadable};
+use super::upstream::{Behind, Upstream};
+use crate::edge::relay::{self, End, READ_BYTES, Wire};
+use crate::plan::call::Call;
+
+/// How long a body of ours may be (decided; dockerd itself has no limit).
+const LONGEST_BODY: usize = 16 << 20;
+
+/// How long such a body may be with its framing around it.
+const LONGEST_RAW_BODY: usize = 4 * LONGEST_BODY;
+
+/// What a client waits for that asks before it sends a body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// How long a client may take to read the last answer. Closing at once would make its kernel throw away what it has not
+/// read yet, if there are bytes of its own that we have not read.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// A call of ours, gathered, and the way to dockerd.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) request: Request,
+    /// Head and body as they came.
+    pub(crate) raw: Bytes,
+    /// The content of the body.
+    pub(crate) body: Vec<u8>,
+    pub(crate) upstream: Upstream,
+}
+
+/// What the client gets.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) reply: Bytes,
+    pub(crate) then: Behind,
+    pub(crate) upstream: Upstream,
+}
+
+/// What becomes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// The next request.
+    Next,
+    /// Our FIN, and time for the client to read what it was sent.
+    Close,
+    /// Nobody is there to be told anything.
+    Drop,
+    /// What the client has is not the whole, and nothing else would tell it so.
+    Reset,
+}
+
+/// How the reply to a request that flows came to its end.
+enum Flowed {
+    Whole,
+    /// What follows is no HTTP, or has no end but the connection's.
+    Stream,
+    /// dockerd broke off.
+    Cut,
+    ClientGone,
+}
+
+/// See the module.
+pub(crate) struct Connection<S> {
+    client: Wire,
+    /// What the client has sent and nobody has taken yet.
+    inbound: BytesMut,
+    /// Whether the client has sent its FIN.
+    client_ended: bool,
+    upstream: Upstream,
+    service: S,
+    stop: CancellationToken,
+}
+
+impl<S> Connection<S>
+where
+    S: Service<Asked, Response = Answered, Error = Infallible>,
+{
+    pub(crate) fn new(client: Wire, upstream: Upstream, service: S, stop: CancellationToken) -> Self {
+        Connection { client, inbound: BytesMut::new(), client_ended: false, upstream, service, stop }
+    }
+
+    /// Serves the client until it, dockerd or the process ends.
+    pub(crate) async fn run(mut self) {
+        let then = loop {
+            let request = match self.next_request().await {
+                Ok(request) => request,
+                Err(then) => break then,
+            };
+            let then = match (&request.foreign, &request.classified.call) {
+                (Some(reason), _) => {
+                    let answer = Manner::of(&request).closing().error(403, reason);
+                    self.say(&answer, Then::Close).await
+                }
+                (None, Call::Pass) => self.pass(&request).await,
+                // Boxed, so that a stream that is nothing but a tunnel does not pay for its room.
+                (None, _) => Box::pin(self.ours(request)).await,
+            };
+            if then != Then::Next {
+                break then;
+            }
+        };
+        match then {
+            Then::Close => {
+                self.client.finish();
+                if !self.client_ended {
+                    // A client that takes longer has had its time.
+                    let _ = timeout(LINGER, relay::read_out(&self.client)).await;
+                }
+            }
+            Then::Reset => self.client.reset_on_close(),
+            Then::Next | Then::Drop => {}
+        }
+    }
+
+    async fn say(&self, answer: &[u8], then: Then) -> Then {
+        if self.client.write_all(answer).await.is_ok() { then } else { Then::Drop }
+    }
+
+    /// The next request, once its head is whole.
+    async fn next_request(&mut self) -> Result<Request, Then> {
+        loop {
+            match head::parse_request(&self.inbound, self.client.is_tcp()) {
+                Some(Ok(request)) => return Ok(request),
+                Some(Err(Unreadable::Http2)) => {
+                    let answer = Manner::unknown().error(400, "HTTP/2 is not spoken here: use HTTP/1.1");
+                    return Err(self.say(&answer, Then::Close).await);
+                }
+                Some(Err(Unreadable::Shown(length))) => return Err(self.show(length).await),
+                None if !self.client_ended => self.more().await?,
+                None if self.inbound.is_empty() => return Err(Then::Drop),
+                None => return Err(self.show(self.inbound.len()).await),
+            }
+        }
+    }
+
+    /// Waits for more of a head, and while there is nothing of one, for the end of the connection or of the process.
+    async fn more(&mut self) -> Result<(), Then> {
+        let is_idle = self.inbound.is_empty();
+        let (upstream, outbound) = self.upstream.parts();
+        let from_upstream = async {
+            match upstream {
+                Some(wire) => wire.read(outbound).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            read = self.client.read(&mut self.inbound) => match read {
+                Ok(0) => self.client_ended = true,
+                Ok(_) => {}
+                Err(_) => return Err(Then::Drop),
+            },
+            // dockerd closes the connection, or says something without being asked (as Go does before it closes).
+            read = from_upstream => match read {
+                Ok(1..) => {
+                    let mut count = outbound.len();
+                    self.client.write_from(outbound, &mut count).await.map_err(|_| Then::Drop)?;
+                }
+                Ok(0) | Err(_) => return Err(Then::Close),
+            },
+            () = self.stop.cancelled(), if is_idle => return Err(Then::Drop),
+        }
+        Ok(())
+    }
+
+    /// Shows dockerd bytes that cannot be read as a request, with nothing behind them, and hands back what it says.
+    async fn show(&mut self, length: usize) -> Then {
+        if let Err(fault) = self.upstream.connect().await {
+            return self.say(&Manner::unknown().fault(&fault), Then::Close).await;
+        }
+        let (Some(wire), outbound) = self.upstream.parts() else { return Then::Drop };
+        let shown = self.inbound.split_to(length.min(self.inbound.len()));
+        // dockerd may close before it has read all of it; what it said counts.
+        let _ = wire.write_all(&shown).await;
+        wire.finish();
+        loop {
+            let mut count = outbound.len();
+            if self.client.write_from(outbound, &mut count).await.is_err() {
+                return Then::Drop;
+            }
+            match wire.read(outbound).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Then::Close,
+            }
+        }
+    }
+
+    /// Lets a request flow up and its reply down.
+    async fn pass(&mut self, request: &Request) -> Then {
+        if let Err(fault) = self.upstream.connect().await {
+            let has_body = !request.body.is_done();
+            let manner = Manner::of(request);
+            let manner = if has_body { manner.closing() } else { manner };
+            drop(self.inbound.split_to(request.length));
+            let then = if manner.closes { Then::Close } else { Then::Next };
+            return self.say(&manner.fault(&fault), then).await;
+        }
+        let Connection { client, inbound, client_ended, upstream, .. } = self;
+        let (Some(wire), outbound) = upstream.parts() else { return Then::Drop };
+        let mut up = Up { body: request.body.clone(), cleared: request.length, is_sent: false, inbound, client_ended };
+        up.clear_from(request.length);
+        let flowed = tokio::select! {
+            flowed = flow_down(client, wire, outbound, request.is_head) => flowed,
+            () = up.flow(client, wire) => Flowed::ClientGone,
+        };
+        match flowed {
+            Flowed::Whole if up.is_sent => Then::Next,
+            // dockerd answered early. It reads on or closes; both are seen here.
+            Flowed::Whole => tokio::select! {
+                is_sent = up.send(client, wire) => if is_sent { Then::Next } else { Then::Close },
+                _ = wire.read(outbound) => Then::Close,
+            },
+            Flowed::Stream => {
+                let (inbound, outbound) = (std::mem::take(up.inbound), std::mem::take(outbound));
+                match relay::tunnel(client, wire, inbound, outbound).await {
+                    End::ClientGone => Then::Drop,
+                    End::Finished => Then::Close,
+                    End::Broken => Then::Reset,
+                }
+            }
+            Flowed::Cut => Then::Close,
+            Flowed::ClientGone => Then::Drop,
+        }
+    }
+
+    /// Gathers a request of ours and has the service answer it.
+    async fn ours(&mut self, request: Request) -> Then {
+        let must_be_read = match request.classified.call {
+            Call::Create { .. } => true,
+            // It may carry a HostConfig, which is no longer what the create's was.
+            Call::Start { .. } => request.classified.is_before_1_24(),
+            _ => false,
+        };
+        let body = match self.gather(&request).await {
+            Ok(body) => body,
+            Err(Ungathered::Gone) => return Then::Drop,
+            // dockerd may say what it thinks of it; nothing that we edit is in it.
+            Err(_) if !must_be_read => return self.pass(&request).await,
+            Err(why) => {
+                let (status, cause) = match why {
+                    Ungathered::TooLong => (413, format!("it is longer than {LONGEST_BODY} bytes")),
+                    _ => (400, "it is not whole, or its framing is broken".to_owned()),
+                };
+                let text = format!("read the body of the request: {cause}");
+                let answer = Manner::of(&request).closing().error(status, &text);
+                return self.say(&answer, Then::Close).await;
+            }
+        };
+        let raw = self.inbound.split_to(body.end).freeze();
+        let upstream = self.upstream.take();
+        let closes = request.closes;
+        let asked = Asked { request, raw, body: body.content, upstream };
+        let Ok(service) = self.service.ready().await;
+        let Ok(answered) = service.call(asked).await;
+        self.upstream = answered.upstream;
+        let then = self.say(&answered.reply, Then::Next).await;
+        match answered.then {
+            _ if then != Then::Next => then,
+            Behind::Nothing => Then::Close,
+            // Where dockerd answered it closes too; where we did, nobody else would.
+            Behind::Next if closes => Then::Close,
+            Behind::Next => Then::Next,
+            Behind::Stream => {
+                let inbound = std::mem::take(&mut self.inbound);
+                let (Some(wire), outbound) = self.upstream.parts() else { return Then::Drop };
+                let outbound = std::mem::take(outbound);
+                match relay::tunnel(&self.client, wire, inbound, outbound).await {
+                    End::ClientGone => Then::Drop,
+                    End::Finished => Then::Close,
+                    End::Broken => Then::Reset,
+                }
+            }
+        }
+    }
+
+    /// Gathers the body of the request at the start of `inbound`, where all of it stays.
+    async fn gather(&mut self, request: &Request) -> Result<Body, Ungathered> {
+        let mut framing = request.body.clone();
+        let (mut content, mut end) = (Vec::new(), request.length);
+        if let Framing::Length(length) = framing
+            && length > LONGEST_BODY as u64
+        {
+            return Err(Ungathered::TooLong);
+        }
+        let mut waits = request.expects_continue && self.inbound.len() == request.length;
+        loop {
+            end += framing.scan(&self.inbound[end..], |bytes| content.extend_from_slice(bytes));
+            if framing.is_done() && content.len() <= LONGEST_BODY {
+                return Ok(Body { content, end });
+            }
+            if content.len() > LONGEST_BODY || end > LONGEST_RAW_BODY + LONGEST_HEAD {
+                return Err(Ungathered::TooLong);
+            }
+            if self.client_ended || framing == Framing::Malformed {
+                return Err(Ungathered::Broken);
+            }
+            if std::mem::take(&mut waits) {
+                self.client.write_all(CONTINUE).await.map_err(|_| Ungathered::Gone)?;
+            }
+            match self.client.read(&mut self.inbound).await {
+                Ok(0) => self.client_ended = true,
+                Ok(_) => {}
+                Err(_) => return Err(Ungathered::Gone),
+            }
+        }
+    }
+}
+
+/// Why a request was not gathered.
+enum Ungathered {
+    /// The client is.
+    Gone,
+    TooLong,
+    /// It ended too early, or its framing cannot be followed.
+    Broken,
+}
+
+/// A gathered body: its content, and where it ends in what the client sent.
+struct Body {
+    content: Vec<u8>,
+    end: usize,
+}
+
+/// A request on its way up. What is known of it outlives a future that is dropped.
+struct Up<'a> {
+    body: Framing,
+    /// So many bytes of `inbound` may go.
+    cleared: usize,
+    /// Whether the whole request has gone.
+    is_sent: bool,
+    inbound: &'a mut BytesMut,
+    client_ended: &'a mut bool,
+}
+
+impl Up<'_> {
+    /// Clears what belongs to the body, from an offset on.
+    fn clear_from(&mut self, offset: usize) {
+        self.cleared = offset + self.body.scan(&self.inbound[offset..], |_| {});
+    }
+
+    /// Sends what is left of the request. `false`: it cannot be sent to its end, and nothing may follow it.
+    async fn send(&mut self, client: &Wire, wire: &Wire) -> bool {
+        loop {
+            if wire.write_from(self.inbound, &mut self.cleared).await.is_err() {
+                // Whether dockerd still speaks, the other direction tells.
+                relay::drain(client).await;
+                return false;
+            }
+            if self.body.is_done() {
+                return true;
+            }
+            if *self.client_ended || self.body == Framing::Malformed {
+                wire.finish();
+                relay::drain(client).await;
+                return false;
+            }
+            match client.read(self.inbound).await {
+                Ok(0) => *self.client_ended = true,
+                Ok(_) => self.clear_from(0),
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Sends the request and then watches the client until it is gone.
+    async fn flow(&mut self, client: &Wire, wire: &Wire) {
+        if !self.send(client, wire).await {
+            return;
+        }
+        self.is_sent = true;
+        // A pipelined request waits here, as it would in dockerd; a FIN counts once all before it has been sent.
+        while !*self.client_ended && self.inbound.len() < READ_BYTES {
+            match client.read(self.inbound).await {
+                Ok(0) => *self.client_ended = true,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        if self.inbound.is_empty() {
+            wire.finish();
+        }
+        client.hung_up().await;
+    }
+}
+
+/// Lets a reply flow to the client, interim ones before it included.
+async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head: bool) -> Flowed {
+    loop {
+        let reply = loop {
+            match head::parse_reply(outbound, to_head) {
+                Some(Ok(reply)) => break reply,
+                Some(Err(())) => return Flowed::Stream,
+                None => match wire.read(outbound).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => {
+                        // A part of a head is what a client of dockerd's would have got.
+                        let mut count = outbound.len();
+                        let sent = client.write_from(outbound, &mut count).await;
+                        return if sent.is_ok() { Flowed::Cut } else { Flowed::ClientGone };
+                    }
+                },
+            }
+        };
+        if reply.status == 101 || reply.body == Framing::UntilClose {
+            return Flowed::Stream;
+        }
+        let (mut body, mut cleared) = (reply.body.clone(), reply.length);
+        loop {
+            cleared += body.scan(&outbound[cleared..], |_| {});
+            if client.write_from(outbound, &mut cleared).await.is_err() {
+                return Flowed::ClientGone;
+            }
+            if body.is_done() {
+                break;
+            }
+            if body == Framing::Malformed {
+                return Flowed::Stream;
+            }
+            match wire.read(outbound).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Flowed::Cut,
+            }
+        }
+        if !reply.is_interim() {
+            return Flowed::Whole;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

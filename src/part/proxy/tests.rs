@@ -1,0 +1,69 @@
+//! The accept loop, with connections whose service panics when it is asked.
+
+use std::convert::Infallible;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixListener};
+use tower::service_fn;
+
+use super::connection::{Answered, Asked};
+use super::*;
+
+async fn ask(client: &mut TcpStream, request: &str) -> String {
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let count = timeout(Duration::from_secs(5), client.read(&mut answer)).await.unwrap().unwrap_or(0);
+    String::from_utf8_lossy(&answer[..count]).into_owned()
+}
+
+#[tokio::test]
+async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("docker.sock");
+    let engine = UnixListener::bind(&path).unwrap();
+    let listener = listen::bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let Listener::Tcp(socket) = &listener else { panic!("no TCP socket") };
+    let address = socket.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let loop_stop = stop.clone();
+    let serving = tokio::spawn(async move {
+        let engine = Arc::new(Engine::Unix(path));
+        let service = service_fn(|asked: Asked| async move {
+            if asked.body.is_empty() {
+                panic!("asked for it")
+            } else {
+                unreachable!()
+            }
+            Ok::<Answered, Infallible>(Answered {
+                reply: asked.raw,
+                then: upstream::Behind::Next,
+                upstream: asked.upstream,
+            })
+        });
+        let connect = |client: Wire| {
+            Connection::new(client, Upstream::new(Arc::clone(&engine)), service, loop_stop.clone()).run()
+        };
+        serve_one(&listener, connect, &loop_stop).await;
+    });
+    let dockerd = tokio::spawn(async move {
+        let mut stream = engine.accept().await.unwrap().0;
+        let mut request = [0; 256];
+        while stream.read(&mut request).await.unwrap() > 0 {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+        }
+    });
+    let mut good = TcpStream::connect(address).await.unwrap();
+    let ping = "GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    assert!(ask(&mut good, ping).await.ends_with("ok"));
+    let mut bad = TcpStream::connect(address).await.unwrap();
+    assert_eq!(ask(&mut bad, "POST /containers/x/start HTTP/1.1\r\nHost: localhost\r\n\r\n").await, "");
+    assert!(ask(&mut good, ping).await.ends_with("ok"));
+    let mut foreign = TcpStream::connect(address).await.unwrap();
+    let answer = ask(&mut foreign, "POST /containers/x/start HTTP/1.1\r\nHost: evil.example\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n"), "{answer}");
+    drop(foreign);
+    stop.cancel();
+    timeout(Duration::from_secs(5), serving).await.unwrap().unwrap();
+    assert_eq!(good.read(&mut [0; 8]).await.unwrap(), 0);
+    dockerd.await.unwrap();
+}

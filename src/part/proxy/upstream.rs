@@ -1,0 +1,212 @@
+//! Upstream: the one connection to dockerd that belongs to a client's connection.
+//!
+//! It is opened with the first request and closed with the client. So `Connection: close`, half-close, pipelining and
+//! the cancelling of calls mean for dockerd what they mean for the client, and no request is ever sent twice.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::framing::Framing;
+use super::head::{self, Reply};
+use crate::edge::relay::{Engine, Wire};
+use crate::model::fault::Fault;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    engine: Arc<Engine>,
+    wire: Option<Wire>,
+    /// What dockerd has sent and nobody has taken yet.
+    outbound: BytesMut,
+}
+
+/// A reply that was gathered whole.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    pub(crate) status: u16,
+    pub(crate) is_json: bool,
+    /// Every byte as it came.
+    pub(crate) raw: Bytes,
+    head_length: usize,
+    /// The content, without any framing.
+    pub(crate) body: Vec<u8>,
+    /// How the stream goes on behind it.
+    pub(crate) then: Behind,
+}
+
+/// What follows a gathered reply on its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// The next reply.
+    Next,
+    /// Nothing: dockerd ended the connection, or it broke before the reply was whole.
+    Nothing,
+    /// Bytes of another protocol.
+    Stream,
+}
+
+impl Gathered {
+    /// The reply with another body.
+    pub(crate) fn with_body(&self, body: &[u8]) -> Bytes {
+        let mut text = head::reframed(&self.raw[..self.head_length], body.len());
+        text.extend_from_slice(body);
+        text.into()
+    }
+}
+
+impl Upstream {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Upstream { engine, wire: None, outbound: BytesMut::new() }
+    }
+
+    /// The connection, out of the hands of its owner, who is left with none.
+    pub(crate) fn take(&mut self) -> Upstream {
+        let engine = Arc::clone(&self.engine);
+        Upstream { engine, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
+    }
+
+    /// Connects where that has not been done.
+    ///
+    /// # Errors
+    /// `DockerAway`.
+    pub(crate) async fn connect(&mut self) -> Result<(), Fault> {
+        if self.wire.is_none() {
+            let connected = Wire::connect(&self.engine).await;
+            let away = |error| Fault::DockerAway(format!("connect to dockerd at {}: {error}", self.engine));
+            self.wire = Some(connected.map_err(away)?);
+        }
+        Ok(())
+    }
+
+    /// The connection, if there is one, and the bytes that came over it.
+    pub(crate) fn parts(&mut self) -> (Option<&Wire>, &mut BytesMut) {
+        (self.wire.as_ref(), &mut self.outbound)
+    }
+
+    fn away(&self, doing: &str, cause: &str) -> Fault {
+        Fault::DockerAway(format!("{doing} dockerd at {}: {cause}", self.engine))
+    }
+
+    /// Sends a request and gathers the reply. Its size is dockerd's own bound: it holds such replies in memory too.
+    ///
+    /// # Errors
+    /// `DockerAway`: no byte of a reply came.
+    pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Gathered, Fault> {
+        self.connect().await?;
+        let Some(wire) = self.wire.as_ref() else { return Err(self.away("call", "not connected")) };
+        // dockerd may answer before it has read all and close: its answer counts, not our failure to write on.
+        let written = wire.write_all(request).await;
+        let reply = loop {
+            match head::parse_reply(&self.outbound, false) {
+                // Ours to answer: the body was gathered before it was asked for.
+                Some(Ok(reply)) if reply.is_interim() => drop(self.outbound.split_to(reply.length)),
+                Some(Ok(reply)) => break reply,
+                Some(Err(())) => return Err(self.away("read the reply of", "it is not HTTP")),
+                None => match wire.read(&mut self.outbound).await {
+                    Ok(0) => {
+                        let cause = written.err().map_or_else(|| "it closed".to_owned(), |error| error.to_string());
+                        return Err(self.away("await the reply of", &cause));
+                    }
+                    Err(error) => return Err(self.away("await the reply of", &error.to_string())),
+                    Ok(_) => {}
+                },
+            }
+        };
+        Ok(self.gather(reply).await)
+    }
+
+    /// Gathers the body of a reply whose head is in `outbound`.
+    async fn gather(&mut self, reply: Reply) -> Gathered {
+        let (mut framing, mut body, mut end) = (reply.body.clone(), Vec::new(), reply.length);
+        let then = loop {
+            end += framing.scan(&self.outbound[end..], |content| body.extend_from_slice(content));
+            if reply.status == 101 {
+                break Behind::Stream;
+            }
+            if framing.is_done() {
+                break Behind::Next;
+            }
+            let Some(wire) = self.wire.as_ref().filter(|_| framing != Framing::Malformed) else {
+                break Behind::Nothing;
+            };
+            match wire.read(&mut self.outbound).await {
+                Ok(0) | Err(_) => break Behind::Nothing,
+                Ok(_) => {}
+            }
+        };
+        let raw = self.outbound.split_to(end).freeze();
+        let (status, is_json, head_length) = (reply.status, reply.is_json, reply.length);
+        // A body that is cut is nobody's to edit.
+        let is_whole = then != Behind::Nothing || framing == Framing::UntilClose;
+        Gathered { status, is_json: is_json && is_whole, raw, head_length, body, then }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What is gathered from a dockerd that answers a request with some bytes and then closes, or not.
+    async fn gathered(reply: &str, closes: bool) -> Result<Gathered, Fault> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let engine = UnixListener::bind(&path).unwrap();
+        let reply = reply.to_owned();
+        let dockerd = tokio::spawn(async move {
+            let mut stream = engine.accept().await.unwrap().0;
+            let mut request = [0; 4];
+            stream.read_exact(&mut request).await.unwrap();
+            for byte in reply.bytes() {
+                stream.write_all(&[byte]).await.unwrap();
+            }
+            if !closes {
+                let _ = stream.read(&mut request).await;
+            }
+        });
+        let mut upstream = Upstream::new(Arc::new(Engine::Unix(path.clone())));
+        let gathered = upstream.exchange(b"call").await;
+        drop(upstream);
+        dockerd.await.unwrap();
+        gathered
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_gathered_however_it_is_framed() {
+        for (reply, closes, then) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", false, Behind::Next),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n", false, Behind::Next),
+            ("HTTP/1.0 200 OK\r\n\r\n{}", true, Behind::Nothing),
+        ] {
+            let found =
+                gathered(&reply.replace("OK\r\n", "OK\r\nContent-Type: application/json\r\n"), closes).await.unwrap();
+            assert_eq!(
+                (found.status, found.is_json, found.body.as_slice()),
+                (200, true, b"{}".as_slice()),
+                "{reply:?}"
+            );
+            assert_eq!(found.then, then, "{reply:?}");
+            let edited = String::from_utf8(found.with_body(b"[1]").to_vec()).unwrap();
+            assert!(
+                edited.ends_with("OK\r\nContent-Type: application/json\r\nContent-Length: 3\r\n\r\n[1]"),
+                "{edited:?}"
+            );
+        }
+        let found =
+            gathered("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nA: b\r\n\r\n", false).await.unwrap();
+        assert_eq!((found.status, &found.raw[..]), (204, b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n".as_slice()));
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_cut_is_passed_as_it_is_and_one_that_never_came_is_a_fault() {
+        let cut = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{}";
+        let found = gathered(cut, true).await.unwrap();
+        assert_eq!((found.then, found.is_json, &found.raw[..]), (Behind::Nothing, false, cut.as_bytes()));
+        for reply in ["", "HTTP/1.1 2", "junk\r\n\r\n"] {
+            assert!(matches!(gathered(reply, true).await, Err(Fault::DockerAway(_))), "{reply:?}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Status: how this node is, gathered from its parts for `/readyz`, `calicoctl status` and the log.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::edge::bird::session_status;
+use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
+use crate::model::name::HostName;
+use crate::part::agent::Programmed;
+use crate::part::network::Network;
+use crate::part::store::Store;
+
+/// What a status is gathered from.
+pub(crate) struct Gauge {
+    pub(crate) host: HostName,
+    pub(crate) host_ip: Ipv4Addr,
+    pub(crate) etcd: String,
+    pub(crate) docker: String,
+    pub(crate) listeners: Vec<String>,
+    /// `None`: this node runs no BGP.
+    pub(crate) bird_socket: Option<std::path::PathBuf>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) programmed: watch::Receiver<Programmed>,
+}
+
+impl Gauge {
+    /// What is missing until this node does all of its work; empty when it does.
+    pub(crate) fn waiting_for(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.store.is_connected() {
+            missing.push(format!("etcd at {}", self.etcd));
+        }
+        if !self.network.is_docker_up() {
+            missing.push(format!("dockerd at {}", self.docker));
+        }
+        let programmed = self.programmed.borrow();
+        if !programmed.in_sync {
+            missing.push("the agent: the kernel does not hold what the datastore says yet".to_owned());
+        }
+        if self.bird_socket.is_some() && !programmed.bird.is_up() {
+            missing.push("BIRD".to_owned());
+        }
+        missing
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        let (as_number, endpoints, mut faults) = self.store.read(|snapshot| {
+            let mut count = EndpointCount::default();
+            for endpoint in snapshot.endpoints_of(&self.host).filter_map(|(_, record)| record.readable()) {
+                if endpoint.is_active() {
+                    count.active += 1;
+                } else {
+                    count.inactive += 1;
+                }
+            }
+            let unreadable = snapshot.unreadable().into_iter().map(|(object, why)| ReportedFault { object, why });
+            (snapshot.as_of(&self.host).0, count, unreadable.collect::<Vec<_>>())
+        });
+        let programmed = self.programmed.borrow().faults.clone();
+        faults.extend(programmed.into_iter().map(|(object, why)| ReportedFault { object, why }));
+        let bird = match &self.bird_socket {
+            None => None,
+            Some(socket) => Some(match session_status(socket).await {
+                Ok(sessions) => BirdStatus { up: true, sessions },
+                Err(fault) => {
+                    faults.push(ReportedFault { object: "BIRD".to_owned(), why: fault.to_string() });
+                    BirdStatus { up: false, sessions: Vec::new() }
+                }
+            }),
+        };
+        let warnings = self.network.pool_warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
+        let waiting_for = self.waiting_for();
+        Status {
+            host: self.host.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ip: Some(IpAddr::V4(self.host_ip)),
+            as_number,
+            ready: waiting_for.is_empty(),
+            waiting_for,
+            etcd: self.etcd.clone(),
+            etcd_connected: self.store.is_connected(),
+            docker: self.docker.clone(),
+            docker_connected: self.network.is_docker_up(),
+            listeners: self.listeners.clone(),
+            endpoints,
+            bird,
+            faults,
+            warnings,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::wish::AddressWish;
+
+fn read(text: &str) -> Result<Option<(Ask, String)>, Fault> {
+    read_create(text.as_bytes(), "web")
+        .map(|read| read.map(|(ask, body)| (ask, String::from_utf8_lossy(&body).into_owned())))
+}
+
+fn edited(text: &str) -> String {
+    read(text).unwrap().expect("a wish").1
+}
+
+#[test]
+fn a_body_without_a_wish_goes_on_untouched() {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "{}",
+        r#"{"Env":["A=b"]}"#,
+        r#"{"Env":["CALICO_IP"]}"#,
+        r#"{"Env":["calico_ip=auto","XCALICO_IP=auto","CALICO_IPX=auto"]}"#,
+        r#"{"Env":["CALICO_PROFILE=web"]}"#,
+        r#"{"Env":["CALICO_IP=auto"],"env":[]}"#,
+        r#"{"Env":["CALICO_IP=auto"],"ENV":null}"#,
+        r#"{"Env":["CALICO_IP=auto",7]}"#,
+        r#"{"Env":"CALICO_IP=auto"}"#,
+        r#"{"Env":["CALICO_IP=auto"],"HostConfig":7}"#,
+        r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":7}}"#,
+        r#"{"Env":["CALICO_IP=auto"],"NetworkingConfig":[]}"#,
+        r#"{"Env":["CALICO_IP=auto"]"#,
+    ] {
+        assert_eq!(read(text), Ok(None), "{text}");
+    }
+}
+
+#[test]
+fn a_wish_is_found_as_go_finds_it() {
+    for text in [
+        r#"{"Env":["CALICO_IP=auto"]}"#,
+        r#"{"Env":["A","B=c","CALICO_IP","CALICO_IP=auto","CALICO_IP=auto"]}"#,
+        r#"{"eNV":["\u0043ALICO_IP=auto"]}"#,
+        r#"{"Env":["A=b"],"Env":["CALICO_IP=auto"]} {"Env":[]}"#,
+        r#"{"Env":[null,"CALICO_IP=auto"],"HostConfig":null}"#,
+    ] {
+        let (ask, _) = read(text).unwrap().expect(text);
+        assert_eq!(ask.wish.addresses, ["auto".parse::<AddressWish>().unwrap()], "{text}");
+        assert_eq!(ask.name, "web");
+    }
+}
+
+#[test]
+fn a_wish_that_cannot_be_is_refused() {
+    for (text, part) in [
+        (r#"{"Env":["CALICO_IP=auto","CALICO_IP=1.2.3.4"]}"#, "1.2.3.4"),
+        (r#"{"Env":["CALICO_IP=auto"],"env":["CALICO_IP=1.2.3.4"]}"#, "1.2.3.4"),
+        (r#"{"Env":["CALICO_IP="]}"#, "CALICO_IP"),
+        (r#"{"Env":["CALICO_IP=auto","CALICO_PROFILE=a","CALICO_PROFILE=b"]}"#, "CALICO_PROFILE"),
+        (r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"host"}}"#, "host"),
+        (r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"container:x"}}"#, "container:x"),
+        (r#"{"Env":["CALICO_IP=auto"],"NetworkMode":"host"}"#, "host"),
+        (r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"a","networkmode":"b"}}"#, "NetworkMode"),
+        (r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"a"},"hostconfig":{"NetworkMode":"b"}}"#, "once"),
+    ] {
+        match read(text) {
+            Err(Fault::Refusal(message)) => assert!(message.contains(part), "{message}"),
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_network_becomes_none_and_nothing_else_changes() {
+    for (text, want) in [
+        (
+            r#"{"Env":["CALICO_IP=auto"], "HostConfig":{"NetworkMode":"default","X":9007199254740993}}"#,
+            r#"{"Env":["CALICO_IP=auto"], "HostConfig":{"NetworkMode":"none","X":9007199254740993}}"#,
+        ),
+        (
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"X":1}}"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"X":1,"NetworkMode":"none"}}"#,
+        ),
+        (r#"{"Env":["CALICO_IP=auto"]}"#, r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"}}"#),
+        (
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":null,"X":1}"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"},"X":1}"#,
+        ),
+        (
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"networ\u212aMode":"b","NetworkMode":null}}"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"networ\u212aMode":"none","NetworkMode":"none"}}"#,
+        ),
+        (
+            r#"{"HostConfig":{"A":1},"hoſtConfig":{"NetworkMode":"b"},"Env":["CALICO_IP=auto"]}"#,
+            r#"{"HostConfig":{"A":1},"hoſtConfig":{"NetworkMode":"b"},"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"}}"#,
+        ),
+        (
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n"},"NetworkingConfig":{"EndpointsConfig":{"n":{"Aliases":["a"]}},"Y":1}} tail"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{},"Y":1}} tail"#,
+        ),
+    ] {
+        assert_eq!(edited(text), want);
+    }
+}
+
+#[test]
+fn what_was_asked_of_dockers_networks_is_kept_and_warned_of() {
+    let (ask, _) = read(
+        r#"{"Env":["CALICO_IP=auto","CALICO_PROFILE=web"],"HostConfig":{"NetworkMode":"p_default","PortBindings":{"80/tcp":[{}]}},
+            "NetworkingConfig":{"EndpointsConfig":{"p_default":{"Aliases":["web","w"]},"bridge":null}}}"#,
+    )
+    .unwrap()
+    .unwrap();
+    assert_eq!(ask.requested.network_mode, "p_default");
+    assert_eq!(ask.requested.networks, BTreeMap::from([("p_default".to_owned(), vec!["web".into(), "w".into()])]));
+    assert_eq!(ask.warnings.len(), 3, "{:?}", ask.warnings);
+    let (ask, _) = read(r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n"}}"#).unwrap().unwrap();
+    assert_eq!(ask.requested.networks, BTreeMap::from([("n".to_owned(), Vec::new())]));
+    for mode in ["", "default", "bridge", "none"] {
+        let text = format!(
+            r#"{{"Env":["CALICO_IP=auto"],"HostConfig":{{"NetworkMode":"{mode}","PortBindings":{{}}}},"NetworkingConfig":{{"EndpointsConfig":{{"default":{{}}}}}}}}"#
+        );
+        let (ask, _) = read(&text).unwrap().unwrap();
+        assert_eq!((ask.requested.networks.len(), ask.warnings.len()), (0, 0), "{mode}");
+    }
+}
+
+const ID: &str = "3f2a9100000000000000000000000000000000000000000000000000000000aa";
+
+fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
+    let networks = networks
+        .iter()
+        .map(|(name, aliases)| ((*name).to_owned(), aliases.iter().map(|alias| (*alias).to_owned()).collect()));
+    Appearance {
+        addresses: vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+        mac: Some("02:00:00:00:00:01".parse().unwrap()),
+        ipv4_gateway: Some("172.25.0.1".parse().unwrap()),
+        requested: Requested { network_mode: String::new(), networks: networks.collect() },
+    }
+}
+
+#[test]
+fn warnings_join_those_of_dockerd() {
+    let warnings = ["one \"1\"".to_owned(), "two".to_owned()];
+    for (reply, want) in [
+        (r#"{"Id":"x","Warnings":null}"#, json!(["one \"1\"", "two"])),
+        (r#"{"Id":"x","Warnings":[]}"#, json!(["one \"1\"", "two"])),
+        (r#"{"Id":"x","Warnings":["zero" ]}"#, json!(["zero", "one \"1\"", "two"])),
+        (r#"{"Id":"x"}"#, json!(["one \"1\"", "two"])),
+    ] {
+        let edited: Value = serde_json::from_slice(&with_warnings(reply.as_bytes(), &warnings).unwrap()).unwrap();
+        assert_eq!(edited, json!({"Id": "x", "Warnings": want}));
+        assert_eq!(with_warnings(reply.as_bytes(), &[]), None);
+    }
+}
+
+#[test]
+fn inspect_shows_our_address_where_docker_shows_one() {
+    let reply = format!(
+        r#"{{"Id":"{ID}","NetworkSettings":{{"Bridge":"","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":"","GlobalIPv6Address":"","GlobalIPv6PrefixLen":0,"Networks":{{"none":{{"IPAMConfig":null,"Aliases":null,"NetworkID":"abc","EndpointID":"def","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":""}}}}}}}}
+"#
+    );
+    let show = |networks: &[(&str, &[&str])]| -> Value {
+        let shown = appearance(networks);
+        serde_json::from_slice(&shown_in_inspect(reply.as_bytes(), |_| Some(shown.clone())).unwrap()).unwrap()
+    };
+    let none = show(&[]);
+    let settings = &none["NetworkSettings"];
+    assert_eq!(settings["IPAddress"], "10.1.0.7");
+    assert_eq!(settings["IPPrefixLen"], 32);
+    assert_eq!(settings["Gateway"], "172.25.0.1");
+    assert_eq!(settings["MacAddress"], "02:00:00:00:00:01");
+    assert_eq!(settings["GlobalIPv6Address"], "fd00::7");
+    assert_eq!(settings["Networks"]["none"]["IPAddress"], "10.1.0.7");
+    assert_eq!(settings["Networks"]["none"]["NetworkID"], "abc");
+    assert_eq!(settings["Networks"]["none"]["Aliases"], json!(["3f2a91000000"]));
+    let two = show(&[("a", &["x"]), ("b", &["3f2a91000000"])]);
+    let networks = &two["NetworkSettings"]["Networks"];
+    assert_eq!(networks.as_object().unwrap().len(), 2);
+    assert_eq!(networks["a"]["Aliases"], json!(["x", "3f2a91000000"]));
+    assert_eq!(networks["a"]["NetworkID"], "");
+    assert_eq!(networks["a"]["GlobalIPv6PrefixLen"], 128);
+    assert_eq!(networks["b"]["Aliases"], json!(["3f2a91000000"]));
+    assert_eq!(shown_in_inspect(reply.as_bytes(), |_| None), None);
+    assert_eq!(shown_in_inspect(br#"{"message":"x"}"#, |_| Some(appearance(&[]))), None);
+}
+
+#[test]
+fn only_our_containers_change_in_a_list() {
+    let other = ID.replace("aa", "bb");
+    let reply = format!(
+        r#"[{{"Id":"{other}","NetworkSettings":{{"Networks":{{"bridge":{{"IPAddress":"172.17.0.2"}}}}}}}},{{"Id":"{ID}","NetworkSettings":{{"Networks":{{}}}}}}]"#
+    );
+    let ours = |id: &ContainerId| (id.as_str() == ID).then(|| appearance(&[("n", &[])]));
+    let edited: Value = serde_json::from_slice(&shown_in_list(reply.as_bytes(), ours).unwrap()).unwrap();
+    assert_eq!(edited[0]["NetworkSettings"]["Networks"]["bridge"], json!({"IPAddress": "172.17.0.2"}));
+    assert_eq!(edited[1]["NetworkSettings"]["Networks"]["n"]["IPAddress"], "10.1.0.7");
+    assert_eq!(edited[1]["NetworkSettings"]["Networks"]["n"]["DriverOpts"], Value::Null);
+    assert_eq!(shown_in_list(reply.as_bytes(), |_| None), None);
+    assert_eq!(shown_in_list(b"[]", |_| Some(appearance(&[]))), None);
+}
+
+#[test]
+fn the_container_of_a_connect_is_read_as_go_reads_it() {
+    assert_eq!(connected_container(br#"{"container":"a","Container":"b"}"#), Some("b".to_owned()));
+    assert_eq!(connected_container(b"{}"), None);
+    assert_eq!(connected_container(b""), None);
+    assert_eq!(created_id(format!(r#"{{"Id":"{ID}","Warnings":[]}}"#).as_bytes()).unwrap().as_str(), ID);
+}
+
+proptest! {
+    #[test]
+    fn an_edit_of_a_create_changes_only_the_network(
+        mode in proptest::option::of("[a-z]{0,6}"),
+        key in prop_oneof![Just("HostConfig"), Just("hostConfig"), Just("HOSTCONFIG")],
+        extra in "[ -~]{0,12}",
+        endpoints in proptest::collection::btree_map("[a-z]{1,4}", Just(json!({})), 0..3),
+        pretty: bool,
+    ) {
+        prop_assume!(mode.as_deref() != Some("host"));
+        let mut host = json!({"Memory": 9_007_199_254_740_993_u64, "X": extra});
+        if let Some(mode) = &mode {
+            host["NetworkMode"] = json!(mode);
+        }
+        let mut body = json!({"Image": extra, key: host, "Env": ["CALICO_IP=auto", extra],
+            "NetworkingConfig": {"EndpointsConfig": endpoints}});
+        let text = if pretty { serde_json::to_string_pretty(&body).unwrap() } else { body.to_string() };
+        if let Some((_, edited)) = read(&text).unwrap() {
+            body[key]["NetworkMode"] = json!("none");
+            body["NetworkingConfig"]["EndpointsConfig"] = json!({});
+            prop_assert_eq!(serde_json::from_str::<Value>(&edited).unwrap(), body);
+        }
+    }
+
+    #[test]
+    fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in r#"[\[\]{}",:a-z0-9\\]{0,64}"#) {
+        for bytes in [bytes.as_slice(), text.as_bytes()] {
+            let _ = read_create(bytes, "");
+            let _ = (shown_in_list(bytes, |_| None), shown_in_inspect(bytes, |_| None), with_warnings(bytes, &["x".into()]));
+        }
+    }
+}
