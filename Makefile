@@ -32,7 +32,7 @@ lint: ## formatting, clippy, documentation, licences and sources of dependencies
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 	cargo deny --locked check bans licenses sources
-	shellcheck .ci/run tools/*.sh
+	shellcheck .ci/run tools/*.sh compose/*.sh
 
 test: lint ## everything: lints, unit tests, then the tests from outside on real dockerd, etcd, BIRD and kernel
 	cargo test --locked --lib --bins

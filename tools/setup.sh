@@ -9,7 +9,7 @@ RUST=1.95
 CARGO_DENY=0.20.2
 
 # etcd-client's build compiles .proto files: protoc, and google/protobuf/descriptor.proto from libprotobuf-dev.
-BUILD='gcc libc6-dev make protobuf-compiler libprotobuf-dev'
+BUILD='ca-certificates gcc libc6-dev make protobuf-compiler libprotobuf-dev'
 RUN='etcd-server etcd-client bird2 ipset iptables nftables iproute2 conntrack busybox-static curl jq kmod procps util-linux iputils-ping'
 TEST='tcpdump socat shellcheck'
 
@@ -65,14 +65,17 @@ install_packages() {
     # Nor at the next boot.
     for package in $1; do
         case $package in
-            etcd-server) unit=etcd.service ;;
-            bird2) unit=bird.service ;;
-            *) continue ;;
+            etcd-server) stay_off etcd ;;
+            bird2) stay_off bird ;;
         esac
-        if command -v systemctl >/dev/null 2>&1; then
-            systemctl disable "$unit" >/dev/null 2>&1 || say "could not disable $unit: it may start at the next boot"
-        fi
     done
+}
+
+stay_off() {
+    if command -v systemctl >/dev/null 2>&1; then
+        systemctl disable "$1.service" >/dev/null 2>&1 || say "could not disable $1.service: it may start at the next boot"
+    fi
+    update-rc.d "$1" disable >/dev/null 2>&1 || say "could not disable $1 in /etc/rc*.d: it may start at the next boot"
 }
 
 command -v dpkg-query >/dev/null 2>&1 || fail "this is not Debian: install these by hand: $wanted docker.io"
