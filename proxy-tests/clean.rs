@@ -4,8 +4,8 @@ use crate::lab::Lab;
 
 /// Things of others, with names as near to ours as they may come, and how each is seen.
 const STRANGERS: [(&str, &str); 9] = [
-    ("ip link add lan0 type dummy && ip link set lan0 up", "ip link show lan0"),
-    ("ip link add calculus type dummy && ip link set calculus up", "ip link show calculus"),
+    ("ip link add lan0 type bridge && ip link set lan0 up", "ip link show lan0"),
+    ("ip link add calculus type bridge && ip link set calculus up", "ip link show calculus"),
     ("ip route add 10.99.0.0/24 dev lan0", "ip route show 10.99.0.0/24 | grep lan0"),
     ("ip route add 10.98.0.0/24 dev lan0 proto 98", "ip route show 10.98.0.0/24 | grep lan0"),
     ("iptables -N calicoish && iptables -A calicoish -j ACCEPT", "iptables -S calicoish | grep ACCEPT"),

@@ -1,6 +1,9 @@
 //! Who reaches whom on one host, and whom nobody reaches.
 
-use crate::lab::container::{SOON, reach_each_other};
+use std::net::Ipv4Addr;
+
+use crate::lab::command::Run;
+use crate::lab::container::{Container, SOON, reach_each_other};
 use crate::lab::netns::{Netns, Probe, Servers};
 use crate::lab::wait::wait_until;
 use crate::lab::{Lab, OUTSIDE, ip};
@@ -79,19 +82,22 @@ fn a_packet_with_the_source_address_of_another_is_dropped() {
     let servers = bob.serve(&[7000]);
     let udp = Probe::Udp { from: None, to: 7000 };
 
-    // As a member, and as nobody: both from inside an interface whose address is neither.
-    for (liar, claimed) in [(&eve, ann.ip()), (&ann, "192.168.200.200".parse().unwrap())] {
+    // Whoever lies has spoken before under its own address: an unresolved next hop would hold the lie back by itself.
+    let lie = |liar: &Container<'_>, claimed: Ipv4Addr| {
         let inside = liar.space();
-        crate::lab::command::Run::new("nsenter")
-            .arg(format!("--net={}", inside.path()))
-            .args(["ip", "address", "add", &format!("{claimed}/32"), "dev", "eth1"])
-            .run()
-            .ok();
+        inside.answered(bob.ip(), udp);
+        let ip =
+            |args: &[&str]| Run::new("nsenter").arg(format!("--net={}", inside.path())).arg("ip").args(args).run().ok();
+        assert!(ip(&["neigh", "show", &h1.ip.to_string()]).contains("lladdr"), "{} has no next hop", liar.name);
+        ip(&["address", "add", &format!("{claimed}/32"), "dev", "eth1"]);
         for _ in 0..3 {
             assert!(!inside.answered_from(Some(claimed), bob.ip(), udp));
         }
         assert!(!servers.heard_from(claimed), "bob heard {} as {claimed}", liar.name);
-    }
+    };
+    // As a member, and as nobody: both from inside an interface whose address is neither.
+    lie(&eve, ann.ip());
+    lie(&ann, "192.168.200.200".parse().unwrap());
     assert!(ann.space().answered_from(Some(ann.ip()), bob.ip(), udp), "ann is heard under her own address");
     assert!(servers.heard_from(ann.ip()));
 }
@@ -110,11 +116,11 @@ fn an_interface_of_our_name_that_nobody_knows_is_dark() {
     ip(&["-n", here, "link", "add", "plain0", "type", "veth", "peer", "name", "eth0", "netns", there]);
     ip(&["-n", there, "address", "add", "192.168.50.1/32", "dev", "eth0"]);
     ip(&["-n", there, "link", "set", "eth0", "up"]);
-    ip(&["-n", there, "route", "add", "169.254.1.1", "dev", "eth0", "scope", "link"]);
-    ip(&["-n", there, "route", "add", "default", "via", "169.254.1.1"]);
+    let gateway = h1.ip.to_string();
+    ip(&["-n", there, "route", "add", &gateway, "dev", "eth0", "scope", "link"]);
+    ip(&["-n", there, "route", "add", "default", "via", &gateway]);
     let bring_up = |name: &str| {
         ip(&["-n", here, "link", "set", name, "up"]);
-        h1.sh(&format!("sysctl -qw net.ipv4.conf.{name}.proxy_arp=1"));
         ip(&["-n", here, "route", "replace", "192.168.50.1/32", "dev", name]);
     };
     bring_up("plain0");
@@ -132,7 +138,7 @@ fn an_interface_of_our_name_that_nobody_knows_is_dark() {
     assert!(h1.space.pings(bob.ip()), "bob himself is well");
 }
 
-fn stays_dark(from: &Netns, to: std::net::Ipv4Addr) {
+fn stays_dark(from: &Netns, to: Ipv4Addr) {
     for _ in 0..3 {
         assert!(!from.pings(to), "reached {to}");
     }

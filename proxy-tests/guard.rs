@@ -8,8 +8,11 @@ use crate::lab::wait::wait_until;
 
 #[test]
 fn a_flush_of_the_firewall_opens_nothing_while_the_node_runs() {
-    let lab = Lab::running(1);
+    let lab = Lab::hosts(1);
     let h1 = lab.host(1);
+    // How often the rules are looked at; a minute, if nobody says otherwise.
+    lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "3");
+    h1.start_node();
     let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
     let eve = h1.run("eve", "-e CALICO_IP=auto -e CALICO_PROFILE=other");

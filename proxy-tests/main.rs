@@ -2,6 +2,9 @@
 //!
 //! They need root and the tools that a [`lab`] lists; what is missing fails them, with its name. One lab is some hundred processes'
 //! worth of work: `--test-threads=2` is as many as two cores bear.
+//!
+//! A test that fails prints the last of its logs, its datastore and how its hosts are entered; `CALICO_LAB_KEEP=1` keeps the lab for that.
+//! `CALICO_NODE_BIN` and `CALICOCTL_BIN` name other binaries than those just built.
 
 mod lab;
 

@@ -5,6 +5,7 @@ use std::sync::Barrier;
 use std::thread;
 
 use crate::lab::Lab;
+use crate::lab::http::Reply;
 
 #[test]
 fn of_racing_creates_for_one_address_exactly_one_wins() {
@@ -41,21 +42,21 @@ fn many_automatic_addresses_at_once_are_all_different() {
     lab.host(1).calicoctl("pool add 10.60.0.0/28").ok();
     // Fourteen addresses for sixteen.
     let begin = Barrier::new(16);
-    let statuses: Vec<u16> = thread::scope(|scope| {
+    let replies: Vec<Reply> = thread::scope(|scope| {
         let racers: Vec<_> = (0..16)
             .map(|racer| {
                 let (host, begin) = (lab.host(1 + racer % 2), &begin);
                 scope.spawn(move || {
                     begin.wait();
-                    host.create(&format!("racer{racer}"), &["CALICO_IP=10.60.0.0/28"]).status
+                    host.create(&format!("racer{racer}"), &["CALICO_IP=10.60.0.0/28"])
                 })
             })
             .collect();
         racers.into_iter().map(|racer| racer.join().unwrap()).collect()
     });
-    let won = statuses.iter().filter(|status| **status == 201).count();
-    let lost = statuses.iter().filter(|status| **status == 409).count();
-    assert_eq!((won, lost), (14, 2), "{statuses:?}");
+    let count = |status: u16| replies.iter().filter(|reply| reply.status == status).count();
+    let told: Vec<String> = replies.iter().filter(|reply| reply.status != 201).map(Reply::message).collect();
+    assert_eq!((count(201), count(409)), (14, 2), "{told:#?}");
     let mut addresses = BTreeSet::new();
     for host in lab.all_hosts() {
         for id in host.container_ids() {

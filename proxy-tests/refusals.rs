@@ -34,7 +34,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
     // A network of the host's own inside the default pool.
     let space = h1.space.path();
     let space = space.rsplit('/').next().unwrap();
-    ip(&["-n", space, "link", "add", "lan0", "type", "dummy"]);
+    ip(&["-n", space, "link", "add", "lan0", "type", "bridge"]);
     ip(&["-n", space, "address", "add", "192.168.77.1/24", "dev", "lan0"]);
     ip(&["-n", space, "address", "add", "10.50.0.1/29", "dev", "lan0"]);
     ip(&["-n", space, "link", "set", "lan0", "up"]);
@@ -81,7 +81,10 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
         }
         assert_eq!(everything(h1), before, "after {env:?}");
 
-        // The command line prints the reason.
+        // The command line prints the reason. Of two entries with one name it sends the last only.
+        if env.iter().filter(|entry| entry.starts_with("CALICO_IP=")).count() > 1 {
+            continue;
+        }
         let mut args = vec!["run", "-d", "--name", "never"];
         env.iter().for_each(|entry| args.extend(["-e", entry]));
         let mode = host_config["NetworkMode"].as_str().map(|mode| format!("--net={mode}"));

@@ -16,6 +16,7 @@ pub(crate) mod kernel_routes;
 pub(crate) mod links;
 pub(crate) mod netns;
 pub(crate) mod relay;
+pub(crate) mod ruleset;
 pub(crate) mod sysctl;
 
 #[cfg(test)]

@@ -72,6 +72,8 @@ impl Host {
             std::fs::create_dir_all(folder).unwrap();
         }
         std::fs::write(host.folder.join("daemon.json"), "{}").unwrap();
+        // As a machine is that was installed just now. A new namespace has what the machine has.
+        host.sh("sysctl -qw net.ipv4.ip_forward=0");
         host.spawn_dockerd();
         host
     }
@@ -248,7 +250,7 @@ impl Host {
         let address = self.ip.to_string();
         let command = self
             .calico_node(&["--listen", &listen, "--listen", "tcp://127.0.0.1:2377", "--ip", &address])
-            .args(["--metrics-listen", "127.0.0.1:9091", "--log-level", "debug"])
+            .args(["--metrics-listen", "127.0.0.1:9091", "--log-level", "info,calico=debug"])
             .args(more);
         let before = self.node.lock().unwrap().replace(spawn_logged(command, &self.node_log()));
         assert!(before.is_none(), "{} has a node already", self.name);
@@ -461,7 +463,8 @@ impl Host {
 
 fn tail(file: &Path, lines: usize) -> String {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
+    // A body in a log line can be longer than all the rest.
+    let all: Vec<String> = text.lines().map(|line| line.chars().take(500).collect()).collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 

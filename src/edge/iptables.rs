@@ -50,11 +50,11 @@ pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
     Ok(Seen { filter: of(filter, "filter"), nat: of(nat, "nat") })
 }
 
-/// Carries out all steps, of each table in one transaction.
+/// Carries out all steps, of each table in one transaction. Answers the process that did; `None` without steps.
 ///
 /// # Errors
 /// A table whose steps hold one that fails is as it was. Observe again.
-pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<(), Fault> {
+pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<Option<u32>, Fault> {
     let mut text = String::new();
     for (table, steps) in [("filter", &steps.filter), ("nat", &steps.nat)] {
         if !steps.is_empty() {
@@ -62,9 +62,9 @@ pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<(), Fault> {
         }
     }
     if text.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(drop)
+    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(|done| done.pid)
 }
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.

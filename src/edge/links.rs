@@ -11,6 +11,7 @@ use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
 use netlink_packet_route::route::{RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::edge::netns::Netns;
@@ -23,6 +24,9 @@ use crate::plan::wiring::{HOST_MAC, LINK_GROUP, Wiring};
 #[derive(Debug)]
 pub(crate) struct Netlink {
     handle: Handle,
+    /// The kernel serves one dump at a time on a socket and refuses a second with EBUSY (linux net/netlink/af_netlink.c,
+    /// `__netlink_dump_start`).
+    dumping: Mutex<()>,
     task: JoinHandle<()>,
 }
 
@@ -65,7 +69,7 @@ impl Netlink {
     pub(crate) fn open() -> Result<Self, Fault> {
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
-        Ok(Netlink { handle, task: tokio::spawn(connection) })
+        Ok(Netlink { handle, dumping: Mutex::new(()), task: tokio::spawn(connection) })
     }
 
     /// A socket in another namespace.
@@ -95,6 +99,7 @@ impl Netlink {
 
     /// Removes every link of our group whose name begins as ours do; answers how many there were.
     pub(crate) async fn remove_ours(&self) -> Result<usize, Fault> {
+        let dumping = self.dumping.lock().await;
         let mut links = self.handle.link().get().execute();
         let mut ours = Vec::new();
         while let Some(message) = links.try_next().await.map_err(fault("list the host's interfaces".to_owned()))? {
@@ -105,6 +110,7 @@ impl Netlink {
             });
             ours.extend(name.filter(|name| grouped && name.as_str().starts_with(INTERFACE_PREFIX)));
         }
+        drop(dumping);
         for name in &ours {
             self.remove(name).await?;
         }
@@ -165,6 +171,7 @@ impl Netlink {
 
     /// The addresses of all interfaces but our own.
     pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
+        let _dumping = self.dumping.lock().await;
         let mut names = std::collections::HashMap::new();
         let mut links = self.handle.link().get().execute();
         let doing = || fault("list the host's interfaces".to_owned());
@@ -258,6 +265,15 @@ mod tests {
         let addresses = netlink.host_addresses().await.unwrap();
         let loopback: IpNet = "127.0.0.1/8".parse().unwrap();
         assert!(addresses.iter().any(|address| address.interface == "lo" && address.net == loopback), "{addresses:?}");
+    }
+
+    #[tokio::test]
+    async fn many_may_ask_for_the_hosts_addresses_at_once() {
+        let netlink = Netlink::open().unwrap();
+        let asked = (0..32).map(|_| netlink.host_addresses());
+        for answer in futures_util::future::join_all(asked).await {
+            assert!(answer.is_ok(), "{answer:?}");
+        }
     }
 
     #[tokio::test]

@@ -27,6 +27,7 @@ use crate::edge::bird::{Bird, BirdState};
 use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
+use crate::edge::ruleset::{self, RulesetEvents};
 use crate::edge::{iptables, sysctl};
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
@@ -45,6 +46,10 @@ use kernel::{Kernel, Why};
 
 /// How often the sizes of sets are looked at (decided: a flushed set is repaired within 2 s).
 const SIZES_EVERY: Duration = Duration::from_secs(1);
+
+/// How far apart the looks are that somebody else's changes of the firewall lead to: one who changes it without end must
+/// not keep us busy without end.
+const LOOKS_APART: Duration = Duration::from_millis(500);
 
 /// How often the whole kernel state is looked at, unless `IptablesRefreshInterval` says otherwise (the original's default).
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
@@ -91,6 +96,7 @@ pub(crate) struct Prepared {
     guard: Guard,
     routes: KernelRoutes,
     links: LinkEvents,
+    ruleset: RulesetEvents,
 }
 
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
@@ -119,7 +125,7 @@ pub(crate) async fn prepare(_settings: &AgentSettings) -> Result<Prepared, Fault
     let seen = iptables::observe(Family::V4).await?;
     let steps = iptables::Steps { filter: desired::first_steps(&seen.filter), nat: Vec::new() };
     iptables::apply(Family::V4, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
-    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()? })
+    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ruleset: ruleset::listen()? })
 }
 
 /// Programs the kernel until told to stop.
@@ -134,7 +140,7 @@ pub(crate) async fn run(
     settings: AgentSettings,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let Prepared { spawner, guard, routes, links } = prepared;
+    let Prepared { spawner, guard, routes, links, ruleset } = prepared;
     let programmed = Arc::new(programmed);
     let (speech, spoken) = watch::channel(None);
     let agent = Agent {
@@ -157,7 +163,7 @@ pub(crate) async fn run(
     let speak = speaker::run(bird, spoken, &programmed, &stop);
     let (ended, ()) = tokio::join!(
         async {
-            let ended = agent.run(spawner, guard, links, &stop).await;
+            let ended = agent.run(spawner, guard, Ears { links, ruleset }, &stop).await;
             stop.cancel();
             ended
         },
@@ -184,13 +190,48 @@ struct Agent {
 
 /// What woke the loop.
 enum Wake {
-    Stop,
     Snapshot,
     Link(Option<LinkEvent>),
+    Ruleset(Option<u32>),
+    Look,
     Sizes,
     Audit,
     Retry,
     GuardFell(String),
+}
+
+/// When the loop wakes by itself.
+struct Clocks {
+    sizes: Instant,
+    audited: Instant,
+    /// The last look at the ruleset that somebody else's change led to, and the next one.
+    looked: Instant,
+    look: Option<Instant>,
+    /// When what failed is tried again, and how long after that the next time.
+    retry: Option<Instant>,
+    wait: Duration,
+}
+
+impl Clocks {
+    fn start() -> Self {
+        let now = Instant::now();
+        Clocks { sizes: now + SIZES_EVERY, audited: now, looked: now, look: None, retry: None, wait: RETRY.0 }
+    }
+
+    fn failed(&mut self) {
+        self.retry = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(RETRY.1);
+    }
+
+    fn well(&mut self) {
+        (self.retry, self.wait) = (None, RETRY.0);
+    }
+}
+
+/// What is listened to.
+struct Ears {
+    links: LinkEvents,
+    ruleset: RulesetEvents,
 }
 
 impl Agent {
@@ -198,29 +239,21 @@ impl Agent {
         mut self,
         spawner: Spawner,
         guard: Guard,
-        mut links: LinkEvents,
+        mut ears: Ears,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
         let mut guard = Some(guard);
         let mut synced = self.store.synced();
-        let mut sizes = Instant::now() + SIZES_EVERY;
-        let mut audited = Instant::now();
-        let mut wait = RETRY.0;
-        let mut retry: Option<Instant> = None;
+        let mut clocks = Clocks::start();
         loop {
             // Marks the state as seen before it is read: what comes later wakes the loop again.
             synced.mark_unchanged();
             self.take_in();
-            if self.known.is_some() && retry.is_none() {
-                if self.apply().await {
-                    (retry, wait) = (None, RETRY.0);
-                } else {
-                    retry = Some(Instant::now() + wait);
-                    wait = (wait * 2).min(RETRY.1);
-                }
+            if self.known.is_some() && clocks.retry.is_none() {
+                if self.apply().await { clocks.well() } else { clocks.failed() }
             }
             // The interval may have changed with the snapshot.
-            let audit = audited + self.audit_every;
+            let audit = clocks.audited + self.audit_every;
             let fell = async {
                 match guard.as_mut() {
                     Some(guard) => guard.fallen().await,
@@ -229,51 +262,75 @@ impl Agent {
             };
             let wake = tokio::select! {
                 biased;
-                () = stop.cancelled() => Wake::Stop,
+                () = stop.cancelled() => return Ok(()),
                 how = fell => Wake::GuardFell(how),
-                changed = synced.changed() => if changed.is_ok() { Wake::Snapshot } else { Wake::Stop },
-                event = links.next() => Wake::Link(event),
-                () = sleep_until(retry.unwrap_or(audit)), if retry.is_some() => Wake::Retry,
-                () = sleep_until(sizes) => Wake::Sizes,
+                changed = synced.changed() => match changed {
+                    Ok(()) => Wake::Snapshot,
+                    Err(_) => return Ok(()),
+                },
+                event = ears.links.next() => Wake::Link(event),
+                writer = ears.ruleset.next() => Wake::Ruleset(writer?),
+                () = sleep_until(clocks.look.unwrap_or(audit)), if clocks.look.is_some() => Wake::Look,
+                () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
+                () = sleep_until(clocks.sizes) => Wake::Sizes,
                 () = sleep_until(audit) => Wake::Audit,
             };
-            match wake {
-                Wake::Stop => return Ok(()),
-                // News may be just what the failed apply lacked.
-                Wake::Snapshot | Wake::Retry => retry = None,
-                Wake::Link(None) => {
-                    return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
-                }
-                Wake::Link(Some(event)) => {
-                    self.heed(&event);
-                    retry = None;
-                }
-                Wake::Sizes => {
-                    self.look_at_sizes().await;
-                    sizes = Instant::now() + SIZES_EVERY;
-                }
-                Wake::Audit => {
-                    self.kernel.doubt(Why::Clock);
-                    self.check_interfaces();
-                    audited = Instant::now();
-                }
-                Wake::GuardFell(how) => {
-                    tracing::error!(how, "the guard has fallen: raising it again");
-                    guard = None;
+            if let Wake::GuardFell(how) = &wake {
+                tracing::error!(how, "the guard has fallen: raising it again");
+                guard = None;
+            }
+            self.heed(wake, &mut clocks).await?;
+            if guard.is_none() {
+                guard = self.raise(&spawner, &mut clocks).await;
+            }
+        }
+    }
+
+    async fn heed(&mut self, wake: Wake, clocks: &mut Clocks) -> Result<(), Fault> {
+        match wake {
+            // News may be just what the failed apply lacked.
+            Wake::Snapshot | Wake::Retry => clocks.retry = None,
+            Wake::Link(None) => {
+                return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
+            }
+            Wake::Link(Some(event)) => {
+                self.heed_link(&event);
+                clocks.retry = None;
+            }
+            Wake::Ruleset(writer) => {
+                if !writer.is_some_and(|writer| self.kernel.is_ours(writer)) {
+                    let soonest = Instant::now().max(clocks.looked + LOOKS_APART);
+                    clocks.look = clocks.look.or(Some(soonest));
                 }
             }
-            if guard.is_none() {
-                match Guard::raise(&spawner).await {
-                    Ok(raised) => {
-                        guard = Some(raised);
-                        self.kernel.clear("guard");
-                    }
-                    Err(fault) => {
-                        self.kernel.blame("guard", fault.to_string());
-                        retry = Some(Instant::now() + wait);
-                        wait = (wait * 2).min(RETRY.1);
-                    }
-                }
+            Wake::Look => {
+                self.kernel.doubt(Why::Ruleset);
+                (clocks.look, clocks.looked) = (None, Instant::now());
+            }
+            Wake::Sizes => {
+                self.look_at_sizes().await;
+                clocks.sizes = Instant::now() + SIZES_EVERY;
+            }
+            Wake::Audit => {
+                self.kernel.doubt(Why::Clock);
+                self.check_interfaces();
+                clocks.audited = Instant::now();
+            }
+            Wake::GuardFell(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn raise(&mut self, spawner: &Spawner, clocks: &mut Clocks) -> Option<Guard> {
+        match Guard::raise(spawner).await {
+            Ok(raised) => {
+                self.kernel.clear("guard");
+                Some(raised)
+            }
+            Err(fault) => {
+                self.kernel.blame("guard", fault.to_string());
+                clocks.failed();
+                None
             }
         }
     }
@@ -346,7 +403,7 @@ impl Agent {
         });
     }
 
-    fn heed(&mut self, event: &LinkEvent) {
+    fn heed_link(&mut self, event: &LinkEvent) {
         match event {
             LinkEvent::Lost => self.kernel.doubt(Why::Links),
             LinkEvent::Changed(name) => {

@@ -51,7 +51,7 @@ async fn remove_chains(family: Family) -> Result<(), Fault> {
         filter: diff::steps(&nothing, &seen.filter, None),
         nat: diff::steps(&nothing, &seen.nat, None),
     };
-    iptables::apply(family, &steps).await
+    iptables::apply(family, &steps).await.map(drop)
 }
 
 async fn remove_sets() -> Result<(), Fault> {

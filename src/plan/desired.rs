@@ -8,6 +8,7 @@
 //!
 //! Invariant: what cannot be read or is ambiguous ends closed, with a fault that names it.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -217,13 +218,7 @@ impl Desired {
 
     /// Compares the records of endpoints; answers the interfaces of this host that are touched.
     fn update_endpoints(&mut self, snapshot: &Snapshot, retag: bool, changes: &mut Changes) -> BTreeSet<String> {
-        let mut differing: Vec<EndpointKey> =
-            self.endpoints.keys().filter(|key| !snapshot.endpoints.contains_key(*key)).cloned().collect();
-        for (key, record) in &snapshot.endpoints {
-            if self.endpoints.get(key) != Some(record) {
-                differing.push(key.clone());
-            }
-        }
+        let differing = differing(&self.endpoints, &snapshot.endpoints);
         let mut touched = BTreeSet::new();
         for key in differing {
             let new = snapshot.endpoints.get(&key).cloned();
@@ -358,7 +353,9 @@ impl Desired {
                     addresses.insert(*address);
                 }
                 if new.is_none() {
-                    Way::BOTH.map(|way| self.remove_chain(way.endpoint_chain(suffix), changes));
+                    for way in Way::BOTH {
+                        self.remove_chain(way.endpoint_chain(suffix), changes);
+                    }
                     self.tree.remove(suffix, &mut grown);
                 }
             } else {
@@ -487,7 +484,9 @@ impl Desired {
             if self.uses.contains_key(&name) {
                 self.put_profile(snapshot, &name, &mut tags, changes);
             } else {
-                Way::BOTH.map(|way| self.remove_chain(way.profile_chain(&name), changes));
+                for way in Way::BOTH {
+                    self.remove_chain(way.profile_chain(&name), changes);
+                }
             }
         }
         for tag in tags {
@@ -571,6 +570,31 @@ impl Desired {
             let (kernel, name, entry) = nat::jump();
             self.nat.jumps.insert(kernel, entry.render(&name));
             self.nat.chains.insert(chain.name.clone(), Arc::new(chain.render()));
+        }
+    }
+}
+
+/// The keys under which two ordered maps differ. One walk through both, since most of both is equal.
+fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    let mut keys = Vec::new();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return keys,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((left, _)), Some((right, _))) => left.cmp(right),
+        };
+        match order {
+            Ordering::Less => keys.extend(old.next().map(|(key, _)| key.clone())),
+            Ordering::Greater => keys.extend(new.next().map(|(key, _)| key.clone())),
+            Ordering::Equal => {
+                if let (Some((key, left)), Some((_, right))) = (old.next(), new.next())
+                    && left != right
+                {
+                    keys.push(key.clone());
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 //! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
 //! them is closed instead, and everything else is programmed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -28,6 +28,9 @@ use crate::plan::sets::{self, SetName, SetStep, Sets};
 /// The object under which it is told that the kernel cannot be seen at all.
 const WHOLE: &str = "kernel state";
 
+/// How many writers are remembered: more than one apply can have, by far.
+const WRITERS_MOST: usize = 64;
+
 /// Why the kernel is looked at in whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
@@ -35,13 +38,14 @@ pub(super) enum Why {
     Failed,
     Clock,
     Links,
+    Ruleset,
     Sizes,
 }
 
 impl Why {
     /// Whether steps that are found must have been caused by somebody else.
     fn is_drift(self) -> bool {
-        matches!(self, Why::Clock | Why::Links | Why::Sizes)
+        matches!(self, Why::Clock | Why::Links | Why::Ruleset | Why::Sizes)
     }
 }
 
@@ -63,6 +67,8 @@ pub(super) struct Kernel {
     failed: BTreeSet<ChainName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
+    /// The processes that last wrote chains for us.
+    writers: VecDeque<u32>,
 }
 
 impl Kernel {
@@ -79,6 +85,7 @@ impl Kernel {
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
+            writers: VecDeque::new(),
         }
     }
 
@@ -241,11 +248,8 @@ impl Kernel {
             return true;
         }
         scope.tell_drift(steps.filter.iter().chain(&steps.nat).map(ChainStep::object));
-        match iptables::apply(self.family, &steps).await {
-            Ok(()) => {
-                self.note(&steps);
-                true
-            }
+        match self.carry_out(&steps).await {
+            Ok(()) => true,
             Err(fault) => {
                 tracing::warn!(%fault, "chains could not be written together: writing them apart");
                 if let Err(fault) = self.apply_apart(desired).await {
@@ -256,9 +260,22 @@ impl Kernel {
         }
     }
 
-    fn note(&mut self, steps: &Steps) {
+    /// Writes chains, and remembers what they are then and that it was us.
+    async fn carry_out(&mut self, steps: &Steps) -> Result<(), Fault> {
+        if let Some(writer) = iptables::apply(self.family, steps).await? {
+            self.writers.push_back(writer);
+            while self.writers.len() > WRITERS_MOST {
+                self.writers.pop_front();
+            }
+        }
         diff::carried_out(&mut self.tables.filter, &steps.filter);
         diff::carried_out(&mut self.tables.nat, &steps.nat);
+        Ok(())
+    }
+
+    /// Whether a process that changed the ruleset was one of ours.
+    pub(super) fn is_ours(&self, writer: u32) -> bool {
+        self.writers.contains(&writer)
     }
 
     /// Carries out what can be carried out, and closes the chains that cannot be written.
@@ -274,17 +291,13 @@ impl Kernel {
         };
         let all = diff::steps(&desired.filter, &self.tables.filter, None);
         let made = Steps { filter: all.into_iter().filter_map(fresh).collect(), nat: Vec::new() };
-        iptables::apply(self.family, &made).await?;
-        self.note(&made);
+        self.carry_out(&made).await?;
 
         let filter = diff::steps(&desired.filter, &self.tables.filter, None);
         let nat = diff::steps(&desired.nat, &self.tables.nat, None);
         let mut waiting = vec![Steps { filter: Vec::new(), nat }, Steps { filter, nat: Vec::new() }];
         while let Some(mut steps) = waiting.pop() {
-            let Err(fault) = iptables::apply(self.family, &steps).await else {
-                self.note(&steps);
-                continue;
-            };
+            let Err(fault) = self.carry_out(&steps).await else { continue };
             if steps.filter.len() + steps.nat.len() > 1 {
                 let rest = Steps {
                     filter: steps.filter.split_off(steps.filter.len().div_ceil(2)),
@@ -312,9 +325,8 @@ impl Kernel {
         let closed = filter::closed(name.clone(), "its rules could not be written");
         let write = ChainStep::Write(name.clone(), Arc::new(closed.render()));
         let steps = Steps { filter: vec![write], nat: Vec::new() };
-        match iptables::apply(self.family, &steps).await {
-            Ok(()) => self.note(&steps),
-            Err(fault) => self.blame(format!("{} (closing it)", step.object()), fault.to_string()),
+        if let Err(fault) = self.carry_out(&steps).await {
+            self.blame(format!("{} (closing it)", step.object()), fault.to_string());
         }
     }
 

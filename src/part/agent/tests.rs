@@ -233,9 +233,10 @@ impl Container {
         sh(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.child.id())).await
     }
 
+    /// With a second try: the first packet through a new link may have to wait for the neighbour's address.
     async fn reaches(&self, address: &str) -> bool {
         let pid = self.child.id();
-        sh_succeeds(&format!("nsenter --net=/proc/{pid}/ns/net ping -c 1 -W 1 {address}")).await
+        sh_succeeds(&format!("nsenter --net=/proc/{pid}/ns/net ping -c 2 -i 0.5 -W 1 {address}")).await
     }
 }
 
@@ -252,7 +253,8 @@ fn packets_go_where_policy_lets_them_and_nowhere_else() {
         let two = Container::new("caliaaaa2222aaa", "02:00:00:00:00:02", "192.168.0.2").await;
         let stranger = Container::new("calistray", "02:00:00:00:00:09", "192.168.0.9").await;
         sh("ip route add 192.168.0.9/32 dev calistray").await;
-        let guard = Guard::raise(&Spawner::new().unwrap()).await.unwrap();
+        let spawner = Spawner::new().unwrap();
+        let guard = Guard::raise(&spawner).await.unwrap();
         assert!(!one.reaches("192.168.0.2").await, "the guard stands before any chain");
         let mut kernel = kernel();
         assert!(kernel.apply(&wanted, &Changes::default()).await);

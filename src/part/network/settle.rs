@@ -156,9 +156,8 @@ impl Network {
         if let Err(fault) = self.darken(&recorded).await {
             undo.push(fault.to_string());
         }
-        // A process that ended before it could be wired has not failed to be wired.
-        let now = self.docker.inspect(id.as_str()).await.ok().flatten();
-        if now.is_none_or(|now| now.pid != container.pid) {
+        // A process that ended before it could be wired has not failed to be wired. dockerd may not know of the end yet.
+        if container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err()) {
             tracing::info!(container = id.short(), %fault, "the container exited before it was wired");
             return Ok(());
         }

@@ -449,3 +449,33 @@ fn two_endpoints_of_one_interface_are_both_closed_unless_the_name_tells() {
     assert_eq!(desired.placed().count(), 0);
     assert_eq!(desired.faults.keys().collect::<Vec<_>>(), ["x1", "x2"]);
 }
+
+#[test]
+#[ignore = "a measurement, for a person to read"]
+fn how_long_one_more_endpoint_takes() {
+    for number in [10, 1_000, 5_000] {
+        let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(ONE).unwrap();
+        let add = |map: &mut serde_json::Map<String, serde_json::Value>, index: u32| {
+            let id = format!("{:032x}", u128::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+            let value = serde_json::json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": ["web"],
+                "ipv4_nets": [format!("{}/32", Ipv4Addr::from(0x0a00_0000 + index))]});
+            map.insert(format!("/calico/v1/host/h1/workload/docker/w/endpoint/{id}"), value);
+        };
+        (0..number).for_each(|index| add(&mut map, index * 7919));
+        let mut desired = fresh(&from_json(&serde_json::Value::Object(map.clone()).to_string()));
+        let mut seen = SeenTable::default();
+        carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
+        add(&mut map, 1);
+        let more = from_json(&serde_json::Value::Object(map).to_string());
+        let begun = std::time::Instant::now();
+        let changes = desired.update(&more);
+        let updated = begun.elapsed();
+        let steps = steps(&desired.filter, &seen, Some(&changes.filter));
+        println!(
+            "{number}: update {updated:?}, all {:?}, {} steps, {} chains",
+            begun.elapsed(),
+            steps.len(),
+            changes.filter.len()
+        );
+    }
+}
