@@ -158,7 +158,10 @@ impl Flags {
             }
         }
         if endpoints.iter().any(|url| url.starts_with("https://") != endpoints[0].starts_with("https://")) {
-            return Err(Fault::Refusal(format!("etcd endpoints {} must all be http or all https", endpoints.join(", "))));
+            return Err(Fault::Refusal(format!(
+                "etcd endpoints {} must all be http or all https",
+                endpoints.join(", ")
+            )));
         }
         let read = |path: &PathBuf| {
             std::fs::read_to_string(path).map_err(|error| Fault::Refusal(format!("read {}: {error}", path.display())))

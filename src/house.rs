@@ -35,7 +35,9 @@ fn files() -> Vec<(String, PathBuf, String)> {
         let inner = path.strip_prefix(&root).unwrap().to_owned();
         let first = inner.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
         let module = first.trim_end_matches(".rs").to_owned();
-        if matches!(module.as_str(), "lib" | "bin" | "house") || ["tests.rs", "golden.rs", "testnet.rs"].iter().any(|name| inner.ends_with(name)) {
+        if matches!(module.as_str(), "lib" | "bin" | "house")
+            || ["tests.rs", "golden.rs", "testnet.rs"].iter().any(|name| inner.ends_with(name))
+        {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
@@ -66,7 +68,17 @@ fn no_module_uses_a_higher_floor() {
 
 #[test]
 fn words_and_decisions_touch_no_world() {
-    let worldly = ["tokio", "std::fs", "std::env", "std::net::Tcp", "std::os", "SystemTime", "Instant::now", "std::process::", "nix::"];
+    let worldly = [
+        "tokio",
+        "std::fs",
+        "std::env",
+        "std::net::Tcp",
+        "std::os",
+        "SystemTime",
+        "Instant::now",
+        "std::process::",
+        "nix::",
+    ];
     for (module, path, text) in files() {
         if matches!(module.as_str(), "model" | "plan") {
             for line in code_lines(&text) {

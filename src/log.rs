@@ -12,8 +12,12 @@ use crate::model::fault::Fault;
 pub(crate) fn start(format: LogFormat, level: &str) -> Result<(), Fault> {
     // A bare level is meant for this software; of the libraries below it, only what warns is of use.
     let bare = level.parse::<tracing::Level>().is_ok();
-    let filter = EnvFilter::try_new(if bare { format!("warn,calico={level}") } else { level.to_owned() })
-        .map_err(|error| Fault::Refusal(format!("read the log level {level:?}: {error}; it must be error, warn, info, debug or trace")))?;
+    let filter =
+        EnvFilter::try_new(if bare { format!("warn,calico={level}") } else { level.to_owned() }).map_err(|error| {
+            Fault::Refusal(format!(
+                "read the log level {level:?}: {error}; it must be error, warn, info, debug or trace"
+            ))
+        })?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = match format {
         LogFormat::Text => lines.with_ansi(false).try_init(),

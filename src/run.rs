@@ -92,7 +92,6 @@ impl Parts {
 
     /// Waits for a signal or for a part that ends by itself, then stops all; answers the first fault.
     async fn join(mut self) -> Result<(), Fault> {
-        let mut ended = Ok(());
         let signals = async {
             let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
                 return Err(Fault::World("listen for signals: the kernel refused".to_owned()));
@@ -103,13 +102,13 @@ impl Parts {
             }
             Ok(())
         };
-        tokio::select! {
+        let mut ended = tokio::select! {
             told = signals => {
                 tracing::info!("stopping: containers keep their network");
-                ended = told;
+                told
             }
-            Some(done) = self.tasks.join_next() => ended = Err(by_itself(done)),
-        }
+            Some(done) = self.tasks.join_next() => Err(by_itself(done)),
+        };
         self.stop.cancel();
         while let Some(done) = self.tasks.join_next().await {
             let fault = match done {
@@ -331,7 +330,8 @@ fn docker_group() -> Option<u32> {
 /// Tells systemd how far we are, if it started us. Source: sd_notify(3).
 fn notify_systemd(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
+    let sent = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
     if let Err(error) = sent {
         tracing::warn!(%error, "systemd could not be told of {state}");
     }

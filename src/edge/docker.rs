@@ -80,10 +80,6 @@ impl Docker {
         Docker { host: host.to_owned(), client: OnceCell::new() }
     }
 
-    pub(crate) fn host(&self) -> &str {
-        &self.host
-    }
-
     fn fault(&self, doing: &str, error: &bollard::errors::Error) -> Fault {
         let text = format!("{doing} at dockerd {}: {error}", self.host);
         if status_of(error).is_some() { Fault::World(text) } else { Fault::DockerAway(text) }
@@ -138,10 +134,8 @@ impl Docker {
     pub(crate) async fn list(&self) -> Result<Vec<Listed>, Fault> {
         let client = self.client().await?;
         let options = ListContainersOptionsBuilder::default().all(true).build();
-        let list = client
-            .list_containers(Some(options))
-            .await
-            .map_err(|error| self.fault("list containers", &error))?;
+        let list =
+            client.list_containers(Some(options)).await.map_err(|error| self.fault("list containers", &error))?;
         let listed = list.into_iter().filter_map(|summary| {
             let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
             let state = summary.state.map(|state| state.to_string()).unwrap_or_default();
@@ -183,10 +177,8 @@ impl Docker {
     /// found by listing.
     pub(crate) async fn events(&self) -> Result<impl Stream<Item = Result<Event, Fault>> + Send + '_, Fault> {
         let client = self.client().await?;
-        let filters = std::collections::HashMap::from([
-            ("type", vec!["container"]),
-            ("event", vec!["start", "die", "destroy"]),
-        ]);
+        let filters =
+            std::collections::HashMap::from([("type", vec!["container"]), ("event", vec!["start", "die", "destroy"])]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
         let events = client.events(Some(options)).filter_map(move |message| {
             let event = match message {

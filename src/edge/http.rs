@@ -147,7 +147,10 @@ async fn connection<S: Service>(stream: Box<dyn Stream>, service: Arc<S>, stop: 
     }
 }
 
-async fn respond<S: Service>(request: Request<Incoming>, service: &S) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
+async fn respond<S: Service>(
+    request: Request<Incoming>,
+    service: &S,
+) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let (head, body) = request.into_parts();
     let answer = match Limited::new(body, MOST_BODY_BYTES).collect().await {
         Ok(body) => {

@@ -59,7 +59,8 @@ fn is(error: &rtnetlink::Error, code: nix::errno::Errno) -> bool {
 
 fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
     move |error| {
-        let cause = errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
+        let cause =
+            errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
         Fault::World(format!("{doing}: {cause}"))
     }
 }
@@ -67,8 +68,8 @@ fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
 impl Netlink {
     /// A socket in the namespace of this process.
     pub(crate) fn open() -> Result<Self, Fault> {
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
         Ok(Netlink { handle, dumping: Mutex::new(()), task: tokio::spawn(connection) })
     }
 
@@ -161,7 +162,8 @@ impl Netlink {
             .scope(RouteScope::Link)
             .build();
         self.route(to_gateway, format!("route {} through {name}", wiring.gateway)).await?;
-        let default = RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
+        let default =
+            RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
         self.route(default, format!("route everything through {} on {name}", wiring.gateway)).await
     }
 

@@ -29,7 +29,8 @@ impl Netns {
     /// `Conflict` if the process is gone or belongs to something else: the container has exited meanwhile.
     pub(crate) fn of_container(id: &ContainerId, pid: i32) -> Result<Self, Fault> {
         let gone = |cause: String| Fault::Conflict(format!("open the network of container {}: {cause}", id.short()));
-        let file = File::open(format!("/proc/{pid}/ns/net")).map_err(|error| gone(format!("process {pid}: {error}")))?;
+        let file =
+            File::open(format!("/proc/{pid}/ns/net")).map_err(|error| gone(format!("process {pid}: {error}")))?;
         let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
             .map_err(|error| gone(format!("process {pid}: {error}")))?;
         if groups.contains(id.as_str()) {

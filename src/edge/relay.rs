@@ -46,7 +46,9 @@ impl std::str::FromStr for Engine {
         match text.split_once("://") {
             Some(("unix", path)) if path.starts_with('/') => Ok(Engine::Unix(path.into())),
             Some(("tcp", address)) if address.contains(':') => Ok(Engine::Tcp(address.to_owned())),
-            _ => Err(Fault::Refusal(format!("{text:?} is no Docker engine: it must be unix:///PATH or tcp://HOST:PORT"))),
+            _ => {
+                Err(Fault::Refusal(format!("{text:?} is no Docker engine: it must be unix:///PATH or tcp://HOST:PORT")))
+            }
         }
     }
 }

@@ -3,14 +3,10 @@
 //! nftables tells every change on a multicast group, with the process that made it. Legacy iptables tells nothing; there
 //! the clock must do. The messages of a change are not read for what changed: who was not us may have changed anything.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-
+use bytes::BytesMut;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
-};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::model::fault::Fault;
 
@@ -23,25 +19,28 @@ const NEW_GENERATION: u16 = 10 << 8 | 15;
 /// Its attribute with the process: `NFTA_GEN_PROC_PID`, linux/netfilter/nf_tables.h.
 const PROCESS: u16 = 2;
 
+/// More than the kernel puts into one datagram (linux include/linux/netlink.h, `NLMSG_GOODSIZE` and its use).
+const DATAGRAM_BYTES: usize = 1 << 16;
+
 /// The lengths of `struct nlmsghdr`, of it with `struct nfgenmsg` behind it, and of `struct nlattr`.
 const HEADER: usize = 16;
 const HEADERS: usize = 20;
 const ATTRIBUTE: usize = 4;
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct RulesetEvents {
-    socket: AsyncFd<OwnedFd>,
+    socket: TokioSocket,
+}
+
+fn fault(error: &std::io::Error) -> Fault {
+    Fault::World(format!("listen to the firewall's changes: {error}"))
 }
 
 /// Listens. The listener is there before this returns: nothing that happens after it is missed.
 pub(crate) fn listen() -> Result<RulesetEvents, Fault> {
-    let fault = |cause: String| Fault::World(format!("listen to the firewall's changes: {cause}"));
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)
-        .map_err(|error| fault(error.to_string()))?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1 << (GROUP - 1))).map_err(|error| fault(error.to_string()))?;
-    let socket = AsyncFd::with_interest(socket, Interest::READABLE).map_err(|error| fault(error.to_string()))?;
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(|error| fault(&error))?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0)).map_err(|error| fault(&error))?;
+    socket.socket_mut().add_membership(GROUP).map_err(|error| fault(&error))?;
     Ok(RulesetEvents { socket })
 }
 
@@ -51,24 +50,17 @@ impl RulesetEvents {
     /// # Cancel safety
     /// No change is lost.
     pub(crate) async fn next(&mut self) -> Result<Option<u32>, Fault> {
-        let mut buffer = vec![0; 1 << 16];
         loop {
-            let mut ready = self
-                .socket
-                .readable()
-                .await
-                .map_err(|error| Fault::World(format!("listen to the firewall's changes: {error}")))?;
-            match recv(self.socket.get_ref().as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(length) => {
-                    if let Some(process) = changed_by(buffer.get(..length).unwrap_or_default()) {
+            let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
+            match self.socket.recv(&mut datagram).await {
+                Ok(()) => {
+                    if let Some(process) = changed_by(&datagram) {
                         return Ok(Some(process));
                     }
                 }
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
                 // More happened than the socket holds.
-                Err(Errno::ENOBUFS) => return Ok(None),
-                Err(error) => return Err(Fault::World(format!("listen to the firewall's changes: {error}"))),
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => return Ok(None),
+                Err(error) => return Err(fault(&error)),
             }
         }
     }

@@ -30,14 +30,6 @@ impl Family {
             Family::V6 => "v6",
         }
     }
-
-    /// The length of a prefix that holds one address.
-    pub(crate) fn full_prefix(self) -> u8 {
-        match self {
-            Family::V4 => 32,
-            Family::V6 => 128,
-        }
-    }
 }
 
 /// A pool's record. Its CIDR is the network address and prefix, no host bits set.

@@ -4,7 +4,7 @@
 //! gives an equal value. A record that cannot be read stays in it with the reason, because what it stands for must be
 //! closed, not forgotten.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -153,20 +153,6 @@ impl Snapshot {
     /// The pool that an address belongs to.
     pub(crate) fn pool_of(&self, address: IpAddr) -> Option<&Pool> {
         self.pools.values().filter_map(Record::readable).find(|pool| pool.contains(address))
-    }
-
-    /// The addresses of every tag, over the endpoints of all hosts.
-    pub(crate) fn tagged(&self) -> HashMap<&TagName, Vec<IpAddr>> {
-        let mut members: HashMap<&TagName, Vec<IpAddr>> = HashMap::new();
-        for endpoint in self.endpoints.values().filter_map(Record::readable) {
-            for profile in &endpoint.profiles {
-                let tags = self.tags.get(profile).and_then(Record::readable);
-                for tag in tags.into_iter().flatten() {
-                    members.entry(tag).or_default().extend(&endpoint.addresses);
-                }
-            }
-        }
-        members
     }
 
     /// A setting as it holds for a host: its own over the global one.

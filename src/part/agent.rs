@@ -90,7 +90,6 @@ pub(crate) struct EndpointProgrammed {
 }
 
 /// What [`prepare`] has brought up.
-#[derive(Debug)]
 pub(crate) struct Prepared {
     spawner: Spawner,
     guard: Guard,

@@ -3,8 +3,8 @@
 //! What is ours is told by what the node itself goes by: the prefixes of chains and sets, the number of our route
 //! protocol, the group and prefix of our interfaces. Running it twice is running it once. No node may run meanwhile.
 
-use crate::edge::links::Netlink;
 use crate::edge::kernel_routes::KernelRoutes;
+use crate::edge::links::Netlink;
 use crate::edge::{guard, ipsets, iptables};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;

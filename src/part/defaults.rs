@@ -79,7 +79,8 @@ type Transaction = (Vec<When>, Vec<Write>);
 /// What is to be written, each in a transaction of its own, in order.
 fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
     let mut all: Vec<Transaction> = Vec::new();
-    let mut absent = |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
+    let mut absent =
+        |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
     for (cidr, family) in POOLS {
         if !snapshot.pools.values().filter_map(Record::readable).any(|pool| pool.family() == family) {
             let cidr = cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;

@@ -32,7 +32,11 @@ impl Metrics {
             wiring.clone(),
         );
         registry.register("wiring_failures", "Wirings that failed", wiring_failures.clone());
-        registry.register("creates_refused", "Creates that asked for Calico and did not get it", creates_refused.clone());
+        registry.register(
+            "creates_refused",
+            "Creates that asked for Calico and did not get it",
+            creates_refused.clone(),
+        );
         Metrics { registry, wiring, wiring_failures, creates_refused }
     }
 

@@ -30,14 +30,12 @@ use crate::edge::links::Netlink;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
-use crate::model::name::{ContainerId, HostName};
+use crate::model::name::{ContainerId, HostName, Orchestrator};
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
 use crate::plan::body::Appearance;
-
-pub(crate) use claims::Prepared;
 
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]
@@ -66,7 +64,7 @@ pub(crate) struct Network {
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
-    /// The requests of creates that this process has under way: their notes are nobody else's business.
+    /// The requests of creates that this process has under way: their claims and notes are nobody else's business.
     creating: Mutex<HashSet<String>>,
 }
 
@@ -76,6 +74,11 @@ struct Recorded {
     key: EndpointKey,
     endpoint: Endpoint,
     revision: i64,
+}
+
+/// Whether an endpoint is one of a container's. Another orchestrator's workloads are none of ours, whatever their ids.
+fn is_of(key: &EndpointKey, id: &ContainerId) -> bool {
+    key.orchestrator == Orchestrator::docker() && key.workload.as_str() == id.as_str()
 }
 
 impl Network {
@@ -111,7 +114,7 @@ impl Network {
     /// The endpoints of a container on this host.
     fn recorded(&self, id: &ContainerId) -> Vec<Recorded> {
         self.store.read(|snapshot| {
-            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.workload.as_str() == id.as_str());
+            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
             of_container
                 .filter_map(|(key, record)| {
                     let endpoint = record.readable()?.clone();
@@ -124,8 +127,9 @@ impl Network {
     /// The ids of the containers that this host has endpoints of, readable or not.
     fn containers(&self) -> Vec<ContainerId> {
         self.store.read(|snapshot| {
-            let ids = snapshot.endpoints_of(&self.ground.host).filter_map(|(key, _)| key.workload.as_str().parse().ok());
-            let mut ids: Vec<ContainerId> = ids.collect();
+            let ours =
+                snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.orchestrator == Orchestrator::docker());
+            let mut ids: Vec<ContainerId> = ours.filter_map(|(key, _)| key.workload.as_str().parse().ok()).collect();
             ids.dedup();
             ids
         })

@@ -60,7 +60,10 @@ impl Store {
         let mut synced = self.synced();
         match tokio::time::timeout(CALL_TIMEOUT, synced.wait_for(|synced| synced.revision >= revision)).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(Fault::Away(format!("follow etcd to revision {revision}: not there within {} s", CALL_TIMEOUT.as_secs()))),
+            _ => Err(Fault::Away(format!(
+                "follow etcd to revision {revision}: not there within {} s",
+                CALL_TIMEOUT.as_secs()
+            ))),
         }
     }
 

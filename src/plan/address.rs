@@ -28,8 +28,7 @@ pub(crate) struct Reserved {
 impl Reserved {
     /// From what the cluster records of its hosts and what this host is connected to.
     pub(crate) fn new(snapshot: &Snapshot, connected: Vec<Connected>) -> Self {
-        let mut singles: BTreeSet<IpAddr> =
-            snapshot.host_ips.values().filter_map(Record::readable).copied().collect();
+        let mut singles: BTreeSet<IpAddr> = snapshot.host_ips.values().filter_map(Record::readable).copied().collect();
         singles.extend(snapshot.bgp_ips.values().filter_map(Record::readable).flatten());
         for endpoint in snapshot.endpoints.values().filter_map(Record::readable) {
             singles.extend(endpoint.ipv4_gateway);
@@ -45,7 +44,11 @@ impl Reserved {
             return Some(format!("it is this host's own address on interface {}", own.interface));
         }
         if let Some(near) = self.connected.iter().find(|near| near.net.contains(&address)) {
-            return Some(format!("it lies in subnet {}, to which interface {} of this host is connected", near.net.trunc(), near.interface));
+            return Some(format!(
+                "it lies in subnet {}, to which interface {} of this host is connected",
+                near.net.trunc(),
+                near.interface
+            ));
         }
         self.singles.contains(&address).then(|| "it is the address of a host or a next hop of containers".to_owned())
     }

@@ -46,7 +46,9 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
     // Strict reverse path filtering is what keeps containers from sending with a foreign source, and the kernel takes
     // the larger of `all` and the interface's own (linux Documentation/networking/ip-sysctl.rst).
     if std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|value| value.trim() == "2") {
-        missing.push("net.ipv4.conf.all.rp_filter of 0 or 1: it is 2, so containers could send with any source".to_owned());
+        missing.push(
+            "net.ipv4.conf.all.rp_filter of 0 or 1: it is 2, so containers could send with any source".to_owned(),
+        );
     }
     if missing.is_empty()
         && let Some(chain) = foreign_calico().await?
@@ -62,13 +64,16 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
 fn is_in_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| {
-        std::fs::metadata(folder.join(tool)).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        std::fs::metadata(folder.join(tool))
+            .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     })
 }
 
 async fn foreign_calico() -> Result<Option<&'static str>, Fault> {
     let saved = exec::run("iptables-save", &["-t", "filter"], "").await?;
-    Ok(FOREIGN_CALICO.into_iter().find(|chain| saved.stdout.lines().any(|line| line.starts_with(&format!(":{chain} ")))))
+    Ok(FOREIGN_CALICO
+        .into_iter()
+        .find(|chain| saved.stdout.lines().any(|line| line.starts_with(&format!(":{chain} ")))))
 }
 
 /// Makes sure that no second node uses this run folder, for as long as the answer is held.
@@ -77,7 +82,9 @@ pub(super) fn be_the_only_one(run_dir: &Path) -> Result<Flock<std::fs::File>, Fa
     let fault = |cause: String| Fault::World(format!("lock {}: {cause}", path.display()));
     let file = std::fs::File::create(&path).map_err(|error| fault(error.to_string()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
-        nix::errno::Errno::EWOULDBLOCK => fault("another calico-node runs with this run folder; give this one its own with --run-dir".to_owned()),
+        nix::errno::Errno::EWOULDBLOCK => {
+            fault("another calico-node runs with this run folder; give this one its own with --run-dir".to_owned())
+        }
         other => fault(other.to_string()),
     })
 }

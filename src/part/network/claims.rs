@@ -117,6 +117,18 @@ impl Network {
     /// `Refusal` for a wish that can never be met, `Conflict` for an address that is taken or a pool that is full,
     /// `Away` without etcd. Nothing is left claimed.
     pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
+        let request = hex(&random::<8>()?);
+        self.begin(&request);
+        let prepared = self.claim(ask, &request).await;
+        if prepared.is_err() {
+            // What etcd did without our hearing of it is released by the next comparison.
+            self.lose_sight(&request);
+            self.metrics.creates_refused.inc();
+        }
+        prepared
+    }
+
+    async fn claim(&self, ask: Ask, request: &str) -> Result<Prepared, Fault> {
         let lease = self.lease()?;
         let reserved = self.reserved().await?;
         let endpoint = EndpointId::from_random(random()?);
@@ -133,7 +145,7 @@ impl Network {
                 name: ask.name.clone(),
                 since: now(),
             },
-            request: hex(&random::<8>()?),
+            request: request.to_owned(),
             successor: None,
         };
         let value = to_json(&claim)?;
@@ -148,7 +160,7 @@ impl Network {
             }
             if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
                 let claimed = picked.iter().map(|one| Claimed { key: one.key(), revision }).collect();
-                let request = claim.request.clone();
+                let request = request.to_owned();
                 let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed, claim };
                 if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
                     self.abandon(prepared).await;
@@ -176,12 +188,7 @@ impl Network {
     }
 
     /// Chooses an address for every item of a wish.
-    fn pick(
-        &self,
-        wishes: &[AddressWish],
-        reserved: &Reserved,
-        lost: &BTreeSet<IpAddr>,
-    ) -> Result<Vec<Picked>, Fault> {
+    fn pick(&self, wishes: &[AddressWish], reserved: &Reserved, lost: &BTreeSet<IpAddr>) -> Result<Vec<Picked>, Fault> {
         let mut picked: Vec<Picked> = Vec::new();
         let mut errors = Vec::new();
         // Addresses asked for by name first, so that an automatic choice does not take one of them.
@@ -214,7 +221,8 @@ impl Network {
         }
         self.store.read(|snapshot| {
             let Some(pool) = snapshot.pool_of(address).filter(|pool| pool.gives()) else {
-                let pools: Vec<String> = snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
+                let pools: Vec<String> =
+                    snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
                 return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {}", pools.join(", "))));
             };
             let picked = Picked { pool: pool.cidr, address, exactly: true };
@@ -259,7 +267,10 @@ impl Network {
             Err(match (tried.is_empty(), only) {
                 (true, Some(net)) => {
                     let pools: Vec<String> = snapshot.pools_of(family).map(|pool| pool.cidr.to_string()).collect();
-                    Fault::Refusal(format!("claim an address of {net}: it is not a pool; the pools are: {}", pools.join(", ")))
+                    Fault::Refusal(format!(
+                        "claim an address of {net}: it is not a pool; the pools are: {}",
+                        pools.join(", ")
+                    ))
                 }
                 (true, None) => Fault::Refusal(
                     "claim an address: there is no pool to choose from; make one with calicoctl pool add".to_owned(),
@@ -371,9 +382,8 @@ impl Network {
     async fn missing_profiles(&self, profiles: &[ProfileName]) -> Result<Vec<ProfileName>, Fault> {
         let mut missing = Vec::new();
         for profile in profiles {
-            let known = self.store.read(|snapshot| {
-                snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile)
-            });
+            let known =
+                self.store.read(|snapshot| snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile));
             // The view may be behind: what it does not know is asked for.
             if !known
                 && self.etcd.get(&Key::ProfileRules(profile.clone())).await?.is_none()
@@ -414,7 +424,10 @@ impl Network {
             });
             own.map(|(claim, _)| Write::Delete(Key::Assignment(claim.clone()))).collect::<Vec<_>>()
         }));
-        let doing = format!("free the addresses of container {}", &key.workload.as_str()[..12.min(key.workload.as_str().len())]);
+        let doing = format!(
+            "free the addresses of container {}",
+            &key.workload.as_str()[..12.min(key.workload.as_str().len())]
+        );
         if let Outcome::Done(revision) = self.etcd.transact(&doing, &[], &writes).await? {
             self.store.reach(revision).await?;
         }
@@ -440,7 +453,8 @@ fn last_given(snapshot: &crate::model::snapshot::Snapshot, pool: IpNet) -> Optio
 }
 
 fn taken(address: IpAddr, value: &[u8]) -> Fault {
-    let holder = serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
+    let holder =
+        serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
     Fault::Conflict(format!("claim {address}: already held by {holder}"))
 }
 

@@ -58,8 +58,33 @@ impl Network {
         let aside = path.with_extension("new");
         std::fs::create_dir_all(self.ground.state_dir.join("creating")).map_err(fault)?;
         std::fs::write(&aside, text).map_err(fault)?;
-        self.creating.lock().unwrap_or_else(PoisonError::into_inner).insert(request.to_owned());
         std::fs::rename(&aside, &path).map_err(fault)
+    }
+
+    /// A create is under way from here on.
+    pub(super) fn begin(&self, request: &str) {
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner).insert(request.to_owned());
+    }
+
+    fn is_under_way(&self, request: &str) -> bool {
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner).contains(request)
+    }
+
+    /// Releases pending claims of this host that belong to no create: a transaction whose answer was lost, or an earlier
+    /// run that died before it wrote its note. Renewed with the others, their lease would never end.
+    pub(super) async fn release_orphans(&self) -> Result<(), Fault> {
+        let requests: Vec<String> = self.store.read(|snapshot| {
+            let claims = snapshot.claims.values().filter_map(crate::model::snapshot::Record::readable);
+            let pending = claims.filter(|claim| claim.owner.workload.is_none() && claim.owner.host == self.ground.host);
+            pending.map(|claim| claim.request.clone()).collect()
+        });
+        for request in requests {
+            if !self.is_under_way(&request) && !self.note_path(&request).exists() {
+                tracing::info!(request, "releasing a claim that no create is under way for");
+                self.release_request(&request).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets go of a create whose end nobody knows: dockerd may or may not have made the container. Its note stays, for
@@ -86,7 +111,7 @@ impl Network {
         paths
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
-            .filter(|note: &Note| !self.creating.lock().unwrap_or_else(PoisonError::into_inner).contains(&note.request))
+            .filter(|note: &Note| !self.is_under_way(&note.request))
             .collect()
     }
 

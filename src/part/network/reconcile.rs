@@ -22,7 +22,7 @@ use crate::model::key::Key;
 use crate::model::name::ContainerId;
 
 /// How often all containers are compared with the records though no event asked for it.
-const AUDIT: Duration = Duration::from_secs(20);
+const AUDIT: Duration = Duration::from_secs(10);
 
 /// How long to wait before trying dockerd, or a container whose wiring failed, again: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -169,6 +169,9 @@ impl Work {
         let listed = network.docker.list().await?;
         if let Err(fault) = network.finish_creates(&listed).await {
             tracing::warn!(%fault, "a create that was cut off is not finished yet");
+        }
+        if let Err(fault) = network.release_orphans().await {
+            tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
         }
         let ids = if first { network.containers() } else { network.unsettled(&listed).await? };
         for id in ids {

@@ -111,7 +111,9 @@ impl Network {
         let Some(host) = self.netlink.link(&wiring.host_interface).await? else { return Ok(false) };
         let container = inside.link(&wiring.container_interface).await?;
         Ok(container.is_some_and(|container| {
-            host.peer == Some(container.index) && container.peer == Some(host.index) && container.mac == Some(wiring.mac)
+            host.peer == Some(container.index)
+                && container.peer == Some(host.index)
+                && container.mac == Some(wiring.mac)
         }))
     }
 
@@ -205,7 +207,8 @@ impl Network {
 
 /// Adds the container's own name to its hosts file, in place as Docker's bridge does it, unless it is there.
 async fn add_hosts_line(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
-    let fault = |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
+    let fault =
+        |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
     let Some(line) = hosts_line(addresses, hostname) else { return Ok(()) };
     let text = tokio::fs::read_to_string(path).await.map_err(fault)?;
     if text.lines().any(|one| one == line.trim_end()) {

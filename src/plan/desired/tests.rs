@@ -283,9 +283,14 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
 // --- a naive reading of the rules ---
 
 fn side_matches(snapshot: &Snapshot, side: &Side, address: Ipv4Addr, port: u16) -> bool {
-    let members = snapshot.tagged();
+    let tagged = |tag| {
+        snapshot.endpoints.values().filter_map(Record::readable).any(|endpoint| {
+            let mut profiles = endpoint.profiles.iter().filter_map(|name| snapshot.tags.get(name)?.readable());
+            endpoint.addresses.contains(&IpAddr::V4(address)) && profiles.any(|tags| tags.contains(tag))
+        })
+    };
     side.net.is_none_or(|net| net.contains(&IpAddr::V4(address)))
-        && side.tag.as_ref().is_none_or(|tag| members.get(tag).is_some_and(|all| all.contains(&IpAddr::V4(address))))
+        && side.tag.as_ref().is_none_or(tagged)
         && (side.ports.is_empty() || side.ports.iter().any(|Ports { first, last }| (*first..=*last).contains(&port)))
 }
 
