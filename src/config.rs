@@ -1,5 +1,6 @@
 //! Configuration of `calico-node`: flags, then environment, then defaults, read once into typed values.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use crate::edge::etcd::EtcdAddress;
 use crate::model::bgp::AsNumber;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
+use crate::part::defaults::Host;
 
 /// Calico for plain Docker: gives containers routed, policed addresses.
 ///
@@ -59,11 +61,11 @@ pub(crate) struct Flags {
 
     /// This host's IPv6 address
     #[arg(long, env = "IP6", value_name = "ADDR")]
-    pub(crate) ip6: Option<Ipv6Addr>,
+    ip6: Option<Ipv6Addr>,
 
     /// This host's BGP autonomous system number [default: the cluster's]
     #[arg(long = "as", env = "AS", value_name = "NUMBER")]
-    pub(crate) as_number: Option<AsNumber>,
+    as_number: Option<AsNumber>,
 
     /// What must survive a reboot
     #[arg(long, env = "CALICO_STATE_DIR", default_value = "/var/lib/calico", value_name = "DIR")]
@@ -114,7 +116,18 @@ pub(crate) enum LogFormat {
 /// The proxy's doors where none are named. Without IPv6 on the machine the second one is no loss.
 const DEFAULT_LISTEN: [&str; 2] = ["tcp://127.0.0.1:2377", "tcp://[::1]:2377"];
 
+/// A variable of the environment that is no setting of ours.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment beside clap")]
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
 impl Flags {
+    /// This host as it records itself.
+    pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr) -> Host {
+        Host { name, ip, ip6: self.ip6, as_number: self.as_number }
+    }
+
     /// The listeners, and whether an operator named them.
     pub(crate) fn listeners(&self) -> (Vec<String>, bool) {
         if self.listen.is_empty() {
@@ -134,13 +147,12 @@ impl Flags {
     }
 
     pub(crate) fn host(&self) -> Result<HostName, Fault> {
-        let name = match &self.hostname {
-            Some(name) => name.clone(),
-            None => {
-                let name = nix::unistd::gethostname()
-                    .map_err(|error| Fault::World(format!("ask the machine for its name: {error}")))?;
-                name.to_string_lossy().into_owned()
-            }
+        let name = if let Some(name) = &self.hostname {
+            name.clone()
+        } else {
+            let name = nix::unistd::gethostname()
+                .map_err(|error| Fault::World(format!("ask the machine for its name: {error}")))?;
+            name.to_string_lossy().into_owned()
         };
         HostName::from_machine(&name).map_err(|error| Fault::Refusal(error.to_string()))
     }
@@ -150,7 +162,7 @@ impl Flags {
         let endpoints = match (&self.etcd_endpoints[..], &self.etcd_authority) {
             ([], None) => return Ok(None),
             ([], Some(authority)) => vec![format!("http://{authority}")],
-            (endpoints, _) => endpoints.iter().map(|url| url.trim().to_owned()).collect(),
+            (endpoints, _) => endpoints.iter().map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect(),
         };
         for url in &endpoints {
             if !url.starts_with("http://") && !url.starts_with("https://") {

@@ -48,7 +48,7 @@
 //! Chains reached by a dispatch on the interface decide; what they accept carries a mark; a last rule drops what comes
 //! from or goes to a `cali*` interface without it. Behind that stands the guard, an nft table of which the node is the
 //! owner: it drops what has no mark even when somebody flushes all of iptables.
-#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::ExitCode;
 

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Command, Flags};
+use crate::config::{self, Command, Flags};
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
@@ -86,8 +86,27 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(&mut self, name: &'static str, part: impl Future<Output = Result<(), Fault>> + Send + 'static) {
+    /// Starts a part, which is told when to stop.
+    fn start<F>(&mut self, name: &'static str, part: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = Result<(), Fault>> + Send + 'static,
+    {
+        let part = part(self.stop.clone());
         self.tasks.spawn(async move { (name, part.await) });
+    }
+
+    /// Starts a part that nothing can go wrong with.
+    fn keep<F>(&mut self, name: &'static str, part: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.start(name, |stop| {
+            let part = part(stop);
+            async move {
+                part.await;
+                Ok(())
+            }
+        });
     }
 
     /// Waits for a signal or for a part that ends by itself, then stops all; answers the first fault.
@@ -143,21 +162,17 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     let _only = checks::be_the_only_one(&flags.run_dir)?;
     let host_ip = host_address(flags).await?;
     let spawner = Spawner::new()?;
-    let stop = CancellationToken::new();
-    let mut parts = Parts { tasks: JoinSet::new(), stop: stop.clone() };
+    let mut parts = Parts { tasks: JoinSet::new(), stop: CancellationToken::new() };
 
-    let address = match named {
-        Some(address) => address,
-        None => {
-            let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;
-            let stop = stop.clone();
-            parts.start("the embedded etcd", async move { server.run(&stop).await });
-            address
-        }
+    let address = if let Some(address) = named {
+        address
+    } else {
+        let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;
+        parts.start("the embedded etcd", |stop| async move { server.run(&stop).await });
+        address
     };
     let etcd = Etcd::connect(&address).await?;
     let store = Arc::new(Store::new());
-    let docker = Arc::new(Docker::new(&flags.docker_host));
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let ground = Ground {
@@ -166,12 +181,13 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
         state_dir: flags.state_dir.clone(),
         apply_timeout: flags.apply_timeout()?,
     };
+    let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
-    let prepared = agent::prepare(&settings).await?;
+    let prepared = agent::prepare(spawner).await?;
     let (listeners, names) = proxy_doors(flags).await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
@@ -189,56 +205,14 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
-    let this = Host { name: host.clone(), ip: host_ip, ip6: flags.ip6, as_number: flags.as_number };
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
-    {
-        let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-        parts.start("the view of etcd", async move {
-            store.run(&etcd, &stop).await;
-            Ok(())
-        });
-    }
-    {
-        let (store, stop) = (Arc::clone(&store), stop.clone());
-        parts.start("the record of this host", async move {
-            defaults::record(&this, &store, &etcd, &stop).await?;
-            stop.cancelled().await;
-            Ok(())
-        });
-    }
-    {
-        let (network, stop) = (Arc::clone(&network), stop.clone());
-        parts.start("the lease", async move {
-            network.keep_lease(&stop).await;
-            Ok(())
-        });
-    }
-    {
-        let (network, stop) = (Arc::clone(&network), stop.clone());
-        parts.start("the reconciler", async move {
-            network.reconcile(&stop).await;
-            Ok(())
-        });
-    }
-    {
-        let stop = stop.clone();
-        parts.start("the agent", agent::run(prepared, host, store, programmed_sender, settings, stop));
-    }
-    {
-        let stop = stop.clone();
-        parts.start("the proxy", async move {
-            proxy::serve(listeners, engine, network, stop).await;
-            Ok(())
-        });
-    }
-    {
-        let stop = stop.clone();
-        parts.start("the watch for readiness", async move {
-            announce(&gauge, programmed, &stop).await;
-            stop.cancelled().await;
-            Ok(())
-        });
-    }
+    start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
+    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
+    parts.keep("the proxy", |stop| proxy::serve(listeners, engine, network, stop));
+    parts.keep("the watch for readiness", |stop| async move {
+        announce(&gauge, programmed, &stop).await;
+        stop.cancelled().await;
+    });
     parts.join().await
 }
 
@@ -251,17 +225,24 @@ fn start_servers(
     metrics: Arc<Metrics>,
 ) {
     let service = Arc::new(Control { network: Arc::clone(network), gauge: Arc::clone(gauge) });
-    let stop = parts.stop.clone();
-    parts.start("the control socket", async move {
-        serve(control, service, stop).await;
-        Ok(())
-    });
+    parts.keep("the control socket", |stop| serve(control, service, stop));
     let service = Arc::new(Measures { metrics, gauge: Arc::clone(gauge) });
-    let stop = parts.stop.clone();
-    parts.start("the metrics address", async move {
-        serve(measures, service, stop).await;
+    parts.keep("the metrics address", |stop| serve(measures, service, stop));
+}
+
+/// Starts the parts that follow etcd and Docker.
+fn start_followers(parts: &mut Parts, this: Host, network: &Arc<Network>, store: &Arc<Store>, etcd: Etcd) {
+    let (followed, recorded) = (Arc::clone(store), Arc::clone(store));
+    let (leasing, reconciling) = (Arc::clone(network), Arc::clone(network));
+    let watched = etcd.clone();
+    parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &stop).await });
+    parts.start("the record of this host", |stop| async move {
+        defaults::record(&this, &recorded, &etcd, &stop).await?;
+        stop.cancelled().await;
         Ok(())
     });
+    parts.keep("the lease", |stop| async move { leasing.keep_lease(&stop).await });
+    parts.keep("the reconciler", |stop| async move { reconciling.reconcile(&stop).await });
 }
 
 /// Says `ready` in the log when the node is, once.
@@ -329,7 +310,7 @@ fn docker_group() -> Option<u32> {
 
 /// Tells systemd how far we are, if it started us. Source: sd_notify(3).
 fn notify_systemd(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = config::variable("NOTIFY_SOCKET") else { return };
     let sent = std::os::unix::net::UnixDatagram::unbound()
         .and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
     if let Err(error) = sent {

@@ -161,7 +161,7 @@ impl Etcd {
             for pair in page.take_kvs() {
                 let revision = pair.mod_revision();
                 let (path, value) = pair.into_key_value();
-                from = path.clone();
+                from.clone_from(&path);
                 from.push(0);
                 if let Ok(path) = String::from_utf8(path) {
                     snapshot.apply(&Change { revision, path, value: Some(value) });

@@ -40,6 +40,7 @@ pub(crate) struct Output {
 ///
 /// # Cancel safety
 /// The tool is killed when the future is dropped.
+#[expect(clippy::disallowed_methods, reason = "the one place that starts tools")]
 pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output, Fault> {
     let doing = format!("run {program} {}", args.join(" "));
     let world = |cause: String| Fault::World(format!("{}: {cause}", doing.trim_end()));
@@ -132,6 +133,7 @@ impl Spawner {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "the one place that starts daemons")]
 fn spawn(start: &Start) -> std::io::Result<Child> {
     let mut command = Command::new(&start.program);
     let output = || if start.output { Stdio::inherit() } else { Stdio::null() };

@@ -46,6 +46,7 @@ impl Netns {
     }
 
     /// Runs a closure inside, on a thread of its own, with the caller's tokio runtime at hand.
+    #[expect(clippy::disallowed_methods, reason = "the one place that enters a namespace")]
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Fault> {
         let enter = |cause: String| Fault::World(format!("enter the network of {}: {cause}", self.what));
         let runtime = tokio::runtime::Handle::try_current().ok();

@@ -8,6 +8,7 @@ use super::exec::run;
 
 /// Runs a test on a thread of its own in a new network namespace. Tools that it starts, sockets that it opens and threads
 /// that it makes are in there too. A machine on which that cannot be done fails the test.
+#[expect(clippy::disallowed_methods, reason = "a test's own namespace, on a thread that ends with it")]
 pub(crate) fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("kernel tests must be run as root");

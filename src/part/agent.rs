@@ -52,7 +52,7 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_APART: Duration = Duration::from_millis(500);
 
 /// How often the whole kernel state is looked at, unless `IptablesRefreshInterval` says otherwise (the original's default).
-const AUDIT_EVERY: Duration = Duration::from_secs(60);
+const AUDIT_EVERY: Duration = Duration::from_mins(1);
 
 /// How long to wait after an apply that failed: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -103,7 +103,7 @@ pub(crate) struct Prepared {
 ///
 /// # Errors
 /// Each is fatal: without these the node must not start.
-pub(crate) async fn prepare(_settings: &AgentSettings) -> Result<Prepared, Fault> {
+pub(crate) async fn prepare(spawner: Spawner) -> Result<Prepared, Fault> {
     for (setting, value) in HOST {
         sysctl::write(setting, value)?;
     }
@@ -114,12 +114,6 @@ pub(crate) async fn prepare(_settings: &AgentSettings) -> Result<Prepared, Fault
              addresses; it must be 0 or 1"
         )));
     }
-    if let Some(chain) = iptables::rival(Family::V4).await? {
-        return Err(Fault::World(format!(
-            "take charge of the filter table: chain {chain} shows that another Calico runs on this host; remove it first"
-        )));
-    }
-    let spawner = Spawner::new()?;
     let guard = Guard::raise(&spawner).await?;
     let seen = iptables::observe(Family::V4).await?;
     let steps = iptables::Steps { filter: desired::first_steps(&seen.filter), nat: Vec::new() };

@@ -1,7 +1,7 @@
 //! `calicoctl`: commands that change or show the datastore, or ask the node of this host.
 //!
 //! A command is read in two steps: [`words`] takes out the name that stands before a verb, clap reads the rest into
-//! typed values. It then runs against its [`Place`](place::Place), which is handed in, and gives back an [`Answer`] or a
+//! typed values. It then runs against its [`Place`], which is handed in, and gives back an [`Answer`] or a
 //! [`Failure`]; only [`calicoctl_main`] prints, and only [`Failure::exit_code`] decides on an exit code. What a command
 //! changes it decides in a pure function from the snapshot to an [`Edit`](datastore::Edit).
 
@@ -134,6 +134,7 @@ impl Failure {
 
 /// Runs the command line of this process: the whole of the binary `calicoctl`.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "the environment enters calicoctl here and nowhere else")]
 pub fn calicoctl_main() -> ExitCode {
     let machine = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned());
     let place = Place {

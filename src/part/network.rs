@@ -53,7 +53,7 @@ pub(crate) struct Network {
     ground: Ground,
     store: Arc<Store>,
     etcd: Etcd,
-    docker: Arc<Docker>,
+    docker: Docker,
     netlink: Netlink,
     metrics: Arc<Metrics>,
     programmed: watch::Receiver<Programmed>,
@@ -86,7 +86,7 @@ impl Network {
         ground: Ground,
         store: Arc<Store>,
         etcd: Etcd,
-        docker: Arc<Docker>,
+        docker: Docker,
         metrics: Arc<Metrics>,
         programmed: watch::Receiver<Programmed>,
     ) -> Result<Self, Fault> {
@@ -162,9 +162,12 @@ impl Network {
 
     /// Whether a container of ours shows a network by this name without being in it.
     pub(crate) fn shows_network(&self, id: &ContainerId, network: &str) -> bool {
-        self.appearance(id).is_some_and(|shown| match shown.requested.networks.is_empty() {
-            true => network == "none",
-            false => shown.requested.networks.contains_key(network),
+        self.appearance(id).is_some_and(|shown| {
+            if shown.requested.networks.is_empty() {
+                network == "none"
+            } else {
+                shown.requested.networks.contains_key(network)
+            }
         })
     }
 

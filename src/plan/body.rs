@@ -1,6 +1,6 @@
 //! Bodies: what a create request wishes of us, what it then says to dockerd, and our address in dockerd's replies.
 //!
-//! Bodies are read by Go's rules (see [`json`](super::json)) and edited by splicing, so that a field that we do not know
+//! Bodies are read by Go's rules (see [`json`]) and edited by splicing, so that a field that we do not know
 //! survives with every byte. A body that dockerd would not read (no JSON, a wrong type) has no wish: the original bytes
 //! go on and dockerd says why not.
 
@@ -372,9 +372,10 @@ fn endpoint_text(base: &[u8], name: &str, aliases: &[String], shown: &Appearance
         fields.push(("EndpointID", json::quote("")));
     }
     let mut present = !members.is_empty();
-    let edits = fields.into_iter().map(|(key, value)| match member(&members, key) {
-        Some(member) => (member.value.clone(), value),
-        None => {
+    let edits = fields.into_iter().map(|(key, value)| {
+        if let Some(member) = member(&members, key) {
+            (member.value.clone(), value)
+        } else {
             let edit = json::append_member(base, &object, !present, key, &value);
             present = true;
             edit

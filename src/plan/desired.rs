@@ -313,18 +313,17 @@ impl Desired {
             Some(Err(why)) => {
                 self.fault(&key.endpoint, format!("its record cannot be read, so it is closed: {why}"));
             }
-            Some(Ok(endpoint)) => match filter::suffix(&endpoint.interface) {
-                Some(suffix) => {
+            Some(Ok(endpoint)) => {
+                if let Some(suffix) = filter::suffix(&endpoint.interface) {
                     self.claimants.entry(suffix.to_owned()).or_default().insert(key.clone());
                     touched.insert(suffix.to_owned());
-                }
-                None => {
+                } else {
                     let name = &endpoint.interface;
                     let why =
                         format!("its interface {name} is not one of ours: it must be cali and what tells it apart");
                     self.fault(&key.endpoint, why);
                 }
-            },
+            }
         }
     }
 

@@ -78,12 +78,11 @@ pub(crate) fn steps(wanted: &Table, seen: &SeenTable, only: Option<&BTreeSet<Cha
         (None, Some(_)) => steps.push(ChainStep::Remove(name.clone())),
         (None, None) => {}
     };
-    match only {
-        Some(names) => names.iter().for_each(look),
-        None => {
-            wanted.chains.keys().for_each(&mut look);
-            seen.chains.keys().filter(|name| !wanted.chains.contains_key(name)).for_each(look);
-        }
+    if let Some(names) = only {
+        names.iter().for_each(look);
+    } else {
+        wanted.chains.keys().for_each(&mut look);
+        seen.chains.keys().filter(|name| !wanted.chains.contains_key(name)).for_each(look);
     }
     jump_steps(wanted, seen, &mut steps);
     steps

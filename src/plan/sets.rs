@@ -65,6 +65,7 @@ impl SetName {
         SET_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then(|| SetName(name.to_owned()))
     }
 
+    #[cfg(test)]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

@@ -5,12 +5,10 @@ use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::config::Flags;
-use crate::edge::exec;
+use crate::config::{self, Flags};
+use crate::edge::iptables;
 use crate::model::fault::Fault;
-
-/// The chains by which a Calico of another make is known; two of them would undo each other's work.
-const FOREIGN_CALICO: [&str; 2] = ["cali-FORWARD", "felix-FORWARD"];
+use crate::model::pool::Family;
 
 /// # Errors
 /// `World` with everything that is missing.
@@ -51,7 +49,7 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
         );
     }
     if missing.is_empty()
-        && let Some(chain) = foreign_calico().await?
+        && let Some(chain) = iptables::rival(Family::V4).await?
     {
         missing.push(format!("a host without another Calico: chain {chain} is there; remove that Calico first"));
     }
@@ -62,18 +60,11 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
 }
 
 fn is_in_path(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = config::variable("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| {
         std::fs::metadata(folder.join(tool))
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     })
-}
-
-async fn foreign_calico() -> Result<Option<&'static str>, Fault> {
-    let saved = exec::run("iptables-save", &["-t", "filter"], "").await?;
-    Ok(FOREIGN_CALICO
-        .into_iter()
-        .find(|chain| saved.stdout.lines().any(|line| line.starts_with(&format!(":{chain} ")))))
 }
 
 /// Makes sure that no second node uses this run folder, for as long as the answer is held.

@@ -168,10 +168,7 @@ fn the_first_steps_keep_what_an_earlier_run_left() {
         let wanted = desired(SMALL);
         assert!(kernel().apply(&wanted, &Changes::default()).await);
         sh("iptables -D FORWARD 1; iptables -F calico-FORWARD; iptables -X calico-from-xx || true").await;
-        let run_dir = tempfile::tempdir().unwrap();
-        let settings =
-            AgentSettings { run_dir: run_dir.path().to_owned(), host_ip: Ipv4Addr::new(10, 0, 0, 1), bgp: false };
-        let prepared = prepare(&settings).await.unwrap();
+        let prepared = prepare(Spawner::new().unwrap()).await.unwrap();
         assert_eq!(left(&wanted).await, "");
         sh("nft flush ruleset").await;
         let rules = sh("nft list ruleset").await;
@@ -209,6 +206,7 @@ impl Drop for Container {
 }
 
 impl Container {
+    #[expect(clippy::disallowed_methods, reason = "a namespace is held by a process of its own")]
     async fn new(interface: &str, mac: &str, address: &str) -> Self {
         let child = std::process::Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
         let container = Container { child };
@@ -300,7 +298,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
 
         let settings =
             AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
-        let prepared = prepare(&settings).await.unwrap();
+        let prepared = prepare(Spawner::new().unwrap()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new()), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {

@@ -19,7 +19,7 @@ use crate::model::wish::{AddressWish, Wish};
 use crate::plan::body::Ask;
 
 /// How long a note waits for its container: dockerd may finish a create whose client is gone.
-const WAIT: Duration = Duration::from_secs(120);
+const WAIT: Duration = Duration::from_mins(2);
 
 /// See the module.
 #[derive(Debug, Serialize, Deserialize)]

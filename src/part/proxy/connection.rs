@@ -408,15 +408,15 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
             match head::parse_reply(outbound, to_head) {
                 Some(Ok(reply)) => break reply,
                 Some(Err(())) => return Flowed::Stream,
-                None => match wire.read(outbound).await {
-                    Ok(1..) => {}
-                    Ok(0) | Err(_) => {
+                None => {
+                    if let Ok(1..) = wire.read(outbound).await {
+                    } else {
                         // A part of a head is what a client of dockerd's would have got.
                         let mut count = outbound.len();
                         let sent = client.write_from(outbound, &mut count).await;
                         return if sent.is_ok() { Flowed::Cut } else { Flowed::ClientGone };
                     }
-                },
+                }
             }
         };
         if reply.status == 101 || reply.body == Framing::UntilClose {

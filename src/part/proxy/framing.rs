@@ -79,12 +79,11 @@ impl Framing {
                         }
                         continue;
                     }
-                    match chunk.after(bytes[at]) {
-                        Some(next) => *chunk = next,
-                        None => {
-                            *self = Framing::Malformed;
-                            return at;
-                        }
+                    if let Some(next) = chunk.after(bytes[at]) {
+                        *chunk = next;
+                    } else {
+                        *self = Framing::Malformed;
+                        return at;
                     }
                     at += 1;
                 }
@@ -103,7 +102,7 @@ impl Chunk {
             (Chunk::Size { value, digits: digits @ 0..16 }, byte) if byte.is_ascii_hexdigit() => {
                 Chunk::Size { value: value << 4 | u64::from(char::from(byte).to_digit(16)?), digits: digits + 1 }
             }
-            (Chunk::Size { value, digits: 1.. }, b'\n') | (Chunk::Padding { value }, b'\n') => sized(value),
+            (Chunk::Size { value, digits: 1.. } | Chunk::Padding { value }, b'\n') => sized(value),
             (Chunk::Size { value, digits: 1.. }, b' ' | b'\t' | b'\r') => Chunk::Padding { value },
             (Chunk::Padding { .. }, b' ' | b'\t' | b'\r') => self,
             (Chunk::Size { value, digits: 1.. }, b';') => Chunk::Extension { value },

@@ -171,7 +171,7 @@ fn content_length(headers: &[Header<'_>]) -> Option<Option<u64>> {
     }
     let text = std::str::from_utf8(first).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     // Go reads 63 bits.
-    text.parse().ok().filter(|length| *length <= i64::MAX as u64).map(Some)
+    text.parse().ok().filter(|length| i64::try_from(*length).is_ok()).map(Some)
 }
 
 /// How the body of a request is framed; `None` where dockerd answers 400 or 501. Source: Go `net/http/transfer.go`.
