@@ -12,5 +12,6 @@ pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod routes;
 pub(crate) mod sets;
+pub(crate) mod short;
 pub(crate) mod sysctl;
 pub(crate) mod wiring;

@@ -257,6 +257,10 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
         }
     }
     tracing::info!("ready");
+    match gauge.network.pool_warnings().await {
+        Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
+        Err(fault) => tracing::warn!(%fault, "the pools are not compared with this host's networks"),
+    }
 }
 
 /// Opens the proxy's doors. Of the default ones, the IPv6 one may be missing: not every machine has IPv6.

@@ -148,6 +148,7 @@ pub(crate) async fn run(
         speech,
         speaker: None,
         audit_every: AUDIT_EVERY,
+        told: BTreeMap::new(),
     };
     let bird = settings.bgp.then(|| Bird::new(spawner.clone(), &settings.run_dir));
     // When the agent ends by itself BIRD ends with it, and the other way round.
@@ -179,6 +180,8 @@ struct Agent {
     speaker: Option<Speaker>,
     speech: watch::Sender<Option<String>>,
     audit_every: Duration,
+    /// The faults that the log tells of.
+    told: BTreeMap<String, String>,
 }
 
 /// What woke the loop.
@@ -356,14 +359,19 @@ impl Agent {
     }
 
     /// Tells what came of an apply, if anything did.
-    fn publish(&self, pending: &Changes) {
-        let Agent { programmed, desired, kernel, known, .. } = self;
+    fn publish(&mut self, pending: &Changes) {
+        let Agent { programmed, desired, kernel, known, told, .. } = self;
         let revision = known.unwrap_or_default();
         let mut faults = desired.faults.clone();
         faults.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
-        for (object, why) in faults.iter().filter(|(object, why)| programmed.borrow().faults.get(*object) != Some(*why))
-        {
-            tracing::warn!(object, why, "not as it should be");
+        told.retain(|object, why| faults.get(object) == Some(why));
+        for (object, why) in &faults {
+            // A fault of the kernel is told when it has outlived one retry: an interface that goes with its container
+            // takes its route along before anybody can say so in the datastore.
+            let lasts = desired.faults.contains_key(object) || programmed.borrow().faults.get(object) == Some(why);
+            if lasts && told.insert(object.clone(), why.clone()).is_none() {
+                tracing::warn!(object, why, "not as it should be");
+            }
         }
         let mut keys: BTreeSet<&EndpointKey> = pending.endpoints.iter().chain(kernel.rerouted()).collect();
         if kernel.looked_at_all() {

@@ -9,6 +9,7 @@
 mod answer;
 mod calls;
 mod connection;
+mod fields;
 mod framing;
 mod head;
 pub(crate) mod listen;

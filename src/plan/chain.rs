@@ -13,13 +13,15 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sha2::{Digest as _, Sha256};
 
-use crate::model::name::{IfName, Mac, hex};
+use sha2::{Digest, Sha256};
+
+use crate::model::name::{IfName, Mac};
 use crate::model::pool::Family;
 use crate::model::rule::{Ports, Protocol};
 
 use super::sets::SetName;
+use super::short::shortened;
 
 /// The bit of a packet's mark that says: policy has accepted this packet. The guard table drops what lacks it.
 pub(crate) const ACCEPT_MARK: u32 = 0x0100_0000;
@@ -32,16 +34,6 @@ const CHAIN_NAME_LONGEST: usize = 28;
 
 /// How much of a comment is kept; the kernel holds 255 (`XT_MAX_COMMENT_LEN`, linux/netfilter/xt_comment.h).
 const WORDS_LONGEST: usize = 180;
-
-/// A name, or where it is longer than `most` characters `_` and digits of its hash. A short name that begins with `_` is
-/// hashed too, so that no name can be chosen to equal another's hash.
-pub(crate) fn shortened(name: &str, most: usize) -> String {
-    if name.len() <= most && !name.starts_with('_') {
-        return name.to_owned();
-    }
-    let digits = hex(&Sha256::digest(name.as_bytes()));
-    format!("_{}", digits.chars().take(most - 1).collect::<String>())
-}
 
 /// The name of a chain of ours.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::model::name::TagName;
 use crate::model::pool::Family;
 
-use super::chain::shortened;
+use super::short::shortened;
 
 /// What sets of ours begin with, by family.
 pub(crate) const SET_PREFIXES: [&str; 2] = ["calico4-", "calico6-"];

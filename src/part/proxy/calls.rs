@@ -195,7 +195,8 @@ async fn start(
         return Ok(Said::docker(reply));
     }
     let settled = match network.ours(container).await {
-        Ok(Some(id)) => network.settle(&id, true).await,
+        // What ran before this call is not stopped by it.
+        Ok(Some(id)) => network.settle(&id, reply.status == 204).await,
         Ok(None) => Ok(()),
         Err(fault) => Err(fault),
     };

@@ -8,6 +8,7 @@
 
 use httparse::{EMPTY_HEADER, Header};
 
+use super::fields::{has_token, header_values};
 use super::framing::Framing;
 use super::origin;
 use crate::plan::call::{Classified, classify};
@@ -145,17 +146,6 @@ fn read_request(parsed: &httparse::Request<'_, '_>, length: usize, guarded: bool
         expects_continue: !is_http_1_0 && has_token(headers, "expect", "100-continue"),
         body: request_framing(headers, is_http_1_0)?,
         foreign: if guarded { origin::foreign(headers) } else { None },
-    })
-}
-
-/// The values of all headers of a name, trimmed.
-pub(crate) fn header_values<'a>(headers: &'a [Header<'_>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value.trim_ascii())
-}
-
-fn has_token(headers: &[Header<'_>], name: &str, token: &str) -> bool {
-    header_values(headers, name).any(|value| {
-        value.split(|byte| *byte == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
     })
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use httparse::Header;
 
-use super::head::header_values;
+use super::fields::header_values;
 
 /// Why a request is foreign; `None` if it is not.
 pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<String> {
