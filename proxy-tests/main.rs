@@ -19,6 +19,7 @@ mod lifecycle;
 mod outside;
 mod policy;
 mod races;
+mod readme;
 mod refusals;
 mod restarts;
 mod transparency;

@@ -245,6 +245,26 @@ impl Host {
         self.calicoctl_run(&words(line)).run()
     }
 
+    /// What a user of this host types into a shell, with docker going through the node.
+    pub(crate) fn user_shell(&self, script: &str) -> Ran {
+        let program = binary("CALICOCTL_BIN", env!("CARGO_BIN_EXE_calicoctl"));
+        let folder = Path::new(&program).parent().expect("a program in a folder");
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        self.node_env(self.command("bash"))
+            .args(["-c", script])
+            .env("PATH", path)
+            .env("DOCKER_HOST", format!("unix://{}", self.proxy_socket().display()))
+            .env("DOCKER_CONFIG", self.folder.join("docker-cli"))
+            .run()
+    }
+
+    /// A folder for files of the user's.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let scratch = self.folder.join("scratch");
+        std::fs::create_dir_all(&scratch).unwrap();
+        scratch
+    }
+
     pub(crate) fn spawn_node(&self, more: &[&str]) {
         let listen = format!("unix://{}", self.proxy_socket().display());
         let address = self.ip.to_string();
