@@ -249,10 +249,9 @@ impl Host {
     pub(crate) fn user_shell(&self, script: &str) -> Ran {
         let program = binary("CALICOCTL_BIN", env!("CARGO_BIN_EXE_calicoctl"));
         let folder = Path::new(&program).parent().expect("a program in a folder");
-        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let script = format!("PATH={}:$PATH\n{script}", folder.display());
         self.node_env(self.command("bash"))
-            .args(["-c", script])
-            .env("PATH", path)
+            .args(["-c", &script])
             .env("DOCKER_HOST", format!("unix://{}", self.proxy_socket().display()))
             .env("DOCKER_CONFIG", self.folder.join("docker-cli"))
             .run()
