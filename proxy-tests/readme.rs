@@ -1,4 +1,4 @@
-//! The README speaks to users, so what it tells them to type is typed here.
+//! What the README and the documents tell users to type is typed here, and must print what they say.
 
 use crate::lab::Lab;
 
@@ -29,5 +29,67 @@ fn the_commands_of_the_readme_do_what_it_says() {
     let web = h1.container("web1");
     web.comes_to_reach(lone.ip());
     lab.assert_consistent();
+    lab.remove_everything();
+}
+
+/// A command of `docs/calicoctl.md` and what it prints there.
+fn documented() -> Vec<(String, String)> {
+    let mut examples: Vec<(String, String)> = Vec::new();
+    let mut open = false;
+    for line in include_str!("../docs/calicoctl.md").lines() {
+        let Some(line) = line.strip_prefix("    ") else {
+            // A blank line belongs to what is printed, if more of it follows.
+            open = open && line.is_empty();
+            continue;
+        };
+        if let Some(command) = line.strip_prefix("# ").or_else(|| line.strip_prefix("$ ")) {
+            examples.push((command.to_owned(), String::new()));
+            open = true;
+        } else if open && let Some((_, printed)) = examples.last_mut() {
+            printed.push_str(line.trim_end());
+            printed.push('\n');
+        }
+    }
+    examples
+}
+
+/// What must be so before an example, as commands that need not succeed.
+fn before(command: &str) -> &'static str {
+    let rules =
+        r#"echo '{"inbound_rules":[{"src_tag":"web"},{"protocol":"tcp","dst_ports":[80,443]}],"outbound_rules":[{}]}'"#;
+    match command {
+        "calicoctl container workload_A profile set PROF_A_B" => {
+            "calicoctl container add workload_A 192.168.1.1; for p in PROF_A_B web db; do calicoctl profile add $p; done"
+        }
+        "calicoctl profile add PROF_A_B" => "calicoctl profile remove PROF_A_B; calicoctl profile remove db",
+        "calicoctl profile show" => "calicoctl profile add PROF_A_B",
+        "calicoctl profile web rule show" => {
+            Box::leak(format!("{rules} | calicoctl profile web rule update").into_boxed_str())
+        }
+        _ => "true",
+    }
+}
+
+#[test]
+fn the_documented_commands_of_calicoctl_print_what_is_documented() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let scratch = h1.scratch();
+    let examples = documented();
+    assert!(examples.len() > 20, "{} examples were found", examples.len());
+    for (command, printed) in examples {
+        let typed = command.replace("-tid ubuntu", "-tid busybox");
+        let script = format!("cd {}; {{ {}; }} >/dev/null 2>&1; {typed}", scratch.display(), before(&command));
+        let out = h1.user_shell(&script).ok();
+        // Ids, MACs, times and this machine's sockets are nobody's to foretell.
+        let fixed =
+            !["status", "endpoint show", "--output json", "docker run"].iter().any(|word| command.contains(word));
+        if fixed || command == "calicoctl endpoint show" {
+            assert_eq!(out.trim_end(), printed.trim_end(), "{command}");
+        } else {
+            assert!(!out.is_empty(), "{command} prints nothing");
+        }
+    }
+    h1.calicoctl("container remove workload_A").ok();
     lab.remove_everything();
 }
