@@ -57,3 +57,21 @@ fn clean_removes_what_is_ours_and_leaves_what_is_not() {
         assert!(h1.command("sh").args(["-c", see]).run().succeeded(), "gone: {make}");
     }
 }
+
+#[test]
+fn neither_a_second_node_nor_clean_works_beside_a_node_whatever_their_folders() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let elsewhere = h1.scratch();
+    let (run, state) = (elsewhere.join("run").display().to_string(), elsewhere.join("state").display().to_string());
+    let folders = ["--run-dir", run.as_str(), "--state-dir", state.as_str()];
+    let listen = ["--listen", "tcp://127.0.0.1:2399", "--metrics-listen", "127.0.0.1:9191", "--ip", "172.25.0.1"];
+    for more in [&listen[..], &["clean"]] {
+        let said = h1.calico_node(&[&folders, more].concat()).run().fails_with(1);
+        assert!(said.contains("another calico-node runs"), "{said}");
+        assert!(!h1.cali_links().is_empty());
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -1,5 +1,7 @@
 //! A node that ends and starts again in good order: nobody notices.
 
+use std::time::{Duration, Instant};
+
 use crate::lab::Lab;
 use crate::lab::container::{SOON, reach_each_other};
 use crate::lab::netns::Pinger;
@@ -54,4 +56,18 @@ fn a_restart_of_the_node_loses_no_packet() {
     lab.assert_consistent();
     far.comes_to_reach(ann.ip());
     lab.remove_everything();
+}
+
+/// etcd cuts off a client that pings it more often than it allows, which took a healthy etcd away every 15 s.
+#[test]
+fn an_idle_node_keeps_its_etcd() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let idle = Instant::now();
+    while idle.elapsed() < Duration::from_secs(40) {
+        assert!(h1.is_ready(), "lost after {:?}", idle.elapsed());
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    let log = h1.node_log_text();
+    assert!(!log.contains("etcd is away") && !log.contains("lost the lease"), "{log}");
 }

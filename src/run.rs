@@ -38,7 +38,7 @@ use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy;
-use crate::part::proxy::listen::{Listener, bind};
+use crate::part::proxy::listen::{Listen, Listener, bind};
 use crate::part::status::Gauge;
 use crate::part::store::Store;
 
@@ -157,6 +157,7 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     let host = flags.host()?;
     let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
+    let doors = wanted_doors(flags)?;
     checks::run(flags, named.is_none()).await?;
     prepare_folders(flags)?;
     let _only = checks::be_the_only_one(&flags.run_dir)?;
@@ -188,7 +189,7 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
     let prepared = agent::prepare(spawner).await?;
-    let (listeners, names) = proxy_doors(flags).await?;
+    let (listeners, names) = open_doors(doors).await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
         host_ip,
@@ -263,17 +264,23 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
     }
 }
 
-/// Opens the proxy's doors. Of the default ones, the IPv6 one may be missing: not every machine has IPv6.
-async fn proxy_doors(flags: &Flags) -> Result<(Vec<Listener>, Vec<String>), Fault> {
+/// Where the proxy is to listen, and whether it may do without.
+fn wanted_doors(flags: &Flags) -> Result<Vec<(Listen, bool)>, Fault> {
     let (wanted, named) = flags.listeners();
+    // Not every machine has IPv6: of the default doors, its may be missing.
+    wanted.iter().map(|text| Ok((text.parse()?, !named && text.contains("[::1]")))).collect()
+}
+
+/// Opens the proxy's doors.
+async fn open_doors(wanted: Vec<(Listen, bool)>) -> Result<(Vec<Listener>, Vec<String>), Fault> {
     let (mut doors, mut names, mut faults) = (Vec::new(), Vec::new(), Vec::new());
-    for text in wanted {
-        match bind(&text.parse()?).await {
+    for (listen, spare) in wanted {
+        match bind(&listen).await {
             Ok(door) => {
                 doors.push(door);
-                names.push(text);
+                names.push(listen.to_string());
             }
-            Err(fault) if !named && text.contains("[::1]") => tracing::debug!(%fault, "no door on ::1"),
+            Err(fault) if spare => tracing::debug!(%fault, "no door on ::1"),
             Err(fault) => faults.push(fault.to_string()),
         }
     }

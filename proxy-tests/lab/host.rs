@@ -279,6 +279,10 @@ impl Host {
         self.folder.join("node.log")
     }
 
+    pub(crate) fn node_log_text(&self) -> String {
+        std::fs::read_to_string(self.node_log()).unwrap()
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         let stream = self.space.enter(|| TcpStream::connect(("127.0.0.1", 9091)));
         stream.is_ok_and(|stream| {

@@ -19,6 +19,10 @@ use crate::model::snapshot::{Change, Snapshot};
 /// How long one call may take (decided: calls on a request's path end after 5 s).
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a silent connection is asked whether its peer is there, and how long that may take. etcd cuts off who asks
+/// more often than every 5 s (its `--grpc-keepalive-min-time`).
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
+
 /// How many keys one page of a load holds, far below gRPC's message limit.
 const PAGE: i64 = 5_000;
 
@@ -97,7 +101,7 @@ impl Etcd {
     pub(crate) async fn connect(address: &EtcdAddress) -> Result<Etcd, Fault> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(Duration::from_secs(3))
-            .with_keep_alive(Duration::from_secs(3), Duration::from_secs(3))
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true);
         if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
             let mut tls = TlsOptions::new();

@@ -1,6 +1,8 @@
 //! What a node needs before it starts, all of it looked at, everything that is missing reported together.
 
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -9,6 +11,9 @@ use crate::config::{self, Flags};
 use crate::edge::iptables;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
+
+/// The abstract socket that stands for the network namespace.
+const NETWORK_LOCK: &[u8] = b"calico-node";
 
 /// # Errors
 /// `World` with everything that is missing.
@@ -67,15 +72,33 @@ fn is_in_path(tool: &str) -> bool {
     })
 }
 
-/// Makes sure that no second node uses this run folder, for as long as the answer is held.
-pub(super) fn be_the_only_one(run_dir: &Path) -> Result<Flock<std::fs::File>, Fault> {
+/// What only one node may have, for as long as this value is held.
+#[derive(Debug)]
+pub(super) struct Only {
+    _run_dir: Flock<std::fs::File>,
+    _network: UnixListener,
+}
+
+/// Makes sure that no second node, and no `clean`, works in this run folder or in this network namespace, whose rules
+/// they would undo. The names of abstract sockets belong to a network namespace (unix(7)), so one of them is its lock;
+/// nobody is ever answered there.
+pub(super) fn be_the_only_one(run_dir: &Path) -> Result<Only, Fault> {
     let path = run_dir.join("lock");
     let fault = |cause: String| Fault::World(format!("lock {}: {cause}", path.display()));
     let file = std::fs::File::create(&path).map_err(|error| fault(error.to_string()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+    let run_dir = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
         nix::errno::Errno::EWOULDBLOCK => {
-            fault("another calico-node runs with this run folder; give this one its own with --run-dir".to_owned())
+            fault("another calico-node runs with this run folder; stop it first".to_owned())
         }
         other => fault(other.to_string()),
-    })
+    })?;
+    let bound = SocketAddr::from_abstract_name(NETWORK_LOCK).and_then(|name| UnixListener::bind_addr(&name));
+    let network = bound.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => Fault::World(
+            "lock this network namespace: another calico-node runs in it; stop it first, or give this one a namespace of its own"
+                .to_owned(),
+        ),
+        _ => Fault::World(format!("lock this network namespace: {error}")),
+    })?;
+    Ok(Only { _run_dir: run_dir, _network: network })
 }
