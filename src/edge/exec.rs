@@ -28,8 +28,6 @@ const COMPLAINT_LONGEST: usize = 600;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Output {
     pub(crate) stdout: String,
-    /// The process that the tool was.
-    pub(crate) pid: Option<u32>,
 }
 
 /// Runs a tool to its end, with `stdin` as its input.
@@ -52,7 +50,7 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| world(error.to_string()))?;
-    let (input, pid) = (child.stdin.take(), child.id());
+    let input = child.stdin.take();
     let feed = async {
         if let Some(mut input) = input {
             // A tool that ends early closes its input; what it says about that is the better message.
@@ -65,7 +63,7 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
         Err(_) => return Err(world(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
     };
     if output.status.success() {
-        return Ok(Output { stdout: String::from_utf8_lossy(&output.stdout).into_owned(), pid });
+        return Ok(Output { stdout: String::from_utf8_lossy(&output.stdout).into_owned() });
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     let complaint: String = complaint.trim().chars().take(COMPLAINT_LONGEST).collect();

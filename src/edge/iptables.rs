@@ -50,21 +50,22 @@ pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
     Ok(Seen { filter: of(filter, "filter"), nat: of(nat, "nat") })
 }
 
-/// Carries out all steps, of each table in one transaction. Answers the process that did; `None` without steps.
+/// Carries out all steps, of each table in one transaction. Answers how many tables that were.
 ///
 /// # Errors
 /// A table whose steps hold one that fails is as it was. Observe again.
-pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<Option<u32>, Fault> {
-    let mut text = String::new();
+pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<usize, Fault> {
+    let (mut text, mut tables) = (String::new(), 0);
     for (table, steps) in [("filter", &steps.filter), ("nat", &steps.nat)] {
         if !steps.is_empty() {
             text.push_str(&render(table, steps));
+            tables += 1;
         }
     }
     if text.is_empty() {
-        return Ok(None);
+        return Ok(0);
     }
-    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(|done| done.pid)
+    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(|_| tables)
 }
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.

@@ -1,7 +1,9 @@
 //! The ruleset: the kernel's word that somebody has changed firewall rules.
 //!
-//! nftables tells every change on a multicast group, with the process that made it. Legacy iptables tells nothing; there
-//! the clock must do. The messages of a change are not read for what changed: who was not us may have changed anything.
+//! nftables tells every change on a multicast group before the process that made it goes on. So who counts the changes
+//! told while a tool of ours ran, and finds more than that tool made, knows that somebody else was at work. The process
+//! that the kernel names with a change would be a shorter way, but it is named as the outermost namespace counts, which a
+//! node in a container cannot know. Legacy iptables tells nothing; there the clock must do.
 
 use bytes::BytesMut;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -16,16 +18,11 @@ const GROUP: u32 = 7;
 /// The message that ends a change: subsystem `NFNL_SUBSYS_NFTABLES` (10), type `NFT_MSG_NEWGEN` (15).
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
-/// Its attribute with the process: `NFTA_GEN_PROC_PID`, linux/netfilter/nf_tables.h.
-const PROCESS: u16 = 2;
-
 /// More than the kernel puts into one datagram (linux include/linux/netlink.h, `NLMSG_GOODSIZE` and its use).
 const DATAGRAM_BYTES: usize = 1 << 16;
 
-/// The lengths of `struct nlmsghdr`, of it with `struct nfgenmsg` behind it, and of `struct nlattr`.
+/// The length of `struct nlmsghdr`.
 const HEADER: usize = 16;
-const HEADERS: usize = 20;
-const ATTRIBUTE: usize = 4;
 
 /// See the module.
 pub(crate) struct RulesetEvents {
@@ -34,6 +31,11 @@ pub(crate) struct RulesetEvents {
 
 fn fault(error: &std::io::Error) -> Fault {
     Fault::World(format!("listen to the firewall's changes: {error}"))
+}
+
+/// More happened than the socket holds.
+fn is_overrun(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }
 
 /// Listens. The listener is there before this returns: nothing that happens after it is missed.
@@ -45,63 +47,56 @@ pub(crate) fn listen() -> Result<RulesetEvents, Fault> {
 }
 
 impl RulesetEvents {
-    /// Who changed the ruleset; `None` where the kernel could not tell.
+    /// Waits for a change.
     ///
     /// # Cancel safety
     /// No change is lost.
-    pub(crate) async fn next(&mut self) -> Result<Option<u32>, Fault> {
+    pub(crate) async fn changed(&mut self) -> Result<(), Fault> {
         loop {
             let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
             match self.socket.recv(&mut datagram).await {
-                Ok(()) => {
-                    if let Some(process) = changed_by(&datagram) {
-                        return Ok(Some(process));
-                    }
-                }
-                // More happened than the socket holds.
-                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => return Ok(None),
+                Ok(()) if changes(&datagram) > 0 => return Ok(()),
+                Ok(()) => {}
+                Err(error) if is_overrun(&error) => return Ok(()),
                 Err(error) => return Err(fault(&error)),
+            }
+        }
+    }
+
+    /// Takes the changes that have been told by now; answers how many.
+    pub(crate) fn take(&mut self) -> usize {
+        let mut count = 0;
+        loop {
+            let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
+            // Asked without regard to readiness, of which the runtime may not have heard yet.
+            match self.socket.socket_ref().recv(&mut datagram, nix::libc::MSG_DONTWAIT) {
+                Ok(_) => count += changes(&datagram),
+                // Nobody knows how many: more than anybody expects.
+                Err(error) if is_overrun(&error) => count = usize::MAX / 2,
+                Err(_) => return count,
             }
         }
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<usize> {
-    let number = u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?);
-    usize::try_from(number).ok()
-}
-
-/// Attributes and messages begin at multiples of four bytes.
-fn aligned(length: usize) -> usize {
-    length.div_ceil(4) * 4
-}
-
-/// The process of the change that a datagram ends, if it ends one.
-fn changed_by(datagram: &[u8]) -> Option<u32> {
-    let mut rest = datagram;
-    while let Some(length) = u32_at(rest, 0).filter(|length| (HEADER..=rest.len()).contains(length)) {
-        let message = rest.get(..length)?;
-        if u16_at(message, 4) == Some(NEW_GENERATION) {
-            return process(message.get(HEADERS..)?);
+/// How many changes end in a datagram.
+fn changes(datagram: &[u8]) -> usize {
+    let (mut rest, mut count) = (datagram, 0);
+    while let Some(length) = number(rest, 0).map(u32::from_ne_bytes).and_then(|length| usize::try_from(length).ok()) {
+        if !(HEADER..=rest.len()).contains(&length) {
+            break;
         }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
-    }
-    None
-}
-
-fn process(mut attributes: &[u8]) -> Option<u32> {
-    while let Some(length) = u16_at(attributes, 0).map(usize::from).filter(|length| *length >= ATTRIBUTE) {
-        if u16_at(attributes, 2) == Some(PROCESS) {
-            // Numbers in nftables' attributes are in network order.
-            return Some(u32::from_be_bytes(attributes.get(ATTRIBUTE..ATTRIBUTE + 4)?.try_into().ok()?));
+        if number(rest, 4).map(u16::from_ne_bytes) == Some(NEW_GENERATION) {
+            count += 1;
         }
-        attributes = attributes.get(aligned(length)..)?;
+        // Messages begin at multiples of four bytes.
+        rest = rest.get(length.div_ceil(4) * 4..).unwrap_or_default();
     }
-    None
+    count
 }
 
 #[cfg(test)]
@@ -111,18 +106,26 @@ mod tests {
     use crate::edge::testnet::in_own_network;
 
     #[test]
-    fn a_change_of_the_firewall_is_told_with_who_made_it() {
+    fn each_table_that_a_tool_changes_is_told_once_before_the_tool_ends() {
         in_own_network(|| async {
             let mut events = listen().unwrap();
-            let changed = run("iptables-restore", &["--noflush"], "*filter\n:mine - [0:0]\nCOMMIT\n").await.unwrap();
-            assert_eq!(events.next().await, Ok(changed.pid));
+            let filter = "*filter\n:mine - [0:0]\n-A mine -j ACCEPT\nCOMMIT\n";
+            run("iptables-restore", &["--noflush"], filter).await.unwrap();
+            assert_eq!(events.take(), 1);
+            assert_eq!(events.take(), 0);
+            run("iptables-restore", &["--noflush"], &format!("{filter}*nat\n:mine - [0:0]\nCOMMIT\n")).await.unwrap();
+            assert_eq!(events.take(), 2);
+            run("iptables-save", &[], "").await.unwrap();
+            assert_eq!(events.take(), 0);
+            run("iptables", &["-A", "mine", "-j", "DROP"], "").await.unwrap();
+            assert_eq!(events.changed().await, Ok(()));
         });
     }
 
     #[test]
     fn what_is_no_change_is_passed_over() {
         for bytes in [&b""[..], &[0; 3], &[255; 64], &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert_eq!(changed_by(bytes), None);
+            assert_eq!(changes(bytes), 0);
         }
     }
 }

@@ -138,7 +138,7 @@ pub(crate) async fn run(
     let (speech, spoken) = watch::channel(None);
     let agent = Agent {
         desired: Desired::new(host.clone(), Family::V4),
-        kernel: Kernel::new(Family::V4, routes),
+        kernel: Kernel::new(Family::V4, routes, ruleset),
         host,
         ip: settings.host_ip,
         store,
@@ -157,7 +157,7 @@ pub(crate) async fn run(
     let speak = speaker::run(bird, spoken, &programmed, &stop);
     let (ended, ()) = tokio::join!(
         async {
-            let ended = agent.run(spawner, guard, Ears { links, ruleset }, &stop).await;
+            let ended = agent.run(spawner, guard, links, &stop).await;
             stop.cancel();
             ended
         },
@@ -188,7 +188,7 @@ struct Agent {
 enum Wake {
     Snapshot,
     Link(Option<LinkEvent>),
-    Ruleset(Option<u32>),
+    Ruleset,
     Look,
     Sizes,
     Audit,
@@ -224,18 +224,12 @@ impl Clocks {
     }
 }
 
-/// What is listened to.
-struct Ears {
-    links: LinkEvents,
-    ruleset: RulesetEvents,
-}
-
 impl Agent {
     async fn run(
         mut self,
         spawner: Spawner,
         guard: Guard,
-        mut ears: Ears,
+        mut links: LinkEvents,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
         let mut guard = Some(guard);
@@ -264,8 +258,11 @@ impl Agent {
                     Ok(()) => Wake::Snapshot,
                     Err(_) => return Ok(()),
                 },
-                event = ears.links.next() => Wake::Link(event),
-                writer = ears.ruleset.next() => Wake::Ruleset(writer?),
+                event = links.next() => Wake::Link(event),
+                changed = self.kernel.ruleset_changed() => {
+                    changed?;
+                    Wake::Ruleset
+                }
                 () = sleep_until(clocks.look.unwrap_or(audit)), if clocks.look.is_some() => Wake::Look,
                 () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
                 () = sleep_until(clocks.sizes) => Wake::Sizes,
@@ -293,11 +290,9 @@ impl Agent {
                 self.heed_link(&event);
                 clocks.retry = None;
             }
-            Wake::Ruleset(writer) => {
-                if !writer.is_some_and(|writer| self.kernel.is_ours(writer)) {
-                    let soonest = Instant::now().max(clocks.looked + LOOKS_APART);
-                    clocks.look = clocks.look.or(Some(soonest));
-                }
+            Wake::Ruleset => {
+                let soonest = Instant::now().max(clocks.looked + LOOKS_APART);
+                clocks.look = clocks.look.or(Some(soonest));
             }
             Wake::Look => {
                 self.kernel.doubt(Why::Ruleset);

@@ -6,13 +6,14 @@
 //! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
 //! them is closed instead, and everything else is programmed.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::edge::ipsets;
 use crate::edge::iptables::{self, Seen, Steps};
 use crate::edge::kernel_routes::KernelRoutes;
+use crate::edge::ruleset::RulesetEvents;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
@@ -27,9 +28,6 @@ use crate::plan::sets::{self, SetName, SetStep, Sets};
 
 /// The object under which it is told that the kernel cannot be seen at all.
 const WHOLE: &str = "kernel state";
-
-/// How many writers are remembered: more than one apply can have, by far.
-const WRITERS_MOST: usize = 64;
 
 /// Why the kernel is looked at in whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +47,6 @@ impl Why {
     }
 }
 
-#[derive(Debug)]
 pub(super) struct Kernel {
     family: Family,
     hand: KernelRoutes,
@@ -67,12 +64,11 @@ pub(super) struct Kernel {
     failed: BTreeSet<ChainName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
-    /// The processes that last wrote chains for us.
-    writers: VecDeque<u32>,
+    ruleset: RulesetEvents,
 }
 
 impl Kernel {
-    pub(super) fn new(family: Family, hand: KernelRoutes) -> Self {
+    pub(super) fn new(family: Family, hand: KernelRoutes, ruleset: RulesetEvents) -> Self {
         Kernel {
             family,
             hand,
@@ -85,7 +81,7 @@ impl Kernel {
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
-            writers: VecDeque::new(),
+            ruleset,
         }
     }
 
@@ -260,22 +256,25 @@ impl Kernel {
         }
     }
 
-    /// Writes chains, and remembers what they are then and that it was us.
+    /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
+    /// was at work.
     async fn carry_out(&mut self, steps: &Steps) -> Result<(), Fault> {
-        if let Some(writer) = iptables::apply(self.family, steps).await? {
-            self.writers.push_back(writer);
-            while self.writers.len() > WRITERS_MOST {
-                self.writers.pop_front();
-            }
+        let before = self.ruleset.take();
+        let tables = iptables::apply(self.family, steps).await?;
+        if before > 0 || self.ruleset.take() > tables {
+            self.doubt(Why::Ruleset);
         }
         diff::carried_out(&mut self.tables.filter, &steps.filter);
         diff::carried_out(&mut self.tables.nat, &steps.nat);
         Ok(())
     }
 
-    /// Whether a process that changed the ruleset was one of ours.
-    pub(super) fn is_ours(&self, writer: u32) -> bool {
-        self.writers.contains(&writer)
+    /// Waits until somebody else changes the ruleset.
+    ///
+    /// # Cancel safety
+    /// No change is lost.
+    pub(super) async fn ruleset_changed(&mut self) -> Result<(), Fault> {
+        self.ruleset.changed().await
     }
 
     /// Carries out what can be carried out, and closes the chains that cannot be written.

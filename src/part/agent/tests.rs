@@ -32,7 +32,7 @@ fn desired(snapshot: &str) -> Desired {
 }
 
 fn kernel() -> Kernel {
-    Kernel::new(Family::V4, KernelRoutes::open().unwrap())
+    Kernel::new(Family::V4, KernelRoutes::open().unwrap(), ruleset::listen().unwrap())
 }
 
 /// The steps that are left, of every kind.
