@@ -82,3 +82,19 @@ fn many_automatic_addresses_at_once_are_all_different() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// The view of a node follows etcd, so for some milliseconds it knew nothing of a pool, and refused its addresses.
+#[test]
+fn a_pool_is_there_for_the_next_create_on_every_host() {
+    let lab = Lab::running(2);
+    for round in 0..10 {
+        let pool = format!("10.61.{round}.0/24");
+        lab.host(1).calicoctl(&format!("pool add {pool}")).ok();
+        for host in lab.all_hosts() {
+            let reply = host.create(&format!("first{round}"), &[&format!("CALICO_IP={pool}")]);
+            assert_eq!(reply.status, 201, "{}", reply.message());
+        }
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, TlsOptions,
-    Txn, TxnOp, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, SortOrder,
+    SortTarget, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 use tokio::time::timeout;
 
@@ -195,6 +195,15 @@ impl Etcd {
             let revision = pair.mod_revision();
             Found { revision, value: pair.into_key_value().1 }
         }))
+    }
+
+    /// The revision at which the newest of the keys below a path was written; 0 if there is none.
+    pub(crate) async fn newest(&self, path: &str) -> Result<i64, Fault> {
+        let options = GetOptions::new().with_prefix().with_sort(SortTarget::Mod, SortOrder::Descend).with_limit(1);
+        let mut kv = self.client.kv_client();
+        let answer =
+            self.call(&format!("look for news below {path}"), kv.get(path, Some(options.with_keys_only()))).await?;
+        Ok(answer.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision))
     }
 
     /// Carries out all writes in one step if all conditions hold. `doing` begins the message of a failure.

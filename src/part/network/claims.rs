@@ -13,7 +13,7 @@ use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::model::claim::{Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
-use crate::model::key::{AssignmentKey, EndpointKey, Key};
+use crate::model::key::{AssignmentKey, EndpointKey, Key, POOLS};
 use crate::model::name::{CONTAINER_INTERFACE, ContainerId, EndpointId, IfName, Mac, Orchestrator, ProfileName, hex};
 use crate::model::pool::Family;
 use crate::model::profile::{default_rules, default_tags};
@@ -150,8 +150,18 @@ impl Network {
         };
         let value = to_json(&claim)?;
         let mut lost = BTreeSet::new();
+        let mut newest = false;
         for _ in 0..ATTEMPTS {
-            let picked = self.pick(&ask.wish.addresses, &reserved, &lost)?;
+            let picked = match self.pick(&ask.wish.addresses, &reserved, &lost) {
+                Ok(picked) => picked,
+                // The view may be some milliseconds behind who has just added a pool.
+                Err(_) if !newest => {
+                    self.see_pools().await?;
+                    newest = true;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
             let (mut when, mut writes) = (Vec::new(), Vec::new());
             for one in &picked {
                 when.push(When::Absent(Key::Assignment(one.key())));
@@ -171,6 +181,14 @@ impl Network {
             self.find_lost(&picked, &mut lost).await?;
         }
         Err(Fault::Conflict(format!("claim an address: lost the race for one {ATTEMPTS} times; try again")))
+    }
+
+    /// Waits until the view knows every pool that etcd knows now.
+    async fn see_pools(&self) -> Result<(), Fault> {
+        for path in POOLS {
+            self.store.reach(self.etcd.newest(path).await?).await?;
+        }
+        Ok(())
     }
 
     /// Learns which of the addresses was taken by somebody else.
