@@ -111,3 +111,30 @@ fn short_lives_leave_nothing_behind() {
     assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
     assert!(h1.container_ids().is_empty());
 }
+
+/// A record that could not be read was taken for none: the start succeeded, with a dead interface.
+#[test]
+fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_same() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 ann").ok();
+    let keys = h1.etcd().keys("/calico/v1/host/h1/workload/");
+    assert_eq!(keys.len(), 1);
+    h1.etcd().put(&keys[0], r#"{"state": "perhaps"}"#);
+    wait_until("the node has seen it", SOON, || h1.calicoctl("status").out().contains("perhaps"));
+    let said = h1.docker("start ann").fails_with(1);
+    assert!(said.contains("read the record"), "{said}");
+    assert_eq!(h1.container("ann").pid(), 0);
+
+    // Started behind our back she runs, dark. What is tried again and again does not keep the node from ending.
+    h1.raw_docker("start ann").ok();
+    wait_until("the node says so", SOON, || h1.node_log_text().contains("the container stays dark"));
+    assert_ne!(h1.container("ann").pid(), 0);
+    assert!(h1.cali_links().is_empty());
+    h1.stop_node();
+    h1.start_node();
+    h1.docker("rm -f ann").ok();
+    assert_eq!(h1.etcd().keys("/calico/v1/host/h1/workload/"), [""; 0]);
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+}

@@ -124,6 +124,14 @@ impl Network {
         })
     }
 
+    /// Where the endpoints of a container on this host are recorded, each with why it cannot be read, if it cannot.
+    fn keys(&self, id: &ContainerId) -> Vec<(EndpointKey, Option<String>)> {
+        self.store.read(|snapshot| {
+            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
+            of_container.map(|(key, record)| (key.clone(), record.value.as_ref().err().cloned())).collect()
+        })
+    }
+
     /// The ids of the containers that this host has endpoints of, readable or not.
     fn containers(&self) -> Vec<ContainerId> {
         self.store.read(|snapshot| {
@@ -137,6 +145,9 @@ impl Network {
 
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
     pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
+        if self.store.synced().borrow().revision == 0 {
+            return self.not_ours_for_certain(name).await;
+        }
         let known = self.containers();
         if known.is_empty() {
             return Ok(None);
@@ -146,6 +157,19 @@ impl Network {
         }
         let found = self.docker.inspect(name).await?.map(|container| container.id);
         Ok(found.filter(|id| known.contains(id)))
+    }
+
+    /// Before the first load nobody knows which containers are ours, and a start must not succeed with a dead interface.
+    async fn not_ours_for_certain(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
+        let Some(container) = self.docker.inspect(name).await? else { return Ok(None) };
+        let asked = container.env.iter().any(|entry| entry.starts_with("CALICO_IP="));
+        if asked && container.network_mode == "none" {
+            return Err(Fault::Away(format!(
+                "look up container {name}: etcd at {} has not answered since this node began, so its network is not wired yet",
+                self.etcd.address()
+            )));
+        }
+        Ok(None)
     }
 
     /// How a container looks to Docker's clients; `None` if it is not one of ours.

@@ -28,6 +28,8 @@ struct Note {
     /// Seconds since 1970 at which the create was about to be forwarded.
     since_s: u64,
     name: String,
+    /// What `CALICO_IP` said, and what came of it.
+    wished: Vec<AddressWish>,
     addresses: Vec<std::net::IpAddr>,
     profiles: Vec<ProfileName>,
     requested: Requested,
@@ -50,6 +52,7 @@ impl Network {
             request: request.to_owned(),
             since_s: now_s(),
             name: ask.name.clone(),
+            wished: ask.wish.addresses.clone(),
             addresses,
             profiles: ask.wish.profiles.clone(),
             requested: ask.requested.clone(),
@@ -118,12 +121,14 @@ impl Network {
     /// Finishes the creates of notes whose container is there; keeps the notes that may still get one.
     pub(super) async fn finish_creates(&self, listed: &[Listed]) -> Result<(), Fault> {
         let known = self.containers();
+        // One that another create has just made looks like that of a note without a name; wait until none is under way.
+        let busy = !self.creating.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         for note in self.notes() {
             let mut found = None;
-            for one in listed.iter().filter(|one| !known.contains(&one.id) && note.fits(one)) {
+            let fitting = listed.iter().filter(|one| !known.contains(&one.id) && note.fits(one));
+            for one in fitting.filter(|_| !(busy && note.name.is_empty())) {
                 let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
-                let asked = container.env.iter().any(|entry| entry.starts_with("CALICO_IP="));
-                if asked && container.network_mode == "none" {
+                if container.network_mode == "none" && note.is_of(&container.env) {
                     found = Some(container.id);
                     break;
                 }
@@ -154,13 +159,17 @@ impl Network {
             requested: note.requested,
             warnings: Vec::new(),
         };
-        match self.prepare(ask).await {
-            Ok(prepared) => self.bind(prepared, id).await.map(drop)?,
+        let bound = match self.prepare(ask).await {
+            Ok(prepared) => self.bind_existing(prepared, id).await,
+            Err(fault) => Err(fault),
+        };
+        match bound {
             Err(fault @ Fault::Away(_)) => return Err(fault),
+            // It may yet be somebody else's, so it is not removed. It has no network of Docker's either.
             Err(fault) => {
-                tracing::error!(container = id.short(), %fault, "its address is lost, and nobody was told of it: removing the container");
-                self.docker.remove(id).await?;
+                tracing::error!(container = id.short(), %fault, "a container whose create was cut off has no address; remove it");
             }
+            Ok(()) => {}
         }
         self.forget(&note.request);
         Ok(())
@@ -168,9 +177,41 @@ impl Network {
 }
 
 impl Note {
+    /// Whether a container's environment holds the wish of this create.
+    fn is_of(&self, env: &[String]) -> bool {
+        let wishes = env.iter().filter_map(|entry| entry.strip_prefix("CALICO_IP="));
+        wishes.filter_map(|text| Wish::parse(text, None).ok()).any(|wish| wish.addresses == self.wished)
+    }
+
     /// Whether a container can be the one that this create was to make. dockerd's clock is ours.
     fn fits(&self, listed: &Listed) -> bool {
         let since = i64::try_from(self.since_s).unwrap_or(i64::MAX);
         listed.created_s + 1 >= since && (self.name.is_empty() || self.name.trim_start_matches('/') == listed.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_fits_only_a_later_container_with_its_very_wish() {
+        let note = Note {
+            request: "r".to_owned(),
+            since_s: 1000,
+            name: String::new(),
+            wished: vec![AddressWish::Exactly("10.0.0.1".parse().unwrap())],
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            profiles: Vec::new(),
+            requested: Requested::default(),
+        };
+        let listed =
+            |created_s| Listed { id: "a".repeat(64).parse().unwrap(), name: "x".to_owned(), running: false, created_s };
+        assert!(note.fits(&listed(1000)) && !note.fits(&listed(998)));
+        let env = |text: &str| vec!["A=b".to_owned(), text.to_owned()];
+        assert!(note.is_of(&env("CALICO_IP=10.0.0.1")));
+        for other in ["CALICO_IP=auto", "CALICO_IP=10.0.0.2", "CALICO_IP", "XCALICO_IP=10.0.0.1"] {
+            assert!(!note.is_of(&env(other)), "{other}");
+        }
     }
 }

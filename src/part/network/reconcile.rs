@@ -37,6 +37,7 @@ struct Work {
     slots: Arc<Semaphore>,
     /// How long to wait before the next try of a container whose last try failed.
     waits: HashMap<ContainerId, Duration>,
+    stop: CancellationToken,
 }
 
 impl Network {
@@ -47,6 +48,7 @@ impl Network {
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             waits: HashMap::new(),
+            stop: stop.clone(),
         };
         let mut wait = RETRY.0;
         while !stop.is_cancelled() {
@@ -63,7 +65,7 @@ impl Network {
             }
             wait = (wait * 2).min(RETRY.1);
         }
-        // What is under way is finished: half a wiring helps nobody.
+        // What is under way is finished, but nothing is tried again: half a wiring helps nobody.
         while let Some(done) = work.tasks.join_next().await {
             work.finished(done);
         }
@@ -184,9 +186,17 @@ impl Work {
     }
 
     fn begin(&mut self, id: ContainerId, wait: Duration) {
-        let (network, slots) = (Arc::clone(&self.network), Arc::clone(&self.slots));
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let (network, slots, stop) = (Arc::clone(&self.network), Arc::clone(&self.slots), self.stop.clone());
         self.tasks.spawn(async move {
-            tokio::time::sleep(wait).await;
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = stop.cancelled() => return (id, Ok(())),
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
             // The semaphore is never closed, so a permit always comes.
             let _slot = slots.acquire_owned().await;
             let settled = network.settle(&id, false).await;

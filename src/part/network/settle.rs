@@ -36,18 +36,29 @@ impl Network {
     pub(crate) async fn settle(&self, id: &ContainerId, through_us: bool) -> Result<(), Fault> {
         let lock = self.lock(id);
         let _serial = lock.lock().await;
-        let recorded = self.recorded(id);
-        if recorded.is_empty() {
+        let keys = self.keys(id);
+        if keys.is_empty() {
             return Ok(());
         }
+        let recorded = self.recorded(id);
         let Some(container) = self.docker.inspect(id.as_str()).await? else {
-            for one in &recorded {
-                self.netlink.remove(&one.endpoint.interface).await?;
-                self.free(&one.key).await?;
+            let interfaces = recorded.iter().map(|one| one.endpoint.interface.clone());
+            let unread = keys.iter().filter(|(_, unreadable)| unreadable.is_some());
+            for interface in interfaces.chain(unread.filter_map(|(key, _)| key.endpoint.interface())) {
+                self.netlink.remove(&interface).await?;
+            }
+            for (key, _) in &keys {
+                self.free(key).await?;
             }
             tracing::info!(container = id.short(), "freed: the container is gone");
             return Ok(());
         };
+        if let Some((key, Some(why))) = keys.iter().find(|(_, unreadable)| unreadable.is_some())
+            && container.pid.is_some()
+        {
+            let fault = Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint));
+            return self.give_up(&container, &recorded, fault, through_us).await;
+        }
         let Some(pid) = container.pid else {
             return self.darken(&recorded).await;
         };
