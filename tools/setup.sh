@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what is missing. `setup.sh run`: what building and running need. `setup.sh test`: what the tests and lints need besides.
+# Installs what is missing. `setup.sh run`: what building and running need. `setup.sh test`: what the tests and lints need besides;
+# `setup.sh bench`: what the benchmarks need besides.
 #
 # Quick when nothing is missing: one question to dpkg. Packages that start a service when they are installed (etcd-server, bird2, docker.io)
 # are installed without it: their binaries are wanted, not a second etcd or BIRD beside the node's own.
@@ -11,7 +12,10 @@ CARGO_DENY=0.20.2
 # etcd-client's build compiles .proto files: protoc, and google/protobuf/descriptor.proto from libprotobuf-dev.
 BUILD='ca-certificates gcc libc6-dev make protobuf-compiler libprotobuf-dev'
 RUN='etcd-server etcd-client bird2 ipset iptables nftables iproute2 conntrack busybox-static curl jq kmod procps util-linux iputils-ping'
-TEST='tcpdump socat shellcheck'
+# golang-go: dockerd's own language, the reference for how bodies and paths are read. docker-compose and python3-venv (for Docker's
+# SDK from PyPI): clients other than the docker command. openssl: certificates of the tests.
+TEST='tcpdump socat shellcheck golang-go docker-compose python3-venv openssl'
+BENCH='haproxy nginx-light'
 
 say() { echo "setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -19,7 +23,8 @@ fail() { say "$*"; exit 1; }
 case ${1:-run} in
     run) wanted="$BUILD $RUN" ;;
     test) wanted="$BUILD $RUN $TEST" ;;
-    *) fail "unknown set '$1': it must be run or test" ;;
+    bench) wanted="$BUILD $RUN $BENCH" ;;
+    *) fail "unknown set '$1': it must be run, test or bench" ;;
 esac
 
 # shellcheck disable=SC2086 # a list of words
@@ -67,6 +72,7 @@ install_packages() {
         case $package in
             etcd-server) stay_off etcd ;;
             bird2) stay_off bird ;;
+            haproxy | nginx-light) stay_off "${package%-light}" ;;
         esac
     done
 }
