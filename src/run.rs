@@ -159,6 +159,7 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     let named = flags.etcd()?;
     let doors = wanted_doors(flags)?;
     checks::run(flags, named.is_none()).await?;
+    let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
     let _only = checks::be_the_only_one(&flags.run_dir)?;
     let host_ip = host_address(flags).await?;
@@ -209,7 +210,7 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
     start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
-    parts.keep("the proxy", |stop| proxy::serve(listeners, engine, network, stop));
+    parts.start("the proxy", |stop| proxy::serve(listeners, engine, network, most_connections, stop));
     parts.keep("the watch for readiness", |stop| async move {
         announce(&gauge, programmed, &stop).await;
         stop.cancelled().await;

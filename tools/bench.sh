@@ -24,10 +24,10 @@ trap tidy EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-cargo bench --locked --bench start --no-run
+cargo bench --locked --bench calico --no-run
 # The shell in between is the namespace's first process: it reaps what containers leave.
 CALICO_BENCH_LAB=$LAB CALICO_BENCH_CGROUP=/$GROUP \
-    unshare --net --mount --pid --fork --kill-child --mount-proc sh -c '"$@"; exit $?' reaper cargo bench --locked --offline --quiet --bench start -- "$@" &
+    unshare --net --mount --pid --fork --kill-child --mount-proc sh -c '"$@"; exit $?' reaper cargo bench --locked --offline --quiet --bench calico -- "$@" &
 inside=$!
 wait "$inside"
 inside=

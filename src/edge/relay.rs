@@ -8,12 +8,16 @@
 //! there. That it is gone is told by the kernel: at once on a unix socket, by a reset or by keep-alive probes on TCP.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
+    sockopt,
+};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -27,6 +31,12 @@ const KEEPALIVE_SECONDS: u32 = 5;
 
 /// How many of these questions may stay without answer.
 const KEEPALIVE_COUNT: u32 = 3;
+
+/// How long a client waits before it asks again an engine whose queue of connections is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
+
+/// How much of a first request is looked for before anybody has said that it is there: a head, as clients send it.
+const FIRST_BYTES: usize = 2048;
 
 /// How often a half-closed unix peer is looked at: epoll has no event of its own for the second half.
 const HANGUP_CHECK: Duration = Duration::from_secs(1);
@@ -69,28 +79,42 @@ pub(crate) enum Wire {
     Unix(UnixStream),
 }
 
+/// Sets a TCP listener so that what it accepts sends at once and finds out when its peer has died: Linux hands these
+/// settings down, which saves asking for them on every connection.
+pub(crate) fn set_up_tcp(listener: &impl AsFd) -> io::Result<()> {
+    setsockopt(listener, sockopt::TcpNoDelay, &true)?;
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
+    Ok(setsockopt(listener, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?)
+}
+
+/// Connects at once, as unix sockets do; tokio's own connect waits for a turn of the event loop, and fails where the
+/// queue is full, in which a blocking client would wait.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    loop {
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        match connect(socket.as_raw_fd(), &address) {
+            Ok(()) => return UnixStream::from_std(socket.into()),
+            Err(Errno::EAGAIN) => tokio::time::sleep(QUEUE_PAUSE).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl Wire {
     /// A connection to an engine. A path is resolved anew each time: a daemon that starts again makes a new socket.
     pub(crate) async fn connect(engine: &Engine) -> io::Result<Wire> {
         match engine {
-            Engine::Unix(path) => Ok(Wire::Unix(UnixStream::connect(path).await?)),
+            Engine::Unix(path) => Ok(Wire::Unix(connect_unix(path).await?)),
             Engine::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Ok(Wire::Tcp(stream))
             }
         }
-    }
-
-    /// An accepted TCP connection, set to send at once and to find out when its peer has died.
-    pub(crate) fn accepted(stream: TcpStream) -> io::Result<Wire> {
-        stream.set_nodelay(true)?;
-        let socket = stream.as_fd();
-        setsockopt(&socket, sockopt::KeepAlive, &true)?;
-        setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
-        setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
-        setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
-        Ok(Wire::Tcp(stream))
     }
 
     pub(crate) fn is_tcp(&self) -> bool {
@@ -126,6 +150,32 @@ impl Wire {
         }
     }
 
+    fn fd(&self) -> RawFd {
+        match self {
+            Wire::Tcp(stream) => stream.as_raw_fd(),
+            Wire::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
+    /// Appends what has arrived already, without waiting for the event loop to say so: a client mostly sends with its
+    /// connect. A FIN and errors are left to [`Wire::read`].
+    pub(crate) fn read_ahead(&self, buffer: &mut BytesMut) {
+        let mut first = [0; FIRST_BYTES];
+        if let Ok(count) = recv(self.fd(), &mut first, MsgFlags::MSG_DONTWAIT) {
+            buffer.extend_from_slice(&first[..count]);
+        }
+    }
+
+    /// Whether a connection on which nothing was said is still one.
+    pub(crate) fn is_open(&self) -> bool {
+        recv(self.fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN)
+    }
+
+    /// Writes what the kernel takes now, without waiting for the event loop to say that it would.
+    fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
     /// Appends what has arrived; 0 is the peer's FIN. An empty buffer gives up its memory while it waits.
     ///
     /// # Cancel safety
@@ -158,14 +208,9 @@ impl Wire {
     /// What was written is out of the buffer and of the count, what was not is still in them.
     pub(crate) async fn write_from(&self, buffer: &mut BytesMut, count: &mut usize) -> io::Result<()> {
         while *count > 0 {
-            match self.try_write(&buffer[..*count]) {
-                Ok(written) => {
-                    buffer.advance(written);
-                    *count -= written;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
-                Err(error) => return Err(error),
-            }
+            let written = self.write_some(&buffer[..*count]).await?;
+            buffer.advance(written);
+            *count -= written;
         }
         Ok(())
     }
@@ -173,23 +218,29 @@ impl Wire {
     /// Writes all bytes.
     pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            match self.try_write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
-                Err(error) => return Err(error),
-            }
+            bytes = &bytes[self.write_some(bytes).await?..];
         }
         Ok(())
     }
 
+    /// Writes some of the bytes, at least one.
+    async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = self.write_now(bytes);
+        loop {
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+            self.writable().await?;
+            // tokio's own, which remembers for the event loop when the kernel takes no more.
+            written = self.try_write(bytes);
+        }
+    }
+
     /// Sends our FIN: nothing more comes from here.
     pub(crate) fn finish(&self) {
-        let fd = match self {
-            Wire::Tcp(stream) => stream.as_raw_fd(),
-            Wire::Unix(stream) => stream.as_raw_fd(),
-        };
         // Only a peer that is already gone makes this fail, and that shows in the next read.
-        let _ = shutdown(fd, Shutdown::Write);
+        let _ = shutdown(self.fd(), Shutdown::Write);
     }
 
     /// Makes the close of a TCP stream a reset, so that a cut stream does not look like an ended one.

@@ -16,18 +16,22 @@ pub(crate) mod listen;
 mod origin;
 mod upstream;
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Calls;
 use self::connection::Connection;
-use self::listen::Listener;
-use self::upstream::Upstream;
+use self::listen::{Door, Listener};
+use self::upstream::{Dialer, Upstream};
 use crate::edge::relay::{Engine, Wire};
+use crate::model::fault::Fault;
 use crate::part::network::Network;
 
 /// How long streams may go on once the process was told to stop.
@@ -36,41 +40,82 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long accepting pauses when descriptors or memory have run out: the backlog holds the clients meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// How many threads carry connections at most: more only wake each other up for every client.
+const MOST_THREADS: usize = 8;
+
 /// Serves Docker's API at some sockets until told to stop. Then nobody is accepted any more, connections without a
 /// request end at once and the others when they are done, or with [`DRAIN`].
-pub(crate) async fn serve(listeners: Vec<Listener>, engine: Engine, network: Arc<Network>, stop: CancellationToken) {
-    let engine = Arc::new(engine);
-    let mut accepting = JoinSet::new();
-    for listener in listeners {
-        let (calls, engine, stop) = (Calls::new(Arc::clone(&network)), Arc::clone(&engine), stop.clone());
-        accepting.spawn(async move {
-            let connect = |client: Wire| {
-                Connection::new(client, Upstream::new(Arc::clone(&engine)), calls.clone(), stop.clone()).run()
-            };
-            serve_one(&listener, connect, &stop).await;
+///
+/// Each connection lives on one thread with an event loop of its own: waking another thread for every message would
+/// cost more than all that is done with it. `most` is how many connections there may be at a time; the kernel's queue
+/// holds who comes then.
+///
+/// # Errors
+/// `World`: a thread could not be set up.
+pub(crate) async fn serve(
+    listeners: Vec<Listener>,
+    engine: Engine,
+    network: Arc<Network>,
+    most: usize,
+    stop: CancellationToken,
+) -> Result<(), Fault> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
+    let (engine, listeners, room) = (Arc::new(engine), Arc::new(listeners), Arc::new(Semaphore::new(most)));
+    let mut carrying: JoinSet<Result<(), Fault>> = JoinSet::new();
+    for _ in 0..threads {
+        let calls = Calls::new(Arc::clone(&network), Handle::current());
+        let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
+        let (room, stop) = (Arc::clone(&room), stop.clone());
+        carrying.spawn_blocking(move || {
+            let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fault)?;
+            runtime.block_on(async {
+                let doors: Vec<Door> = listeners.iter().map(Listener::door).collect::<Result<_, _>>().map_err(fault)?;
+                let dialer = Arc::new(Dialer::new(engine));
+                let connect = |client: Wire| {
+                    Connection::new(client, Upstream::new(Arc::clone(&dialer)), calls.clone(), stop.clone()).run()
+                };
+                let serving = doors.iter().map(|door| serve_one(door, connect, &room, &stop));
+                futures_util::future::join_all(serving).await;
+                Ok(())
+            })
         });
     }
-    while let Some(ended) = accepting.join_next().await {
-        note_panic(ended);
+    while let Some(ended) = carrying.join_next().await {
+        ended.map_err(|error| Fault::World(format!("a thread of the proxy panicked: {error}")))??;
     }
+    Ok(())
 }
 
-/// Serves one socket.
-async fn serve_one<F>(listener: &Listener, connect: impl Fn(Wire) -> F, stop: &CancellationToken)
+/// Serves one socket on this thread.
+async fn serve_one<F>(door: &Door, connect: impl Fn(Wire) -> F, room: &Arc<Semaphore>, stop: &CancellationToken)
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
+    let mut exhausted = false;
     loop {
+        let accept = async {
+            // The semaphore is never closed.
+            let place = Arc::clone(room).acquire_owned().await;
+            (door.accept().await, place)
+        };
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            (accepted, place) = accept => match accepted {
                 Ok(client) => {
-                    connections.spawn(connect(client));
+                    exhausted = false;
+                    let connection = connect(client);
+                    connections.spawn(async move {
+                        let _place = place;
+                        connection.await;
+                    });
                 }
                 // A client that left before it was accepted is no reason to pause, but the error of a socket that
                 // cannot be accepted from comes back at once, and would spin.
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    if !std::mem::replace(&mut exhausted, true) {
+                        tracing::warn!(%error, "a connection was not accepted; it waits until that is possible again");
+                    }
                     sleep(EXHAUSTED_PAUSE).await;
                 }
             },

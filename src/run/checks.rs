@@ -6,6 +6,8 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::Semaphore;
 
 use crate::config::{self, Flags};
 use crate::edge::iptables;
@@ -70,6 +72,22 @@ fn is_in_path(tool: &str) -> bool {
         std::fs::metadata(folder.join(tool))
             .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     })
+}
+
+/// How many descriptors are kept for everything but the proxy's connections: etcd, dockerd, netlink, children, logs.
+const OWN_DESCRIPTORS: u64 = 256;
+
+/// Raises the limit on open files as far as it goes and answers how many connections the proxy may hold under it, each
+/// with a descriptor for either side: what comes beyond waits in the kernel's queue, and the rest of the node goes on.
+///
+/// # Errors
+/// `World`: the kernel refused.
+pub(super) fn most_connections() -> Result<usize, Fault> {
+    let fault = |error| Fault::World(format!("raise the limit on open files: {error}"));
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(fault)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(fault)?;
+    let connections = (most - OWN_DESCRIPTORS.min(most / 2)) / 2;
+    Ok(usize::try_from(connections).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS))
 }
 
 /// What only one node may have, for as long as this value is held.

@@ -11,8 +11,9 @@ fn pair() -> (UnixStream, Wire) {
 
 async fn tcp_pair() -> (TcpStream, Wire) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    set_up_tcp(&listener).unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (far, Wire::accepted(listener.accept().await.unwrap().0).unwrap())
+    (far, Wire::Tcp(listener.accept().await.unwrap().0))
 }
 
 #[tokio::test]

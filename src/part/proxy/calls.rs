@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tower::Service;
 
 use super::answer::Manner;
@@ -26,11 +27,13 @@ use crate::plan::call::Call;
 #[derive(Clone)]
 pub(crate) struct Calls {
     network: Arc<Network>,
+    /// Where work on networks is done: the thread of the connection has others to carry meanwhile.
+    workers: Handle,
 }
 
 impl Calls {
-    pub(crate) fn new(network: Arc<Network>) -> Self {
-        Calls { network }
+    pub(crate) fn new(network: Arc<Network>, workers: Handle) -> Self {
+        Calls { network, workers }
     }
 }
 
@@ -45,10 +48,30 @@ impl Service<Asked> for Calls {
 
     fn call(&mut self, mut asked: Asked) -> Self::Future {
         let network = Arc::clone(&self.network);
-        Box::pin(async move {
+        let is_light = match &asked.request.classified.call {
+            Call::Inspect { .. } | Call::List => true,
+            Call::Create { name } => matches!(body::read_create(&asked.body, name), Ok(None)),
+            _ => false,
+        };
+        let answer = async move {
             let manner = Manner::of(&asked.request);
             let said = answer(&network, manner, &mut asked).await.unwrap_or_else(|fault| Said::fault(manner, &fault));
-            Ok(Answered { reply: said.reply, then: said.then, upstream: asked.upstream })
+            Answered { reply: said.reply, then: said.then, upstream: asked.upstream }
+        };
+        if is_light {
+            return Box::pin(async move { Ok(answer.await) });
+        }
+        let working = self.workers.spawn(answer);
+        Box::pin(async move {
+            match working.await {
+                Ok(answered) => Ok(answered),
+                Err(error) => match error.try_into_panic() {
+                    // It goes on in the connection's own task, which it ends.
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The process ends, and the connection with it.
+                    Err(_) => std::future::pending().await,
+                },
+            }
         })
     }
 }

@@ -100,6 +100,8 @@ where
 
     /// Serves the client until it, dockerd or the process ends.
     pub(crate) async fn run(mut self) {
+        self.client.read_ahead(&mut self.inbound);
+        let mut is_first = true;
         let then = loop {
             let request = match self.next_request().await {
                 Ok(request) => request,
@@ -116,6 +118,10 @@ where
             };
             if then != Then::Next {
                 break then;
+            }
+            if std::mem::take(&mut is_first) {
+                // The client has its answer, so this costs it nothing.
+                self.upstream.dialer().prepare().await;
             }
         };
         match then {

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 
-use crate::edge::relay::Wire;
+use crate::edge::relay::{Wire, set_up_tcp};
 use crate::model::fault::Fault;
 
 /// How many connections may wait to be accepted.
@@ -53,22 +53,39 @@ impl fmt::Display for Listen {
     }
 }
 
-/// A socket that is listened at.
+/// A socket that is listened at, in the hands of no event loop.
 #[derive(Debug)]
 pub(crate) enum Listener {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listener {
+    /// The same socket for the event loop of this thread: whichever thread is idle takes the next connection.
+    pub(crate) fn door(&self) -> io::Result<Door> {
+        Ok(match self {
+            Listener::Tcp(listener) => Door::Tcp(TcpListener::from_std(listener.try_clone()?)?),
+            Listener::Unix(listener) => Door::Unix(UnixListener::from_std(listener.try_clone()?)?),
+        })
+    }
+}
+
+/// A [`Listener`] as one thread sees it.
+#[derive(Debug)]
+pub(crate) enum Door {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-impl Listener {
+impl Door {
     /// The next connection.
     ///
     /// # Cancel safety
     /// No connection is lost when the future is dropped before it is ready.
     pub(crate) async fn accept(&self) -> io::Result<Wire> {
         match self {
-            Listener::Tcp(listener) => Wire::accepted(listener.accept().await?.0),
-            Listener::Unix(listener) => Ok(Wire::Unix(listener.accept().await?.0)),
+            Door::Tcp(listener) => Ok(Wire::Tcp(listener.accept().await?.0)),
+            Door::Unix(listener) => Ok(Wire::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -94,17 +111,18 @@ pub(crate) async fn bind(listen: &Listen) -> Result<Listener, Fault> {
     })
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Connections of the process before us may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    set_up_tcp(&socket)?;
+    socket.listen(BACKLOG)?.into_std()
 }
 
 /// Between `bind` and `listen` nobody can connect, so the socket has its owner and mode before anybody is let in,
 /// whatever the process's umask is.
-async fn bind_unix(path: &Path, like: &Path) -> io::Result<UnixListener> {
+async fn bind_unix(path: &Path, like: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     remove_stale(path).await?;
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
@@ -116,7 +134,7 @@ async fn bind_unix(path: &Path, like: &Path) -> io::Result<UnixListener> {
         Err(_) => SOCKET_MODE,
     };
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
 /// Removes a socket at which nobody listens any more. What is no socket stays, and the bind fails over it.

@@ -23,11 +23,13 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
     let engine = UnixListener::bind(&path).unwrap();
     let listener = listen::bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let Listener::Tcp(socket) = &listener else { panic!("no TCP socket") };
+    let door = listener.door().unwrap();
     let address = socket.local_addr().unwrap();
     let stop = CancellationToken::new();
     let loop_stop = stop.clone();
     let serving = tokio::spawn(async move {
-        let engine = Arc::new(Engine::Unix(path));
+        let dialer = Arc::new(Dialer::new(Arc::new(Engine::Unix(path))));
+        let room = Arc::new(Semaphore::new(8));
         let service = service_fn(|asked: Asked| async move {
             assert!(!asked.body.is_empty(), "asked for it");
             Ok::<Answered, Infallible>(Answered {
@@ -37,9 +39,9 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
             })
         });
         let connect = |client: Wire| {
-            Connection::new(client, Upstream::new(Arc::clone(&engine)), service, loop_stop.clone()).run()
+            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, loop_stop.clone()).run()
         };
-        serve_one(&listener, connect, &loop_stop).await;
+        serve_one(&door, connect, &room, &loop_stop).await;
     });
     let dockerd = tokio::spawn(async move {
         let mut stream = engine.accept().await.unwrap().0;

@@ -3,7 +3,8 @@
 //! It is opened with the first request and closed with the client. So `Connection: close`, half-close, pipelining and
 //! the cancelling of calls mean for dockerd what they mean for the client, and no request is ever sent twice.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 
@@ -12,10 +13,47 @@ use super::head::{self, Reply};
 use crate::edge::relay::{Engine, Wire};
 use crate::model::fault::Fault;
 
+/// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a
+/// connection than to answer on it. Nothing was said on it, so it is as good as a new one; one that dockerd has closed
+/// meanwhile is seen before it is used.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    engine: Arc<Engine>,
+    spare: Mutex<Option<Wire>>,
+}
+
+impl Dialer {
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Dialer { engine, spare: Mutex::default() }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Wire>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn dial(&self) -> io::Result<Wire> {
+        let spare = self.spare().take().filter(Wire::is_open);
+        match spare {
+            Some(wire) => Ok(wire),
+            None => Wire::connect(&self.engine).await,
+        }
+    }
+
+    /// Makes a connection for the next client, where there is none.
+    pub(crate) async fn prepare(&self) {
+        if self.spare().is_none()
+            // Where dockerd is away, the next client is told.
+            && let Ok(wire) = Wire::connect(&self.engine).await
+        {
+            *self.spare() = Some(wire);
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Upstream {
-    engine: Arc<Engine>,
+    dialer: Arc<Dialer>,
     wire: Option<Wire>,
     /// What dockerd has sent and nobody has taken yet.
     outbound: BytesMut,
@@ -56,14 +94,19 @@ impl Gathered {
 }
 
 impl Upstream {
-    pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Upstream { engine, wire: None, outbound: BytesMut::new() }
+    pub(crate) fn new(dialer: Arc<Dialer>) -> Self {
+        Upstream { dialer, wire: None, outbound: BytesMut::new() }
+    }
+
+    /// Where the connection comes from.
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// The connection, out of the hands of its owner, who is left with none.
     pub(crate) fn take(&mut self) -> Upstream {
-        let engine = Arc::clone(&self.engine);
-        Upstream { engine, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
+        let dialer = Arc::clone(&self.dialer);
+        Upstream { dialer, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
     }
 
     /// Connects where that has not been done.
@@ -72,9 +115,8 @@ impl Upstream {
     /// `DockerAway`.
     pub(crate) async fn connect(&mut self) -> Result<(), Fault> {
         if self.wire.is_none() {
-            let connected = Wire::connect(&self.engine).await;
-            let away = |error| Fault::DockerAway(format!("connect to dockerd at {}: {error}", self.engine));
-            self.wire = Some(connected.map_err(away)?);
+            let away = |error| Fault::DockerAway(format!("connect to dockerd at {}: {error}", self.dialer.engine));
+            self.wire = Some(self.dialer.dial().await.map_err(away)?);
         }
         Ok(())
     }
@@ -85,7 +127,7 @@ impl Upstream {
     }
 
     fn away(&self, doing: &str, cause: &str) -> Fault {
-        Fault::DockerAway(format!("{doing} dockerd at {}: {cause}", self.engine))
+        Fault::DockerAway(format!("{doing} dockerd at {}: {cause}", self.dialer.engine))
     }
 
     /// Sends a request and gathers the reply. Its size is dockerd's own bound: it holds such replies in memory too.
@@ -167,7 +209,7 @@ mod tests {
                 let _ = stream.read(&mut request).await;
             }
         });
-        let mut upstream = Upstream::new(Arc::new(Engine::Unix(path.clone())));
+        let mut upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(path.clone())))));
         let gathered = upstream.exchange(b"call").await;
         drop(upstream);
         dockerd.await.unwrap();

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tower::service_fn;
 
 use super::*;
+use super::super::upstream::Dialer;
 use crate::edge::relay::Engine;
 
 /// A proxied client and the fake dockerd's listener.
@@ -40,7 +41,7 @@ fn rig() -> Rig {
     let engine = UnixListener::bind(&path).unwrap();
     let (client, near) = UnixStream::pair().unwrap();
     let stop = CancellationToken::new();
-    let upstream = Upstream::new(Arc::new(Engine::Unix(path.clone())));
+    let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(path.clone())))));
     let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), stop.clone());
     Rig { client, engine, path, stop, running: tokio::spawn(connection.run()), _folder: folder }
 }
@@ -351,7 +352,7 @@ async fn idle_connections_end_with_the_process_and_with_dockerd() {
 async fn an_idle_connection_is_small() {
     let rig = rig();
     let (_, near) = UnixStream::pair().unwrap();
-    let upstream = Upstream::new(Arc::new(Engine::Unix(rig.path.clone())));
+    let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(rig.path.clone())))));
     let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), rig.stop.clone());
     let size = size_of_val(&connection.run());
     assert!(size < 3 * 1024, "{size} bytes");

@@ -2,10 +2,27 @@
 
 use std::fmt;
 
-use crate::Outcome;
 use crate::docker::Engine;
 use crate::figures::{Dice, Samples, ms, signed, span, table};
 use crate::lab::{Lab, get};
+use crate::{Arguments, Outcome, programmed};
+
+/// `start [--n SAMPLES] [--sizes ENDPOINTS,…]`: what the life of a container costs.
+pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
+    let (mut samples, mut sizes) = (200, vec![10, 1000]);
+    while let Some(option) = arguments.next() {
+        match option.as_str() {
+            "--n" => samples = arguments.value(&option)?.parse()?,
+            "--sizes" => sizes = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            other => return Err(format!("unknown option {other:?}: it must be --n or --sizes").into()),
+        }
+    }
+    let mut lab = Lab::up(&[])?;
+    lab.start_node(&[])?;
+    measure(&lab, samples)?;
+    report_wiring()?;
+    programmed::measure(&mut lab, samples, &sizes)
+}
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -51,7 +68,7 @@ fn sample(kind: Kind, dockerd: &Engine, proxy: &Engine, times: &mut Times) -> Ou
     Ok(())
 }
 
-pub(crate) fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
+fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
     let dockerd = Engine::new(&lab.docker_socket());
     let proxy = Engine::new(&lab.proxy_socket());
     let mut dice = Dice::new();
@@ -93,7 +110,7 @@ pub(crate) fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
 }
 
 /// The wiring alone, as the node timed it during the starts above.
-pub(crate) fn report_wiring() -> Outcome<()> {
+fn report_wiring() -> Outcome<()> {
     const METRIC: &str = "calico_wiring_seconds";
     let row = match span(&get("/metrics")?, METRIC)? {
         Some(span) => vec![METRIC.to_owned(), format!("{:.0}", span.count), span.p50, span.p99],

@@ -28,7 +28,7 @@ impl Drop for Lab {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark starts its lab's programs; this is its one place for that")]
-fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     Command::new(program)
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn until<T>(what: &str, limit: Duration, mut attempt: impl FnMut() ->
     }
 }
 
-fn end(child: &mut Child) -> Outcome<()> {
+pub(crate) fn end(child: &mut Child) -> Outcome<()> {
     run("kill", &[&child.id().to_string()])?;
     until("end a process", Duration::from_secs(20), || child.try_wait()?.map(|_| ()).ok_or_else(|| "it runs".into()))
 }
@@ -100,7 +100,8 @@ pub(crate) fn get(path: &str) -> Outcome<String> {
 }
 
 impl Lab {
-    pub(crate) fn up() -> Outcome<Lab> {
+    /// A lab whose dockerd gets these further arguments.
+    pub(crate) fn up(more: &[&str]) -> Outcome<Lab> {
         let (folder, group) = (PathBuf::from(setting("CALICO_BENCH_LAB")?), setting("CALICO_BENCH_CGROUP")?);
         run("ip", &["link", "set", "lo", "up"])?;
         run("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "uplink"])?;
@@ -118,6 +119,7 @@ impl Lab {
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
             .args(["--config-file", &path("daemon.json"), "--cgroup-parent", &group])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -155,13 +157,24 @@ impl Lab {
 
     /// Starts the node, with folders put before the search path for tools, and waits until it is ready.
     pub(crate) fn start_node(&mut self, tools: &[&Path]) -> Outcome<()> {
+        let listen = format!("unix://{}", self.proxy_socket().display());
+        self.spawn_node(&self.docker_socket(), &listen, tools)?;
+        until("start calico-node", Duration::from_mins(1), || get("/readyz").map(|_| ())).map_err(|error| {
+            let log = fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(15).collect();
+            format!("{error}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n")).into()
+        })
+    }
+
+    /// Starts the node before an engine, and does not wait for it. Answers its process.
+    pub(crate) fn spawn_node(&mut self, engine: &Path, listen: &str, tools: &[&Path]) -> Outcome<u32> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         let mut search: Vec<String> = tools.iter().map(|folder| folder.display().to_string()).collect();
         search.push(setting("PATH")?);
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("node.log"))?;
         let node = command(env!("CARGO_BIN_EXE_calico-node"))
-            .args(["--listen", &format!("unix://{}", path("proxy.sock"))])
-            .args(["--docker-host", &format!("unix://{}", path("docker.sock"))])
+            .args(["--listen", listen])
+            .args(["--docker-host", &format!("unix://{}", engine.display())])
             .args(["--state-dir", &path("state"), "--run-dir", &path("run")])
             .args(["--hostname", HOST, "--ip", "172.31.255.1", "--metrics-listen", METRICS])
             .env("PATH", search.join(":"))
@@ -170,12 +183,9 @@ impl Lab {
             .stderr(log)
             .spawn()
             .map_err(|error| format!("start calico-node: {error}"))?;
+        let id = node.id();
         self.node = Some(node);
-        until("start calico-node", Duration::from_mins(1), || get("/readyz").map(|_| ())).map_err(|error| {
-            let log = fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            format!("{error}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n")).into()
-        })
+        Ok(id)
     }
 
     pub(crate) fn stop_node(&mut self) -> Outcome<()> {

@@ -26,6 +26,10 @@ impl Engine {
         Engine { socket: socket.to_owned() }
     }
 
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     fn call(&self, method: &str, path: &str, body: &str) -> Outcome<Reply> {
         let request = format!(
             "{method} /v1.41{path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
