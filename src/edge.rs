@@ -15,6 +15,7 @@ pub(crate) mod iptables;
 pub(crate) mod kernel_routes;
 pub(crate) mod links;
 pub(crate) mod netns;
+pub(crate) mod pipe;
 pub(crate) mod relay;
 pub(crate) mod ruleset;
 pub(crate) mod sysctl;

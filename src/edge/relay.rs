@@ -7,12 +7,13 @@
 //! A FIN is no goodbye: it is passed on as `shutdown(WR)` and the other direction stays open, as long as its sender is
 //! there. That it is gone is told by the kernel: at once on a unix socket, by a reset or by keep-alive probes on TCP.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
@@ -21,10 +22,18 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use super::pipe::Pipe;
 use crate::model::fault::Fault;
 
-/// How much is read at once.
+/// How much is read at once where much comes.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// How much is read at once else: more than most messages have.
+const LITTLE_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static LITTLE: RefCell<Box<[u8]>> = RefCell::new(vec![0; LITTLE_BYTES].into());
+}
 
 /// A silent TCP peer is asked whether it lives after this long, and then as often again.
 const KEEPALIVE_SECONDS: u32 = 5;
@@ -136,11 +145,43 @@ impl Wire {
         }
     }
 
-    fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Wire::Tcp(stream) => stream.try_read_buf(buffer),
-            Wire::Unix(stream) => stream.try_read_buf(buffer),
+    /// Appends what has arrived, up to so many bytes.
+    ///
+    /// A little is read into the thread's own memory first: then a message costs a buffer of its own size, and nothing
+    /// is asked for that turns out not to be needed.
+    fn try_read(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        let count = if most <= LITTLE_BYTES {
+            LITTLE.with_borrow_mut(|little| {
+                let count = match self {
+                    Wire::Tcp(stream) => stream.try_read(&mut little[..most]),
+                    Wire::Unix(stream) => stream.try_read(&mut little[..most]),
+                }?;
+                buffer.extend_from_slice(&little[..count]);
+                Ok::<_, io::Error>(count)
+            })
+        } else {
+            buffer.reserve(most);
+            let mut limited = buffer.limit(most);
+            match self {
+                Wire::Tcp(stream) => stream.try_read_buf(&mut limited),
+                Wire::Unix(stream) => stream.try_read_buf(&mut limited),
+            }
+        }?;
+        if (1..most).contains(&count) {
+            self.note_drained();
         }
+        Ok(count)
+    }
+
+    /// Tells the event loop that everything has been read, as a read that finds nothing would, without that read. What
+    /// comes from now on is an event of its own.
+    fn note_drained(&self) {
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        // The error is the message.
+        let _ = match self {
+            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, nothing),
+            Wire::Unix(stream) => stream.try_io(Interest::READABLE, nothing),
+        };
     }
 
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -176,28 +217,24 @@ impl Wire {
         Ok(send(self.fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
-    /// Appends what has arrived; 0 is the peer's FIN. An empty buffer gives up its memory while it waits.
+    /// Appends what has arrived, a little of it; 0 is the peer's FIN. An empty buffer gives up its memory while it waits.
     ///
     /// # Cancel safety
     /// Nothing is lost when the future is dropped before it is ready.
     pub(crate) async fn read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        self.read_up_to(buffer, LITTLE_BYTES).await
+    }
+
+    /// The same, with another limit than [`LITTLE_BYTES`].
+    pub(crate) async fn read_up_to(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
         if buffer.is_empty() {
             *buffer = BytesMut::new();
         }
         loop {
             self.readable().await?;
-            let mut fresh = BytesMut::new();
-            let target = if buffer.is_empty() { &mut fresh } else { &mut *buffer };
-            target.reserve(READ_BYTES);
-            match self.try_read(target) {
+            match self.try_read(buffer, most) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-                Ok(count) => {
-                    if buffer.is_empty() {
-                        *buffer = fresh;
-                    }
-                    return Ok(count);
-                }
+                read => return read,
             }
         }
     }
@@ -235,6 +272,32 @@ impl Wire {
             // tokio's own, which remembers for the event loop when the kernel takes no more.
             written = self.try_write(bytes);
         }
+    }
+
+    /// Takes what has arrived into an empty pipe, up to so many bytes; 0 is the peer's FIN.
+    fn fill(&self, pipe: &mut Pipe, most: u64) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
+            Wire::Unix(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
+        }
+    }
+
+    /// Writes all that is in a pipe.
+    ///
+    /// # Cancel safety
+    /// What was not written is still in the pipe.
+    async fn write_pipe(&self, pipe: &mut Pipe) -> io::Result<()> {
+        while pipe.held() > 0 {
+            let drained = match self {
+                Wire::Tcp(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
+                Wire::Unix(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
+            };
+            match drained {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                drained => drained?,
+            }
+        }
+        Ok(())
     }
 
     /// Sends our FIN: nothing more comes from here.
@@ -280,22 +343,133 @@ pub(crate) enum End {
     Broken,
 }
 
-/// Which end of a one-way pump failed.
-enum Failed {
+/// Which end of a one-way stream failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
     Reading,
     Writing,
 }
 
-/// Carries bytes one way until the FIN, and passes that on. `left` are bytes that were read before.
-async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed> {
-    loop {
-        let mut count = left.len();
-        to.write_from(left, &mut count).await.map_err(|_| Failed::Writing)?;
-        if from.read(left).await.map_err(|_| Failed::Reading)? == 0 {
-            to.finish();
-            return Ok(());
+/// What tells how far bytes may go.
+pub(crate) trait Bounds {
+    /// Looks through bytes that were read. Answers how many of them may go.
+    fn pass(&mut self, bytes: &[u8]) -> usize;
+    /// How many of the bytes that come next may go without being looked at.
+    fn unseen(&self) -> u64;
+    /// So many went that way.
+    fn skip(&mut self, count: u64);
+    /// Whether no more may go.
+    fn is_over(&self) -> bool;
+}
+
+/// Everything may go.
+struct Boundless;
+
+impl Bounds for Boundless {
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+    fn unseen(&self) -> u64 {
+        u64::MAX
+    }
+    fn skip(&mut self, _: u64) {}
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+/// From how many bytes at a time on a splice pays.
+const SPLICE_FROM: usize = LITTLE_BYTES;
+
+/// What comes in smaller pieces is read again.
+const SPLICE_UNTIL: usize = 1024;
+
+/// How much is read to find the size of a next chunk when the one before was spliced.
+const BETWEEN_BYTES: usize = 64;
+
+/// Bytes on their way in one direction, within bounds.
+#[derive(Debug)]
+pub(crate) struct Flow<'a, B> {
+    pub(crate) bounds: B,
+    /// What was read and has not gone.
+    pub(crate) buffer: &'a mut BytesMut,
+    /// So many bytes of the buffer may go.
+    cleared: usize,
+    pipe: Option<Pipe>,
+    /// Whether so much comes that it should not be read.
+    is_busy: bool,
+    was_spliced: bool,
+}
+
+impl<'a, B: Bounds> Flow<'a, B> {
+    /// A flow of which a part may have been read: `head` bytes in the buffer may go whatever the bounds, and what
+    /// follows them within the bounds.
+    pub(crate) fn new(buffer: &'a mut BytesMut, head: usize, mut bounds: B) -> Self {
+        let cleared = head + bounds.pass(&buffer[head..]);
+        Flow { bounds, buffer, cleared, pipe: None, is_busy: false, was_spliced: false }
+    }
+
+    /// Writes the bytes that are neither with the sender nor in the buffer any more.
+    pub(crate) async fn flush(&mut self, to: &Wire) -> Result<(), Failed> {
+        if let Some(pipe) = &mut self.pipe {
+            to.write_pipe(pipe).await.map_err(|_| Failed::Writing)?;
+            self.pipe.take().map(Pipe::put_back);
+        }
+        Ok(())
+    }
+
+    /// Carries bytes until the bounds are reached (`true`) or the sender has sent its FIN (`false`).
+    ///
+    /// # Cancel safety
+    /// After the future was dropped it can be called again, and goes on where that was.
+    pub(crate) async fn carry(&mut self, from: &Wire, to: &Wire) -> Result<bool, Failed> {
+        loop {
+            self.flush(to).await?;
+            to.write_from(self.buffer, &mut self.cleared).await.map_err(|_| Failed::Writing)?;
+            if self.bounds.is_over() {
+                return Ok(true);
+            }
+            let unseen = self.bounds.unseen();
+            let splices = self.is_busy && unseen >= SPLICE_FROM as u64;
+            if let Some(mut pipe) = splices.then(Pipe::take).flatten() {
+                match from.fill(&mut pipe, unseen) {
+                    Ok(0) => return Ok(false),
+                    Ok(count) => {
+                        self.bounds.skip(count as u64);
+                        self.is_busy = count >= SPLICE_UNTIL || self.bounds.unseen() == 0;
+                        self.was_spliced = true;
+                        self.pipe = Some(pipe);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        // Others may need it while nothing comes here.
+                        pipe.put_back();
+                        from.readable().await.map_err(|_| Failed::Reading)?;
+                    }
+                    Err(_) => return Err(Failed::Reading),
+                }
+                continue;
+            }
+            let is_between = std::mem::take(&mut self.was_spliced);
+            let most = match (is_between, self.is_busy) {
+                (true, _) => BETWEEN_BYTES,
+                (false, true) => READ_BYTES,
+                (false, false) => LITTLE_BYTES,
+            };
+            let count = from.read_up_to(self.buffer, most).await.map_err(|_| Failed::Reading)?;
+            if count == 0 {
+                return Ok(false);
+            }
+            self.is_busy = if is_between { self.is_busy } else { count >= SPLICE_FROM };
+            self.cleared = self.bounds.pass(self.buffer);
         }
     }
+}
+
+/// Carries bytes one way until the FIN, and passes that on. `left` are bytes that were read before.
+async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed> {
+    Flow::new(left, 0, Boundless).carry(from, to).await?;
+    to.finish();
+    Ok(())
 }
 
 /// Reads and drops what a client sends, until its FIN. Answers whether there was one.

@@ -20,7 +20,7 @@ use super::answer::Manner;
 use super::framing::Framing;
 use super::head::{self, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
-use crate::edge::relay::{self, End, READ_BYTES, Wire};
+use crate::edge::relay::{self, End, Failed, Flow, READ_BYTES, Wire};
 use crate::plan::call::Call;
 
 /// How long a body of ours may be (decided; dockerd itself has no limit).
@@ -221,8 +221,8 @@ where
         }
         let Connection { client, inbound, client_ended, upstream, .. } = self;
         let (Some(wire), outbound) = upstream.parts() else { return Then::Drop };
-        let mut up = Up { body: request.body.clone(), cleared: request.length, is_sent: false, inbound, client_ended };
-        up.clear_from(request.length);
+        let flow = Flow::new(inbound, request.length, request.body.clone());
+        let mut up = Up { flow, is_sent: false, client_ended };
         let flowed = tokio::select! {
             flowed = flow_down(client, wire, outbound, request.is_head) => flowed,
             () = up.flow(client, wire) => Flowed::ClientGone,
@@ -235,7 +235,9 @@ where
                 _ = wire.read(outbound) => Then::Close,
             },
             Flowed::Stream => {
-                let (inbound, outbound) = (std::mem::take(up.inbound), std::mem::take(outbound));
+                // Whether dockerd still reads, the stream tells.
+                let _ = up.flow.flush(wire).await;
+                let (inbound, outbound) = (std::mem::take(up.flow.buffer), std::mem::take(outbound));
                 match relay::tunnel(client, wire, inbound, outbound).await {
                     End::ClientGone => Then::Drop,
                     End::Finished => Then::Close,
@@ -321,7 +323,7 @@ where
             if std::mem::take(&mut waits) {
                 self.client.write_all(CONTINUE).await.map_err(|_| Ungathered::Gone)?;
             }
-            match self.client.read(&mut self.inbound).await {
+            match self.client.read_up_to(&mut self.inbound, READ_BYTES).await {
                 Ok(0) => self.client_ended = true,
                 Ok(_) => {}
                 Err(_) => return Err(Ungathered::Gone),
@@ -347,43 +349,27 @@ struct Body {
 
 /// A request on its way up. What is known of it outlives a future that is dropped.
 struct Up<'a> {
-    body: Framing,
-    /// So many bytes of `inbound` may go.
-    cleared: usize,
+    flow: Flow<'a, Framing>,
     /// Whether the whole request has gone.
     is_sent: bool,
-    inbound: &'a mut BytesMut,
     client_ended: &'a mut bool,
 }
 
 impl Up<'_> {
-    /// Clears what belongs to the body, from an offset on.
-    fn clear_from(&mut self, offset: usize) {
-        self.cleared = offset + self.body.scan(&self.inbound[offset..], |_| {});
-    }
-
     /// Sends what is left of the request. `false`: it cannot be sent to its end, and nothing may follow it.
     async fn send(&mut self, client: &Wire, wire: &Wire) -> bool {
-        loop {
-            if wire.write_from(self.inbound, &mut self.cleared).await.is_err() {
-                // Whether dockerd still speaks, the other direction tells.
-                relay::drain(client).await;
-                return false;
-            }
-            if self.body.is_done() {
-                return true;
-            }
-            if *self.client_ended || self.body == Framing::Malformed {
+        match self.flow.carry(client, wire).await {
+            Ok(true) if self.flow.bounds.is_done() => return true,
+            Ok(is_over) => {
+                *self.client_ended |= !is_over;
                 wire.finish();
-                relay::drain(client).await;
-                return false;
             }
-            match client.read(self.inbound).await {
-                Ok(0) => *self.client_ended = true,
-                Ok(_) => self.clear_from(0),
-                Err(_) => return false,
-            }
+            // Whether dockerd still speaks, the other direction tells.
+            Err(Failed::Writing) => {}
+            Err(Failed::Reading) => return false,
         }
+        relay::drain(client).await;
+        false
     }
 
     /// Sends the request and then watches the client until it is gone.
@@ -393,14 +379,14 @@ impl Up<'_> {
         }
         self.is_sent = true;
         // A pipelined request waits here, as it would in dockerd; a FIN counts once all before it has been sent.
-        while !*self.client_ended && self.inbound.len() < READ_BYTES {
-            match client.read(self.inbound).await {
+        while !*self.client_ended && self.flow.buffer.len() < READ_BYTES {
+            match client.read(self.flow.buffer).await {
                 Ok(0) => *self.client_ended = true,
                 Ok(_) => {}
                 Err(_) => return,
             }
         }
-        if self.inbound.is_empty() {
+        if self.flow.buffer.is_empty() {
             wire.finish();
         }
         client.hung_up().await;
@@ -428,22 +414,12 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
         if reply.status == 101 || reply.body == Framing::UntilClose {
             return Flowed::Stream;
         }
-        let (mut body, mut cleared) = (reply.body.clone(), reply.length);
-        loop {
-            cleared += body.scan(&outbound[cleared..], |_| {});
-            if client.write_from(outbound, &mut cleared).await.is_err() {
-                return Flowed::ClientGone;
-            }
-            if body.is_done() {
-                break;
-            }
-            if body == Framing::Malformed {
-                return Flowed::Stream;
-            }
-            match wire.read(outbound).await {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return Flowed::Cut,
-            }
+        let mut down = Flow::new(outbound, reply.length, reply.body.clone());
+        match down.carry(wire, client).await {
+            Ok(true) if down.bounds.is_done() => {}
+            Ok(true) => return Flowed::Stream,
+            Ok(false) | Err(Failed::Reading) => return Flowed::Cut,
+            Err(Failed::Writing) => return Flowed::ClientGone,
         }
         if !reply.is_interim() {
             return Flowed::Whole;

@@ -3,6 +3,8 @@
 //! Read as Go's `net/http` reads it, and strictly: a chunk that Go might refuse is malformed here too, since a body that
 //! ends for us where it goes on for dockerd would let a call slip by unseen.
 
+use crate::edge::relay::Bounds;
+
 /// How the end of a body is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -90,6 +92,39 @@ impl Framing {
                 at
             }
         }
+    }
+}
+
+impl Bounds for Framing {
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        self.scan(bytes, |_| {})
+    }
+
+    fn unseen(&self) -> u64 {
+        match self {
+            Framing::Length(left) | Framing::Chunked(Chunk::Data { left }) => *left,
+            Framing::Chunked(_) | Framing::Malformed => 0,
+            Framing::UntilClose => u64::MAX,
+        }
+    }
+
+    fn skip(&mut self, count: u64) {
+        match self {
+            Framing::Length(left) => *left -= count,
+            Framing::Chunked(chunk @ Chunk::Data { .. }) => {
+                if let Chunk::Data { left } = chunk {
+                    *left -= count;
+                    if *left == 0 {
+                        *chunk = Chunk::DataCr;
+                    }
+                }
+            }
+            Framing::Chunked(_) | Framing::Malformed | Framing::UntilClose => {}
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_done() || *self == Framing::Malformed
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::framing::Framing;
 use super::head::{self, Reply};
-use crate::edge::relay::{Engine, Wire};
+use crate::edge::relay::{Engine, READ_BYTES, Wire};
 use crate::model::fault::Fault;
 
 /// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a
@@ -172,7 +172,7 @@ impl Upstream {
             let Some(wire) = self.wire.as_ref().filter(|_| framing != Framing::Malformed) else {
                 break Behind::Nothing;
             };
-            match wire.read(&mut self.outbound).await {
+            match wire.read_up_to(&mut self.outbound, READ_BYTES).await {
                 Ok(0) | Err(_) => break Behind::Nothing,
                 Ok(_) => {}
             }
