@@ -17,10 +17,14 @@ use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::edge::tls::{Certificates, TlsStream};
 use crate::model::fault::Fault;
 
 /// How much is read at once.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// How much of a TLS stream is read at once: the content of a record.
+const RECORD_BYTES: usize = 16 * 1024;
 
 /// A silent TCP peer is asked whether it lives after this long, and then as often again.
 const KEEPALIVE_SECONDS: u32 = 5;
@@ -67,6 +71,8 @@ impl std::fmt::Display for Engine {
 pub(crate) enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Boxed, so that the others do not pay for its room.
+    Tls(Box<TlsStream>),
 }
 
 impl Wire {
@@ -84,17 +90,45 @@ impl Wire {
 
     /// An accepted TCP connection, set to send at once and to find out when its peer has died.
     pub(crate) fn accepted(stream: TcpStream) -> io::Result<Wire> {
+        Wire::prepare(&stream)?;
+        Ok(Wire::Tcp(stream))
+    }
+
+    /// The same with TLS over it. Nothing can be read or written before the [`handshake`](Self::handshake).
+    pub(crate) fn accepted_tls(stream: TcpStream, certificates: &Certificates) -> io::Result<Wire> {
+        Wire::prepare(&stream)?;
+        Ok(Wire::Tls(Box::new(certificates.accept(stream)?)))
+    }
+
+    fn prepare(stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = stream.as_fd();
         setsockopt(&socket, sockopt::KeepAlive, &true)?;
         setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
         setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
         setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
-        Ok(Wire::Tcp(stream))
+        Ok(())
     }
 
+    /// Whether it came over TCP, with TLS or without.
     pub(crate) fn is_tcp(&self) -> bool {
-        matches!(self, Wire::Tcp(_))
+        matches!(self, Wire::Tcp(_) | Wire::Tls(_))
+    }
+
+    /// Gets to know a client that is to speak TLS; one that speaks HTTP gets `to_plain`, as it is.
+    ///
+    /// # Errors
+    /// The client is not to be let in.
+    pub(crate) async fn handshake(&self, to_plain: &[u8]) -> io::Result<()> {
+        match self {
+            Wire::Tls(stream) => stream.handshake(to_plain).await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether a certificate of ours, which the client has accepted, carries a name.
+    pub(crate) fn is_certified_for(&self, name: &str) -> bool {
+        matches!(self, Wire::Tls(stream) if stream.is_named(name))
     }
 
     /// Waits until there are bytes, the peer's FIN or an error.
@@ -102,6 +136,7 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.readable().await,
             Wire::Unix(stream) => stream.readable().await,
+            Wire::Tls(stream) => stream.readable().await,
         }
     }
 
@@ -109,6 +144,7 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.writable().await,
             Wire::Unix(stream) => stream.writable().await,
+            Wire::Tls(stream) => stream.writable().await,
         }
     }
 
@@ -116,6 +152,13 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.try_read_buf(buffer),
             Wire::Unix(stream) => stream.try_read_buf(buffer),
+            Wire::Tls(stream) => {
+                let held = buffer.len();
+                buffer.resize(held + RECORD_BYTES, 0);
+                let read = stream.try_read(&mut buffer[held..]);
+                buffer.truncate(held + read.as_ref().map_or(0, |count| *count));
+                read
+            }
         }
     }
 
@@ -123,6 +166,15 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.try_write(bytes),
             Wire::Unix(stream) => stream.try_write(bytes),
+            Wire::Tls(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Sends what was taken to be written. Only TLS holds anything back.
+    async fn flush(&self) -> io::Result<()> {
+        match self {
+            Wire::Tls(stream) => stream.flush().await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
         }
     }
 
@@ -167,7 +219,7 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Writes all bytes.
@@ -179,14 +231,15 @@ impl Wire {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        self.flush().await
     }
 
-    /// Sends our FIN: nothing more comes from here.
-    pub(crate) fn finish(&self) {
+    /// Sends our FIN: nothing more comes from here. Over TLS it waits for room in the socket, as every write does.
+    pub(crate) async fn finish(&self) {
         let fd = match self {
             Wire::Tcp(stream) => stream.as_raw_fd(),
             Wire::Unix(stream) => stream.as_raw_fd(),
+            Wire::Tls(stream) => return stream.finish().await,
         };
         // Only a peer that is already gone makes this fail, and that shows in the next read.
         let _ = shutdown(fd, Shutdown::Write);
@@ -194,10 +247,13 @@ impl Wire {
 
     /// Makes the close of a TCP stream a reset, so that a cut stream does not look like an ended one.
     pub(crate) fn reset_on_close(&self) {
-        if let Wire::Tcp(stream) = self {
-            // A socket that cannot do it closes with a FIN.
-            let _ = stream.set_zero_linger();
-        }
+        let stream = match self {
+            Wire::Tcp(stream) => stream,
+            Wire::Tls(stream) => stream.socket(),
+            Wire::Unix(_) => return,
+        };
+        // A socket that cannot do it closes with a FIN.
+        let _ = stream.set_zero_linger();
     }
 
     /// Waits until the peer, which has already sent its FIN, is gone altogether.
@@ -206,6 +262,9 @@ impl Wire {
             // A reset or unanswered probes are an error of the socket; a FIN is none.
             Wire::Tcp(stream) => {
                 let _ = stream.ready(Interest::ERROR).await;
+            }
+            Wire::Tls(stream) => {
+                let _ = stream.socket().ready(Interest::ERROR).await;
             }
             Wire::Unix(stream) => loop {
                 match tokio::time::timeout(HANGUP_CHECK, stream.ready(Interest::WRITABLE)).await {
@@ -241,7 +300,7 @@ async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed>
         let mut count = left.len();
         to.write_from(left, &mut count).await.map_err(|_| Failed::Writing)?;
         if from.read(left).await.map_err(|_| Failed::Reading)? == 0 {
-            to.finish();
+            to.finish().await;
             return Ok(());
         }
     }

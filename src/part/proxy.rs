@@ -38,14 +38,24 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves Docker's API at some sockets until told to stop. Then nobody is accepted any more, connections without a
 /// request end at once and the others when they are done, or with [`DRAIN`].
-pub(crate) async fn serve(listeners: Vec<Listener>, engine: Engine, network: Arc<Network>, stop: CancellationToken) {
+///
+/// `names` are those by which clients may call us over TCP, besides addresses, localhost and a certificate's.
+pub(crate) async fn serve(
+    listeners: Vec<Listener>,
+    names: Arc<[String]>,
+    engine: Engine,
+    network: Arc<Network>,
+    stop: CancellationToken,
+) {
     let engine = Arc::new(engine);
     let mut accepting = JoinSet::new();
     for listener in listeners {
         let (calls, engine, stop) = (Calls::new(Arc::clone(&network)), Arc::clone(&engine), stop.clone());
+        let names = Arc::clone(&names);
         accepting.spawn(async move {
             let connect = |client: Wire| {
-                Connection::new(client, Upstream::new(Arc::clone(&engine)), calls.clone(), stop.clone()).run()
+                let upstream = Upstream::new(Arc::clone(&engine));
+                Connection::new(client, upstream, calls.clone(), stop.clone()).known_as(Arc::clone(&names)).run()
             };
             serve_one(&listener, connect, &stop).await;
         });

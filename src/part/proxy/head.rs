@@ -10,7 +10,7 @@ use httparse::{EMPTY_HEADER, Header};
 
 use super::fields::{has_token, header_values};
 use super::framing::Framing;
-use super::origin;
+use super::origin::{self, Foreign};
 use crate::plan::call::{Classified, classify};
 
 /// How long a head may be. dockerd stops at 1 MiB and 4 KiB (Go `DefaultMaxHeaderBytes`) and says so itself.
@@ -41,7 +41,7 @@ pub(crate) struct Request {
     pub(crate) expects_continue: bool,
     pub(crate) body: Framing,
     /// Why a browser may be behind this request that its user does not know of.
-    pub(crate) foreign: Option<String>,
+    pub(crate) foreign: Option<Foreign>,
 }
 
 /// What the proxy needs to know of a reply.
