@@ -268,16 +268,16 @@ impl TlsStream {
     /// # Errors
     /// The client is not to be let in; it has been told why.
     pub(crate) async fn handshake(&self, to_plain: &[u8]) -> io::Result<()> {
-        let shaken = timeout(HANDSHAKE, self.shake_hands(to_plain)).await;
-        let shaken = shaken.unwrap_or_else(|_| {
+        let peer = self.socket.peer_addr()?;
+        let Err(error) = timeout(HANDSHAKE, self.shake_hands(to_plain)).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, format!("no end of the handshake after {HANDSHAKE:?}")))
-        });
-        if shaken.is_err() {
-            // To close with bytes unread would make it a reset, and the client's kernel would throw our words away.
-            let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
-            let _ = timeout(LINGER, self.read_out()).await;
-        }
-        shaken
+        }) else {
+            return Ok(());
+        };
+        // To close with bytes unread would make it a reset, and the client's kernel would throw our words away.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
+        let _ = timeout(LINGER, self.read_out()).await;
+        Err(io::Error::new(error.kind(), format!("{peer}: {error}")))
     }
 
     async fn shake_hands(&self, to_plain: &[u8]) -> io::Result<()> {
