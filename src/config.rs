@@ -26,8 +26,8 @@ pub(crate) struct Flags {
     /// Where Docker clients connect: tcp://ADDR:PORT, tls://ADDR:PORT or unix:///PATH; repeat for more
     ///
     /// Whoever connects is root on this host, as at dockerd's own socket. So at an address that is not loopback it must
-    /// be tls:// with --tlscert, --tlskey and --tlscacert. Sockets that systemd passes are listened at too.
-    /// [default: tcp://127.0.0.1:2377 and tcp://[::1]:2377, or what systemd passes]
+    /// be tls:// with --tlscert, --tlskey and --tlscacert. Sockets that systemd passes are listened at too. Where neither
+    /// names any it is port 2377 of both loopback addresses, 127.0.0.1 and ::1.
     #[arg(long, env = "CALICO_LISTEN", value_delimiter = ',', value_name = "URL")]
     listen: Vec<String>,
 
