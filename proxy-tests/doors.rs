@@ -324,6 +324,10 @@ fn the_default_doors_are_both_loopbacks_and_no_page_comes_in() {
     docker(&["context", "create", "calico", "--docker", "host=tcp://localhost:2377"]).ok();
     assert_eq!(docker(&["--context", "calico", "run", "--rm", "busybox", "echo", "through"]).ok(), "through");
 
+    // A client that wants TLS where none is spoken gets dockerd's answer at once, instead of waiting for another one.
+    let told = curl(h1, &["-k", "https://localhost:2377/_ping"]);
+    assert!(told.code == Some(35) && told.err().contains("wrong version number"), "{told}");
+
     // A page in a browser is told from a client over TCP.
     let with = |headers: &[&str]| {
         let headers: Vec<&str> = headers.iter().flat_map(|header| ["-H", *header]).collect();
