@@ -45,7 +45,7 @@ pub(crate) struct Flags {
 
     /// A further name by which clients call us over TCP, as in DOCKER_HOST=tcp://NAME:2377; repeat for more
     #[arg(long, env = "CALICO_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
-    pub(crate) allow_host: Vec<String>,
+    allow_host: Vec<String>,
 
     /// Listen at addresses that are not loopback without asking for certificates: who reaches them is root here
     #[arg(long, env = "CALICO_INSECURE_ROOT_FOR_ANYONE_WHO_CONNECTS")]
@@ -146,6 +146,11 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The items of a list. A variable that is set to nothing says as little as one that is not set.
+fn said(items: &[String]) -> Vec<String> {
+    items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+}
+
 impl Flags {
     /// This host as it records itself.
     pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr) -> Host {
@@ -155,10 +160,16 @@ impl Flags {
     /// Where to listen, and whether that place may be missing: the defaults stand where neither the operator nor systemd
     /// names any.
     pub(crate) fn listeners(&self, passed: bool) -> Vec<(String, bool)> {
-        if self.listen.is_empty() && !passed {
+        let named = said(&self.listen);
+        if named.is_empty() && !passed {
             return DEFAULT_LISTEN.map(|text| (text.to_owned(), text.contains("[::1]"))).to_vec();
         }
-        self.listen.iter().map(|text| (text.trim().to_owned(), false)).collect()
+        named.into_iter().map(|text| (text, false)).collect()
+    }
+
+    /// By which names clients may call us.
+    pub(crate) fn names(&self) -> Vec<String> {
+        said(&self.allow_host)
     }
 
     pub(crate) fn runs_bird(&self) -> bool {

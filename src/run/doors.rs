@@ -88,7 +88,8 @@ pub(super) fn wanted(
             tracing::warn!(%listen, "whoever reaches this address is root on this host, as was insisted");
         }
     }
-    for name in flags.allow_host.iter().filter(|name| !is_host_name(name)) {
+    let names = flags.names();
+    for name in names.iter().filter(|name| !is_host_name(name)) {
         faults.push(format!(
             "use --allow-host {name:?}: it must be a host name without a port, as in docker1.example.org"
         ));
@@ -96,7 +97,7 @@ pub(super) fn wanted(
     if !faults.is_empty() {
         return Err(Fault::Refusal(faults.join("; ")));
     }
-    Ok(Wanted { places, passed, certificates, names: flags.allow_host.clone(), engine })
+    Ok(Wanted { places, passed, certificates, names, engine })
 }
 
 /// Where a passed socket listens.
@@ -158,11 +159,20 @@ fn wrong_with(listen: &Listen, is_passed: bool, flags: &Flags, engine: Option<&P
         ));
     }
     if let Listen::Unix(path) = listen
-        && engine == Some(path)
+        && engine.is_some_and(|engine| file_of(engine) == file_of(path))
     {
         fault("this is the engine's own socket, as --docker-host has it: they must be two");
     }
     wrong
+}
+
+/// A path without links in its folder: /var/run is /run on most machines.
+fn file_of(path: &Path) -> PathBuf {
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    match (folder, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 fn is_host_name(name: &str) -> bool {

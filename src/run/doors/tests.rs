@@ -71,3 +71,16 @@ fn tls_needs_a_listener_a_certificate_and_its_key() {
     assert!(fault.contains("tls://0.0.0.0:2376, which systemd passed: TLS needs a certificate"), "{fault}");
     assert!(fault.contains("give --tlscacert"), "{fault}");
 }
+
+#[test]
+fn the_engines_own_socket_is_known_by_another_path_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("link")).unwrap();
+    let engine = format!("unix://{}/engine.sock", folder.path().display()).parse().unwrap();
+    let wrong = |path: &str| {
+        let flags =
+            Flags::parse_from(["calico-node", "--listen", &format!("unix://{}/{path}", folder.path().display())]);
+        wanted(&flags, &engine, Ok(vec![])).is_err()
+    };
+    assert!(wrong("engine.sock") && wrong("link/engine.sock") && !wrong("other.sock"));
+}
