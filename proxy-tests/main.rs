@@ -12,6 +12,7 @@ mod addresses;
 mod clean;
 mod connectivity;
 mod crashes;
+mod doors;
 mod embedded;
 mod guard;
 mod lab_itself;

@@ -23,9 +23,33 @@ pub(crate) struct Flags {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Where Docker clients connect: tcp://ADDR:PORT or unix://PATH; repeat for more
+    /// Where Docker clients connect: tcp://ADDR:PORT, tls://ADDR:PORT or unix:///PATH; repeat for more
+    ///
+    /// Whoever connects is root on this host, as at dockerd's own socket. So at an address that is not loopback it must
+    /// be tls:// with --tlscert, --tlskey and --tlscacert. Sockets that systemd passes are listened at too. Where neither
+    /// names any it is port 2377 of both loopback addresses, 127.0.0.1 and ::1.
     #[arg(long, env = "CALICO_LISTEN", value_delimiter = ',', value_name = "URL")]
-    pub(crate) listen: Vec<String>,
+    listen: Vec<String>,
+
+    /// File with our certificate for tls:// and those between it and its authority (PEM); read again on SIGHUP
+    #[arg(long, env = "CALICO_TLSCERT", value_name = "FILE")]
+    pub(crate) tlscert: Option<PathBuf>,
+
+    /// File with the key of that certificate (PEM)
+    #[arg(long, env = "CALICO_TLSKEY", value_name = "FILE")]
+    pub(crate) tlskey: Option<PathBuf>,
+
+    /// File with authorities (PEM): at tls:// only who shows a certificate of theirs comes in (dockerd's --tlsverify)
+    #[arg(long, env = "CALICO_TLSCACERT", value_name = "FILE")]
+    pub(crate) tlscacert: Option<PathBuf>,
+
+    /// A further name by which clients call us over TCP, as in DOCKER_HOST=tcp://NAME:2377; repeat for more
+    #[arg(long, env = "CALICO_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
+    allow_host: Vec<String>,
+
+    /// Listen at addresses that are not loopback without asking for certificates: who reaches them is root here
+    #[arg(long, env = "CALICO_INSECURE_ROOT_FOR_ANYONE_WHO_CONNECTS")]
+    pub(crate) insecure_root_for_anyone_who_connects: bool,
 
     /// The engine behind the proxy
     #[arg(long, env = "CALICO_DOCKER_HOST", default_value = "unix:///var/run/docker.sock", value_name = "URL")]
@@ -122,19 +146,30 @@ pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name)
 }
 
+/// The items of a list. A variable that is set to nothing says as little as one that is not set.
+fn said(items: &[String]) -> Vec<String> {
+    items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
+}
+
 impl Flags {
     /// This host as it records itself.
     pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr) -> Host {
         Host { name, ip, ip6: self.ip6, as_number: self.as_number }
     }
 
-    /// The listeners, and whether an operator named them.
-    pub(crate) fn listeners(&self) -> (Vec<String>, bool) {
-        if self.listen.is_empty() {
-            (DEFAULT_LISTEN.map(str::to_owned).to_vec(), false)
-        } else {
-            (self.listen.clone(), true)
+    /// Where to listen, and whether that place may be missing: the defaults stand where neither the operator nor systemd
+    /// names any.
+    pub(crate) fn listeners(&self, passed: bool) -> Vec<(String, bool)> {
+        let named = said(&self.listen);
+        if named.is_empty() && !passed {
+            return DEFAULT_LISTEN.map(|text| (text.to_owned(), text.contains("[::1]"))).to_vec();
         }
+        named.into_iter().map(|text| (text, false)).collect()
+    }
+
+    /// By which names clients may call us.
+    pub(crate) fn names(&self) -> Vec<String> {
+        said(&self.allow_host)
     }
 
     pub(crate) fn runs_bird(&self) -> bool {

@@ -3,6 +3,7 @@
 //! Kinds of kernel state share three verbs: `observe` the world into what is provably ours, compute the `steps` purely
 //! (in `plan`), `apply` them.
 
+pub(crate) mod activation;
 pub(crate) mod bird;
 pub(crate) mod control;
 pub(crate) mod docker;
@@ -19,6 +20,7 @@ pub(crate) mod pipe;
 pub(crate) mod relay;
 pub(crate) mod ruleset;
 pub(crate) mod sysctl;
+pub(crate) mod tls;
 
 #[cfg(test)]
 pub(crate) mod testnet;

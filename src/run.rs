@@ -6,6 +6,7 @@
 //! not look like a whole one.
 
 mod checks;
+mod doors;
 mod embedded;
 
 use std::net::Ipv4Addr;
@@ -16,18 +17,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Command, Flags};
+use crate::edge::activation::{self, Passed};
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
 use crate::edge::relay::Engine;
+use crate::edge::tls::Certificates;
 use crate::log;
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
@@ -38,7 +41,7 @@ use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy;
-use crate::part::proxy::listen::{Listen, Listener, bind};
+use crate::part::proxy::listen::docker_group;
 use crate::part::status::Gauge;
 use crate::part::store::Store;
 
@@ -53,6 +56,8 @@ pub(crate) fn node() -> ExitCode {
             return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
+    // Before anything of ours opens a descriptor.
+    let passed = activation::take(|name| config::variable(name).and_then(|value| value.into_string().ok()));
     let ended = log::start(flags.log_format, &flags.log_level).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -65,7 +70,7 @@ pub(crate) fn node() -> ExitCode {
                     let _only = checks::be_the_only_one(&flags.run_dir)?;
                     clean::run().await
                 }
-                None => run(&flags).await,
+                None => run(&flags, passed).await,
             }
         })
     });
@@ -153,11 +158,14 @@ fn by_itself(done: Result<(&'static str, Result<(), Fault>), tokio::task::JoinEr
     }
 }
 
-async fn run(flags: &Flags) -> Result<(), Fault> {
+async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<(), Fault> {
+    // From here on a hangup ends nothing.
+    let hangups =
+        signal(SignalKind::hangup()).map_err(|error| Fault::World(format!("listen for the signal SIGHUP: {error}")))?;
     let host = flags.host()?;
     let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
-    let doors = wanted_doors(flags)?;
+    let doors = doors::wanted(flags, &engine, passed)?;
     checks::run(flags, named.is_none()).await?;
     let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
@@ -190,13 +198,13 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
     let prepared = agent::prepare(spawner).await?;
-    let (listeners, names) = open_doors(doors).await?;
+    let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
         host_ip,
         etcd: etcd.address().to_owned(),
         docker: flags.docker_host.clone(),
-        listeners: names,
+        listeners: doors.places,
         bird_socket: flags.runs_bird().then(|| flags.run_dir.join("bird.ctl")),
         store: Arc::clone(&store),
         network: Arc::clone(&network),
@@ -210,12 +218,32 @@ async fn run(flags: &Flags) -> Result<(), Fault> {
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
     start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
-    parts.start("the proxy", |stop| proxy::serve(listeners, engine, network, most_connections, stop));
+    let names = doors.names;
+    parts.start("the proxy", |stop| proxy::serve(doors.listeners, names, engine, network, most_connections, stop));
+    parts.keep("the watch for hangups", |stop| reread(hangups, doors.certificates, stop));
     parts.keep("the watch for readiness", |stop| async move {
         announce(&gauge, programmed, &stop).await;
         stop.cancelled().await;
     });
-    parts.join().await
+    let ended = parts.join().await;
+    // Only now, when nobody is served any more.
+    drop(doors.files);
+    ended
+}
+
+/// Reads the certificates again whenever SIGHUP comes. Streams keep what they began with.
+async fn reread(mut hangups: Signal, certificates: Option<Arc<Certificates>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = hangups.recv() => {}
+        }
+        match certificates.as_ref().map(|certificates| certificates.reload()) {
+            Some(Ok(())) => tracing::info!("SIGHUP: the certificates were read again, for the clients from now on"),
+            Some(Err(fault)) => tracing::error!(%fault, "SIGHUP: the certificates that were read before stay in force"),
+            None => tracing::info!("SIGHUP: there is no TLS, and nothing else is read again"),
+        }
+    }
 }
 
 fn start_servers(
@@ -265,29 +293,6 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
     }
 }
 
-/// Where the proxy is to listen, and whether it may do without.
-fn wanted_doors(flags: &Flags) -> Result<Vec<(Listen, bool)>, Fault> {
-    let (wanted, named) = flags.listeners();
-    // Not every machine has IPv6: of the default doors, its may be missing.
-    wanted.iter().map(|text| Ok((text.parse()?, !named && text.contains("[::1]")))).collect()
-}
-
-/// Opens the proxy's doors.
-async fn open_doors(wanted: Vec<(Listen, bool)>) -> Result<(Vec<Listener>, Vec<String>), Fault> {
-    let (mut doors, mut names, mut faults) = (Vec::new(), Vec::new(), Vec::new());
-    for (listen, spare) in wanted {
-        match bind(&listen).await {
-            Ok(door) => {
-                doors.push(door);
-                names.push(listen.to_string());
-            }
-            Err(fault) if spare => tracing::debug!(%fault, "no door on ::1"),
-            Err(fault) => faults.push(fault.to_string()),
-        }
-    }
-    if faults.is_empty() { Ok((doors, names)) } else { Err(Fault::World(faults.join("; "))) }
-}
-
 fn prepare_folders(flags: &Flags) -> Result<(), Fault> {
     for folder in [&flags.state_dir, &flags.run_dir] {
         let fault = |error: std::io::Error| Fault::World(format!("make folder {}: {error}", folder.display()));
@@ -313,11 +318,6 @@ async fn host_address(flags: &Flags) -> Result<Ipv4Addr, Fault> {
         tracing::warn!(%ip, "the address given with --ip is on no interface of this host");
     }
     Ok(ip)
-}
-
-/// The number of the group `docker`; `None` where there is none.
-fn docker_group() -> Option<u32> {
-    nix::unistd::Group::from_name("docker").ok().flatten().map(|group| group.gid.as_raw())
 }
 
 /// Tells systemd how far we are, if it started us. Source: sd_notify(3).

@@ -51,7 +51,8 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
         ];
         all.extend(contender::between(&mut lab, &dockerd)?);
         // Its memory before it has carried anything.
-        let idle: Vec<f64> = all.iter().map(|one| one.usage().map(|usage| usage.resident_kib)).collect::<Outcome<_>>()?;
+        let idle: Vec<f64> =
+            all.iter().map(|one| one.usage().map(|usage| usage.resident_kib)).collect::<Outcome<_>>()?;
         calls(&all, &Engine::new(&dockerd), samples, &idle)?;
         keystrokes(&all, &Engine::new(&dockerd), samples)?;
         if rounds > 0 {
@@ -159,7 +160,11 @@ fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> O
         .map(|(at, one)| {
             let own = &figures[at];
             let added = |kind: &dyn Fn(&Calls) -> &Samples, rank: usize| {
-                if at == 0 { format!("{} in all", us(kind(own).quantile(rank))) } else { format!("+{}", over(kind, at, rank)) }
+                if at == 0 {
+                    format!("{} in all", us(kind(own).quantile(rank)))
+                } else {
+                    format!("+{}", over(kind, at, rank))
+                }
             };
             let kept: &dyn Fn(&Calls) -> &Samples = &|calls| &calls.kept;
             let new: &dyn Fn(&Calls) -> &Samples = &|calls| &calls.new;
@@ -177,8 +182,7 @@ fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> O
         })
         .collect();
     let title = format!("Calls, {samples} of each, µs added to dockerd's unix socket");
-    let head =
-        ["way", "ping p50", "ping p99", "new conn. p50", "p99", "req/s at 16", "create p50", "RSS before, MiB"];
+    let head = ["way", "ping p50", "ping p99", "new conn. p50", "p99", "req/s at 16", "create p50", "RSS before, MiB"];
     table(&title, &head, &rows);
     let find = |name| all.iter().position(|one| one.name == name).ok_or("a contender is missing");
     let (ours, floor) = (find(CALICO)?, find(COPY_ONE)?);
@@ -238,7 +242,8 @@ fn keystrokes(all: &[Contender], dockerd: &Engine, samples: usize) -> Outcome<()
                     (us(500), us(990))
                 }
                 _ => {
-                    let added = |rank| format!("{:+.0}", (figures[at].quantile(rank) - figures[0].quantile(rank)) * 1e3);
+                    let added =
+                        |rank| format!("{:+.0}", (figures[at].quantile(rank) - figures[0].quantile(rank)) * 1e3);
                     (added(500), added(990))
                 }
             };

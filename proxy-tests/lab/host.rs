@@ -86,7 +86,7 @@ impl Host {
         self.folder.join("state")
     }
 
-    fn raw_socket(&self) -> PathBuf {
+    pub(crate) fn raw_socket(&self) -> PathBuf {
         self.folder.join("docker.sock")
     }
 
@@ -146,7 +146,8 @@ impl Host {
         self.raw_docker_run(&import).input(image()).run().ok();
     }
 
-    fn docker_to(&self, to: &str, args: &[&str]) -> Run {
+    /// docker at any place.
+    pub(crate) fn docker_to(&self, to: &str, args: &[&str]) -> Run {
         self.command("docker")
             .args(["-H", to])
             .args(args)
@@ -266,16 +267,35 @@ impl Host {
 
     pub(crate) fn spawn_node(&self, more: &[&str]) {
         let listen = format!("unix://{}", self.proxy_socket().display());
+        let doors = ["--listen", &listen, "--listen", "tcp://127.0.0.1:2377"];
+        self.spawn_node_with(&[&doors, more].concat());
+    }
+
+    /// A node that listens where these options say.
+    pub(crate) fn spawn_node_with(&self, options: &[&str]) {
+        self.keep_node(spawn_logged(self.node_command(options), &self.node_log()));
+    }
+
+    /// What `spawn_node_with` runs.
+    pub(crate) fn node_command(&self, options: &[&str]) -> Run {
         let address = self.ip.to_string();
-        let command = self
-            .calico_node(&["--listen", &listen, "--listen", "tcp://127.0.0.1:2377", "--ip", &address])
+        self.calico_node(&["--ip", &address])
             .args(["--metrics-listen", "127.0.0.1:9091", "--log-level", "info,calico=debug"])
-            .args(more);
-        let before = self.node.lock().unwrap().replace(spawn_logged(command, &self.node_log()));
+            .args(options)
+    }
+
+    /// Takes a node into its care that was started elsewhere.
+    pub(crate) fn keep_node(&self, node: Child) {
+        let before = self.node.lock().unwrap().replace(node);
         assert!(before.is_none(), "{} has a node already", self.name);
     }
 
-    fn node_log(&self) -> PathBuf {
+    /// Sends the node a signal.
+    pub(crate) fn signal_node(&self, signal: Signal) {
+        send(self.node.lock().unwrap().as_ref().expect("a node runs"), signal);
+    }
+
+    pub(crate) fn node_log(&self) -> PathBuf {
         self.folder.join("node.log")
     }
 

@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use crate::edge::activation;
 use crate::model::fault::Fault;
 
 /// How long a tool may run.
@@ -23,6 +24,16 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// How much of a tool's complaint is repeated.
 const COMPLAINT_LONGEST: usize = 600;
+
+/// A child with our environment, but for what systemd told this process alone.
+#[expect(clippy::disallowed_methods, reason = "the one place that starts children")]
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for name in activation::VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
 
 /// What a tool that succeeded has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,11 +49,10 @@ pub(crate) struct Output {
 ///
 /// # Cancel safety
 /// The tool is killed when the future is dropped.
-#[expect(clippy::disallowed_methods, reason = "the one place that starts tools")]
 pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output, Fault> {
     let doing = format!("run {program} {}", args.join(" "));
     let world = |cause: String| Fault::World(format!("{}: {cause}", doing.trim_end()));
-    let mut child = Command::new(program)
+    let mut child = command(program)
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -131,9 +141,8 @@ impl Spawner {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the one place that starts daemons")]
 fn spawn(start: &Start) -> std::io::Result<Child> {
-    let mut command = Command::new(&start.program);
+    let mut command = command(&start.program);
     let output = || if start.output { Stdio::inherit() } else { Stdio::null() };
     command
         .args(&start.args)

@@ -9,11 +9,11 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
@@ -23,12 +23,13 @@ use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::pipe::Pipe;
+use super::tls::{Certificates, TlsStream};
 use crate::model::fault::Fault;
 
 /// How much is read at once where much comes.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
-/// How much is read at once else: more than most messages have.
+/// How much is read at once else: more than most messages have, and as much as a record of TLS holds.
 const LITTLE_BYTES: usize = 16 * 1024;
 
 thread_local! {
@@ -86,6 +87,8 @@ impl std::fmt::Display for Engine {
 pub(crate) enum Wire {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Boxed, so that the others do not pay for its room.
+    Tls(Box<TlsStream>),
 }
 
 /// Sets a TCP listener so that what it accepts sends at once and finds out when its peer has died: Linux hands these
@@ -126,8 +129,31 @@ impl Wire {
         }
     }
 
+    /// An accepted TCP connection with TLS over it. Nothing can be read or written before the
+    /// [`handshake`](Self::handshake).
+    pub(crate) fn accepted_tls(stream: TcpStream, certificates: &Certificates) -> io::Result<Wire> {
+        Ok(Wire::Tls(Box::new(certificates.accept(stream)?)))
+    }
+
+    /// Whether it came over TCP, with TLS or without.
     pub(crate) fn is_tcp(&self) -> bool {
-        matches!(self, Wire::Tcp(_))
+        matches!(self, Wire::Tcp(_) | Wire::Tls(_))
+    }
+
+    /// Gets to know a client that is to speak TLS; one that speaks HTTP gets `to_plain`, as it is.
+    ///
+    /// # Errors
+    /// The client is not to be let in.
+    pub(crate) async fn handshake(&self, to_plain: &[u8]) -> io::Result<()> {
+        match self {
+            Wire::Tls(stream) => stream.handshake(to_plain).await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether a certificate of ours, which the client has accepted, carries a name.
+    pub(crate) fn is_certified_for(&self, name: &str) -> bool {
+        matches!(self, Wire::Tls(stream) if stream.is_named(name))
     }
 
     /// Waits until there are bytes, the peer's FIN or an error.
@@ -135,6 +161,7 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.readable().await,
             Wire::Unix(stream) => stream.readable().await,
+            Wire::Tls(stream) => stream.readable().await,
         }
     }
 
@@ -142,6 +169,15 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.writable().await,
             Wire::Unix(stream) => stream.writable().await,
+            Wire::Tls(stream) => stream.writable().await,
+        }
+    }
+
+    fn try_read_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(stream) => stream.try_read(bytes),
+            Wire::Unix(stream) => stream.try_read(bytes),
+            Wire::Tls(stream) => stream.try_read(bytes),
         }
     }
 
@@ -152,21 +188,17 @@ impl Wire {
     fn try_read(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
         let count = if most <= LITTLE_BYTES {
             LITTLE.with_borrow_mut(|little| {
-                let count = match self {
-                    Wire::Tcp(stream) => stream.try_read(&mut little[..most]),
-                    Wire::Unix(stream) => stream.try_read(&mut little[..most]),
-                }?;
+                let count = self.try_read_into(&mut little[..most])?;
                 buffer.extend_from_slice(&little[..count]);
                 Ok::<_, io::Error>(count)
-            })
+            })?
         } else {
-            buffer.reserve(most);
-            let mut limited = buffer.limit(most);
-            match self {
-                Wire::Tcp(stream) => stream.try_read_buf(&mut limited),
-                Wire::Unix(stream) => stream.try_read_buf(&mut limited),
-            }
-        }?;
+            let held = buffer.len();
+            buffer.resize(held + most, 0);
+            let read = self.try_read_into(&mut buffer[held..]);
+            buffer.truncate(held + read.as_ref().map_or(0, |count| *count));
+            read?
+        };
         if (1..most).contains(&count) {
             self.note_drained();
         }
@@ -181,6 +213,8 @@ impl Wire {
         let _ = match self {
             Wire::Tcp(stream) => stream.try_io(Interest::READABLE, nothing),
             Wire::Unix(stream) => stream.try_io(Interest::READABLE, nothing),
+            // What has been read of it says nothing of the socket.
+            Wire::Tls(_) => Ok(()),
         };
     }
 
@@ -188,13 +222,24 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.try_write(bytes),
             Wire::Unix(stream) => stream.try_write(bytes),
+            Wire::Tls(stream) => stream.try_write(bytes),
         }
     }
 
-    fn fd(&self) -> RawFd {
+    /// Sends what was taken to be written. Only TLS holds anything back.
+    async fn flush(&self) -> io::Result<()> {
         match self {
-            Wire::Tcp(stream) => stream.as_raw_fd(),
-            Wire::Unix(stream) => stream.as_raw_fd(),
+            Wire::Tls(stream) => stream.flush().await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
+        }
+    }
+
+    /// The socket over which bytes go as they are.
+    fn plain(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Wire::Tcp(stream) => Some(stream.as_fd()),
+            Wire::Unix(stream) => Some(stream.as_fd()),
+            Wire::Tls(_) => None,
         }
     }
 
@@ -202,19 +247,26 @@ impl Wire {
     /// connect. A FIN and errors are left to [`Wire::read`].
     pub(crate) fn read_ahead(&self, buffer: &mut BytesMut) {
         let mut first = [0; FIRST_BYTES];
-        if let Ok(count) = recv(self.fd(), &mut first, MsgFlags::MSG_DONTWAIT) {
+        if let Some(socket) = self.plain()
+            && let Ok(count) = recv(socket.as_raw_fd(), &mut first, MsgFlags::MSG_DONTWAIT)
+        {
             buffer.extend_from_slice(&first[..count]);
         }
     }
 
     /// Whether a connection on which nothing was said is still one.
     pub(crate) fn is_open(&self) -> bool {
-        recv(self.fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN)
+        self.plain().is_some_and(|socket| {
+            recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN)
+        })
     }
 
     /// Writes what the kernel takes now, without waiting for the event loop to say that it would.
     fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self.fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+        match self.plain() {
+            Some(socket) => Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?),
+            None => self.try_write(bytes),
+        }
     }
 
     /// Appends what has arrived, a little of it; 0 is the peer's FIN. An empty buffer gives up its memory while it waits.
@@ -249,7 +301,7 @@ impl Wire {
             buffer.advance(written);
             *count -= written;
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Writes all bytes.
@@ -279,6 +331,7 @@ impl Wire {
         match self {
             Wire::Tcp(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
             Wire::Unix(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
+            Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
@@ -291,27 +344,34 @@ impl Wire {
             let drained = match self {
                 Wire::Tcp(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
                 Wire::Unix(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
+                Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
             };
             match drained {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
                 drained => drained?,
             }
         }
-        Ok(())
+        self.flush().await
     }
 
-    /// Sends our FIN: nothing more comes from here.
-    pub(crate) fn finish(&self) {
+    /// Sends our FIN: nothing more comes from here. Over TLS it waits for room in the socket, as every write does.
+    pub(crate) async fn finish(&self) {
+        if let Wire::Tls(stream) = self {
+            return stream.finish().await;
+        }
         // Only a peer that is already gone makes this fail, and that shows in the next read.
-        let _ = shutdown(self.fd(), Shutdown::Write);
+        let _ = self.plain().map(|socket| shutdown(socket.as_raw_fd(), Shutdown::Write));
     }
 
     /// Makes the close of a TCP stream a reset, so that a cut stream does not look like an ended one.
     pub(crate) fn reset_on_close(&self) {
-        if let Wire::Tcp(stream) = self {
-            // A socket that cannot do it closes with a FIN.
-            let _ = stream.set_zero_linger();
-        }
+        let stream = match self {
+            Wire::Tcp(stream) => stream,
+            Wire::Tls(stream) => stream.socket(),
+            Wire::Unix(_) => return,
+        };
+        // A socket that cannot do it closes with a FIN.
+        let _ = stream.set_zero_linger();
     }
 
     /// Waits until the peer, which has already sent its FIN, is gone altogether.
@@ -320,6 +380,9 @@ impl Wire {
             // A reset or unanswered probes are an error of the socket; a FIN is none.
             Wire::Tcp(stream) => {
                 let _ = stream.ready(Interest::ERROR).await;
+            }
+            Wire::Tls(stream) => {
+                let _ = stream.socket().ready(Interest::ERROR).await;
             }
             Wire::Unix(stream) => loop {
                 match tokio::time::timeout(HANGUP_CHECK, stream.ready(Interest::WRITABLE)).await {
@@ -430,7 +493,8 @@ impl<'a, B: Bounds> Flow<'a, B> {
                 return Ok(true);
             }
             let unseen = self.bounds.unseen();
-            let splices = self.is_busy && unseen >= SPLICE_FROM as u64;
+            let splices =
+                self.is_busy && unseen >= SPLICE_FROM as u64 && from.plain().is_some() && to.plain().is_some();
             if let Some(mut pipe) = splices.then(Pipe::take).flatten() {
                 match from.fill(&mut pipe, unseen) {
                     Ok(0) => return Ok(false),
@@ -468,7 +532,7 @@ impl<'a, B: Bounds> Flow<'a, B> {
 /// Carries bytes one way until the FIN, and passes that on. `left` are bytes that were read before.
 async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed> {
     Flow::new(left, 0, Boundless).carry(from, to).await?;
-    to.finish();
+    to.finish().await;
     Ok(())
 }
 

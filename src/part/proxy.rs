@@ -47,13 +47,15 @@ const MOST_THREADS: usize = 8;
 /// request end at once and the others when they are done, or with [`DRAIN`].
 ///
 /// Each connection lives on one thread with an event loop of its own: waking another thread for every message would
-/// cost more than all that is done with it. `most` is how many connections there may be at a time; the kernel's queue
+/// cost more than all that is done with it. `names` are those by which clients may call us over TCP, besides addresses,
+/// localhost and a certificate's. `most` is how many connections there may be at a time; the kernel's queue
 /// holds who comes then.
 ///
 /// # Errors
 /// `World`: a thread could not be set up.
 pub(crate) async fn serve(
     listeners: Vec<Listener>,
+    names: Arc<[String]>,
     engine: Engine,
     network: Arc<Network>,
     most: usize,
@@ -65,7 +67,7 @@ pub(crate) async fn serve(
     for _ in 0..threads {
         let calls = Calls::new(Arc::clone(&network), Handle::current());
         let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
-        let (room, stop) = (Arc::clone(&room), stop.clone());
+        let (room, names, stop) = (Arc::clone(&room), Arc::clone(&names), stop.clone());
         carrying.spawn_blocking(move || {
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fault)?;
@@ -73,7 +75,8 @@ pub(crate) async fn serve(
                 let doors: Vec<Door> = listeners.iter().map(Listener::door).collect::<Result<_, _>>().map_err(fault)?;
                 let dialer = Arc::new(Dialer::new(engine));
                 let connect = |client: Wire| {
-                    Connection::new(client, Upstream::new(Arc::clone(&dialer)), calls.clone(), stop.clone()).run()
+                    let upstream = Upstream::new(Arc::clone(&dialer));
+                    Connection::new(client, upstream, calls.clone(), stop.clone()).known_as(Arc::clone(&names)).run()
                 };
                 let serving = doors.iter().map(|door| serve_one(door, connect, &room, &stop));
                 futures_util::future::join_all(serving).await;

@@ -77,7 +77,11 @@ pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: usize, rounds: u
                 one.forget_peak()?;
                 let before = one.usage()?;
                 let start = Instant::now();
-                if way == 0 { put(one, &id, length, &piece)? } else { get(one, &id, length)? }
+                if way == 0 {
+                    put(one, &id, length, &piece)?
+                } else {
+                    get(one, &id, length)?
+                }
                 let took = start.elapsed();
                 let after = if one.process.is_some() { one.usage()? } else { Usage::default() };
                 // The first round fills caches and grows files.
@@ -99,9 +103,8 @@ pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: usize, rounds: u
             .enumerate()
             .map(|(at, one)| {
                 let own = &figures[at][way];
-                let to = |other: usize| {
-                    format!("{:.2}", own.mib_per_s.median() / figures[other][way].mib_per_s.median())
-                };
+                let to =
+                    |other: usize| format!("{:.2}", own.mib_per_s.median() / figures[other][way].mib_per_s.median());
                 let (cpu, grown) = match one.process {
                     Some(_) => (format!("{:.2}", own.cpu_s / gib), format!("{:.0}", own.grown_kib)),
                     None => (String::new(), String::new()),

@@ -95,7 +95,8 @@ impl Contender {
         for process in self.processes()? {
             let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
             // After the name, which may hold anything: state is field 3, utime 14, stime 15 (proc(5)).
-            let fields: Vec<&str> = stat.rsplit_once(')').ok_or("a stat without a name")?.1.split_whitespace().collect();
+            let fields: Vec<&str> =
+                stat.rsplit_once(')').ok_or("a stat without a name")?.1.split_whitespace().collect();
             usage.cpu_s += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / TICKS_PER_S;
             let status = fs::read_to_string(format!("/proc/{process}/status"))?;
             let line = |key: &str| -> Option<f64> {

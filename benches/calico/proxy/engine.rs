@@ -36,8 +36,6 @@ async fn serve(mut client: UnixStream) -> std::io::Result<()> {
             while client.read(&mut one).await? > 0 {}
             return Ok(());
         }
-        client
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]")
-            .await?;
+        client.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]").await?;
     }
 }

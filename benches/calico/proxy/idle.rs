@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::PING;
 use super::contender::{Contender, Stream, between};
 use super::http::{exchange, upgrade};
-use super::PING;
 use crate::Outcome;
 use crate::figures::{Samples, table};
 use crate::lab::{Lab, command, end, pause, until};

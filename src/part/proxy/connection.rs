@@ -9,6 +9,7 @@
 //! HTTP behind, or as a head that is unreadable, and then nothing follows it.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -88,6 +89,8 @@ pub(crate) struct Connection<S> {
     upstream: Upstream,
     service: S,
     stop: CancellationToken,
+    /// By which names clients may call us, besides those that are known anyhow.
+    names: Arc<[String]>,
 }
 
 impl<S> Connection<S>
@@ -95,11 +98,28 @@ where
     S: Service<Asked, Response = Answered, Error = Infallible>,
 {
     pub(crate) fn new(client: Wire, upstream: Upstream, service: S, stop: CancellationToken) -> Self {
-        Connection { client, inbound: BytesMut::new(), client_ended: false, upstream, service, stop }
+        Connection {
+            client,
+            inbound: BytesMut::new(),
+            client_ended: false,
+            upstream,
+            service,
+            stop,
+            names: Arc::default(),
+        }
+    }
+
+    /// The same, for clients that may call us by some further names.
+    #[must_use]
+    pub(crate) fn known_as(self, names: Arc<[String]>) -> Self {
+        Connection { names, ..self }
     }
 
     /// Serves the client until it, dockerd or the process ends.
     pub(crate) async fn run(mut self) {
+        if !self.greet().await {
+            return;
+        }
         self.client.read_ahead(&mut self.inbound);
         let mut is_first = true;
         let then = loop {
@@ -107,9 +127,10 @@ where
                 Ok(request) => request,
                 Err(then) => break then,
             };
-            let then = match (&request.foreign, &request.classified.call) {
+            let foreign = request.foreign.as_ref().and_then(|foreign| foreign.reason(|name| self.is_called(name)));
+            let then = match (foreign, &request.classified.call) {
                 (Some(reason), _) => {
-                    let answer = Manner::of(&request).closing().error(403, reason);
+                    let answer = Manner::of(&request).closing().error(403, &reason);
                     self.say(&answer, Then::Close).await
                 }
                 (None, Call::Pass) => self.pass(&request).await,
@@ -126,15 +147,43 @@ where
         };
         match then {
             Then::Close => {
-                self.client.finish();
-                if !self.client_ended {
-                    // A client that takes longer has had its time.
-                    let _ = timeout(LINGER, relay::read_out(&self.client)).await;
-                }
+                let parting = async {
+                    self.client.finish().await;
+                    if !self.client_ended {
+                        relay::read_out(&self.client).await;
+                    }
+                };
+                // A client that takes longer has had its time.
+                let _ = timeout(LINGER, parting).await;
             }
             Then::Reset => self.client.reset_on_close(),
             Then::Next | Then::Drop => {}
         }
+    }
+
+    /// Gets to know a client that is to speak TLS. Answers whether it may go on.
+    async fn greet(&self) -> bool {
+        if !matches!(self.client, Wire::Tls(_)) {
+            return true;
+        }
+        let to_plain = Manner::unknown().error(400, "TLS is spoken at this address: use docker --tlsverify or https");
+        // Boxed, so that a stream does not keep room for it.
+        let handshake = Box::pin(self.client.handshake(&to_plain));
+        tokio::select! {
+            shaken = handshake => match shaken {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::info!(%error, "a client did not get in by TLS");
+                    false
+                }
+            },
+            () = self.stop.cancelled() => false,
+        }
+    }
+
+    /// Whether a client may call us by a name that is no address and not localhost.
+    fn is_called(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.eq_ignore_ascii_case(name)) || self.client.is_certified_for(name)
     }
 
     async fn say(&self, answer: &[u8], then: Then) -> Then {
@@ -196,7 +245,7 @@ where
         let shown = self.inbound.split_to(length.min(self.inbound.len()));
         // dockerd may close before it has read all of it; what it said counts.
         let _ = wire.write_all(&shown).await;
-        wire.finish();
+        wire.finish().await;
         loop {
             let mut count = outbound.len();
             if self.client.write_from(outbound, &mut count).await.is_err() {
@@ -362,7 +411,7 @@ impl Up<'_> {
             Ok(true) if self.flow.bounds.is_done() => return true,
             Ok(is_over) => {
                 *self.client_ended |= !is_over;
-                wire.finish();
+                wire.finish().await;
             }
             // Whether dockerd still speaks, the other direction tells.
             Err(Failed::Writing) => {}
@@ -387,7 +436,7 @@ impl Up<'_> {
             }
         }
         if self.flow.buffer.is_empty() {
-            wire.finish();
+            wire.finish().await;
         }
         client.hung_up().await;
     }

@@ -10,7 +10,7 @@ use httparse::{EMPTY_HEADER, Header};
 
 use super::fields::{has_token, header_values};
 use super::framing::Framing;
-use super::origin;
+use super::origin::{self, Foreign};
 use crate::plan::call::{Classified, classify};
 
 /// How long a head may be. dockerd stops at 1 MiB and 4 KiB (Go `DefaultMaxHeaderBytes`) and says so itself.
@@ -41,7 +41,7 @@ pub(crate) struct Request {
     pub(crate) expects_continue: bool,
     pub(crate) body: Framing,
     /// Why a browser may be behind this request that its user does not know of.
-    pub(crate) foreign: Option<String>,
+    pub(crate) foreign: Option<Foreign>,
 }
 
 /// What the proxy needs to know of a reply.
@@ -106,11 +106,17 @@ fn room<'r, 'h>(
     many
 }
 
+/// Whether a byte is one of a token, as a method is. Source: RFC 9110, 5.6.2; Go `httpguts.IsTokenRune`.
+fn begins_method(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Reads the request at the start of some bytes; `None` while its head is not whole. `guarded` looks for what browsers
 /// are tricked into.
 pub(crate) fn parse_request(bytes: &[u8], guarded: bool) -> Option<Result<Request, Unreadable>> {
-    if let Some(b'\r' | b'\n') = bytes.first() {
-        // Go does not skip blank lines before a request.
+    if bytes.first().is_some_and(|first| !begins_method(*first)) {
+        // Go reads one line and says what it thinks of it: it skips no blank ones, and the greeting of a client that
+        // wants TLS has no blank line behind it, but a line feed in it.
         let line = bytes.iter().position(|byte| *byte == b'\n')?;
         return Some(Err(Unreadable::Shown(line + 1)));
     }

@@ -1,4 +1,8 @@
 //! Listening: the sockets at which the proxy is reached.
+//!
+//! A unix socket is as open as the engine's own, and nobody connects before it is: it gets its owner and mode between
+//! `bind` and `listen`. Its file is replaced only if nobody listens at it any more, which two nodes cannot find at the
+//! same time because each holds a lock on the folder meanwhile; and it is taken away at the end if it is still ours.
 
 use std::fmt;
 use std::io;
@@ -6,39 +10,53 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
+use tokio::time::sleep;
 
 use crate::edge::relay::{Wire, set_up_tcp};
+use crate::edge::tls::Certificates;
 use crate::model::fault::Fault;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Whose group and mode a unix socket of ours takes over: who may use Docker may use us, and nobody else.
-const DOCKER_SOCKET: &str = "/var/run/docker.sock";
-
-/// The mode where there is no socket of Docker's.
+/// The mode of a unix socket where the engine has none, as dockerd makes its own.
 const SOCKET_MODE: u32 = 0o660;
 
-/// Where to listen: `tcp://ADDRESS:PORT` or `unix://PATH`.
+/// Whose it is then, besides root's. Source: dockerd's default for `--group`.
+const DOCKER_GROUP: &str = "docker";
+
+/// How often a folder that somebody else has locked is tried again, and how long is waited each time.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Listen {
     Tcp(SocketAddr),
+    /// TCP with TLS over it.
+    Tls(SocketAddr),
     Unix(PathBuf),
 }
 
 impl FromStr for Listen {
     type Err = Fault;
+    /// `tcp://ADDRESS:PORT`, `tls://ADDRESS:PORT` or `unix://PATH`.
     fn from_str(text: &str) -> Result<Self, Fault> {
         let listen = match text.split_once("://") {
             Some(("tcp", address)) => address.parse().ok().map(Listen::Tcp),
+            Some(("tls", address)) => address.parse().ok().map(Listen::Tls),
             Some(("unix", path)) if path.starts_with('/') => Some(Listen::Unix(path.into())),
             _ => None,
         };
         listen.ok_or_else(|| {
             Fault::Refusal(format!(
-                "{text:?} is no place to listen: it must be tcp://ADDRESS:PORT or unix:///PATH, as in tcp://127.0.0.1:2377"
+                "{text:?} is no place to listen: it must be tcp://ADDRESS:PORT, tls://ADDRESS:PORT or unix:///PATH, \
+                 as in tcp://127.0.0.1:2377"
             ))
         })
     }
@@ -48,23 +66,37 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Listen::Tcp(address) => write!(f, "tcp://{address}"),
+            Listen::Tls(address) => write!(f, "tls://{address}"),
             Listen::Unix(path) => write!(f, "unix://{}", path.display()),
         }
     }
 }
 
-/// A socket that is listened at, in the hands of no event loop.
+/// A socket that is listened at, which does not block and is in the hands of no event loop.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(std::net::TcpListener),
+    Tls(std::net::TcpListener, Arc<Certificates>),
     Unix(std::os::unix::net::UnixListener),
 }
 
 impl Listener {
+    /// A TCP socket; with certificates, TLS is spoken there.
+    pub(crate) fn tcp(socket: std::net::TcpListener, certificates: Option<&Arc<Certificates>>) -> io::Result<Self> {
+        set_up_tcp(&socket)?;
+        Ok(match certificates {
+            Some(certificates) => Listener::Tls(socket, Arc::clone(certificates)),
+            None => Listener::Tcp(socket),
+        })
+    }
+
     /// The same socket for the event loop of this thread: whichever thread is idle takes the next connection.
     pub(crate) fn door(&self) -> io::Result<Door> {
         Ok(match self {
             Listener::Tcp(listener) => Door::Tcp(TcpListener::from_std(listener.try_clone()?)?),
+            Listener::Tls(listener, certificates) => {
+                Door::Tls(TcpListener::from_std(listener.try_clone()?)?, Arc::clone(certificates))
+            }
             Listener::Unix(listener) => Door::Unix(UnixListener::from_std(listener.try_clone()?)?),
         })
     }
@@ -74,67 +106,124 @@ impl Listener {
 #[derive(Debug)]
 pub(crate) enum Door {
     Tcp(TcpListener),
+    Tls(TcpListener, Arc<Certificates>),
     Unix(UnixListener),
 }
 
 impl Door {
-    /// The next connection.
+    /// The next connection. One over TLS has its handshake still before it, so nobody waits for a slow client's.
     ///
     /// # Cancel safety
     /// No connection is lost when the future is dropped before it is ready.
     pub(crate) async fn accept(&self) -> io::Result<Wire> {
         match self {
             Door::Tcp(listener) => Ok(Wire::Tcp(listener.accept().await?.0)),
+            Door::Tls(listener, certificates) => Wire::accepted_tls(listener.accept().await?.0, certificates),
             Door::Unix(listener) => Ok(Wire::Unix(listener.accept().await?.0)),
         }
     }
 }
 
-/// Begins to listen.
+/// The file of a unix socket of ours. Dropping it takes the file away, unless another one lies there by now.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    seen: (u64, u64, SystemTime),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(SocketFile { path: path.to_owned(), seen: identity(path)? })
+    }
+}
+
+/// What tells a file from another one at the same path. Numbers of inodes are used again.
+fn identity(path: &Path) -> io::Result<(u64, u64, SystemTime)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino(), found.modified()?))
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|seen| seen == self.seen)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "our socket's file stays behind");
+        }
+    }
+}
+
+/// Listens at a TCP address.
 ///
 /// # Errors
-/// `World`: the place is taken or cannot be used. The port 2377 is Swarm's default, and the message says so.
-pub(crate) async fn bind(listen: &Listen) -> Result<Listener, Fault> {
-    let bound = match listen {
-        Listen::Tcp(address) => bind_tcp(*address).map(Listener::Tcp),
-        Listen::Unix(path) => bind_unix(path, Path::new(DOCKER_SOCKET)).await.map(Listener::Unix),
+/// `World`: the address is taken or cannot be used. The port 2377 is Swarm's default, and the message says so.
+pub(crate) fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, Fault> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Connections of the process before us may still be in TIME_WAIT.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)?.into_std()
     };
-    bound.map_err(|error| {
-        let taken = error.kind() == io::ErrorKind::AddrInUse;
-        let is_swarms = matches!(listen, Listen::Tcp(address) if address.port() == 2377);
-        let hint = if taken && is_swarms {
-            " (2377 is also the default of docker swarm: give one of them another)"
-        } else {
-            ""
-        };
-        Fault::World(format!("listen at {listen}: {error}{hint}"))
+    bound().map_err(|error: io::Error| {
+        let is_swarms = error.kind() == io::ErrorKind::AddrInUse && address.port() == 2377;
+        let hint = if is_swarms { " (2377 is also the default of docker swarm: give one of them another)" } else { "" };
+        Fault::World(format!("listen at {address}: {error}{hint}"))
     })
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Connections of the process before us may still be in TIME_WAIT.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    set_up_tcp(&socket)?;
-    socket.listen(BACKLOG)?.into_std()
+/// Listens at a path, with the owner and the mode of the engine's socket, or if there is none, with those that dockerd
+/// gives its own.
+///
+/// # Errors
+/// `World`: somebody listens there already, or the path cannot be used.
+pub(crate) async fn bind_unix(
+    path: &Path,
+    engine: Option<&Path>,
+) -> Result<(std::os::unix::net::UnixListener, SocketFile), Fault> {
+    let fault = |cause: String| Fault::World(format!("listen at unix://{}: {cause}", path.display()));
+    let world = |error: io::Error| fault(error.to_string());
+    let _locked = lock_folder(path).await.map_err(fault)?;
+    remove_stale(path).await.map_err(world)?;
+    let bound = || {
+        // Whatever the process's umask is, nobody can connect before `listen`.
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(path)?;
+        let file = SocketFile::new(path)?;
+        let like = engine.and_then(|engine| std::fs::metadata(engine).ok());
+        let (owner, group, mode) = match like.filter(|found| found.file_type().is_socket()) {
+            Some(found) => (found.uid(), Some(found.gid()), found.permissions().mode() & 0o777),
+            None => (0, docker_group(), SOCKET_MODE),
+        };
+        chown(path, Some(owner), group)?;
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
+        Ok((socket.listen(BACKLOG)?.into_std()?, file))
+    };
+    bound().map_err(|error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => fault("somebody listens there already, or it is no socket".to_owned()),
+        _ => world(error),
+    })
 }
 
-/// Between `bind` and `listen` nobody can connect, so the socket has its owner and mode before anybody is let in,
-/// whatever the process's umask is.
-async fn bind_unix(path: &Path, like: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    remove_stale(path).await?;
-    let socket = UnixSocket::new_stream()?;
-    socket.bind(path)?;
-    let mode = match std::fs::metadata(like) {
-        Ok(docker) => {
-            chown(path, Some(docker.uid()), Some(docker.gid()))?;
-            docker.permissions().mode() & 0o777
+/// The number of the group that may use Docker; `None` where there is none.
+pub(crate) fn docker_group() -> Option<u32> {
+    nix::unistd::Group::from_name(DOCKER_GROUP).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// Keeps another node from looking at the same path meanwhile. A lock on the folder itself leaves no file behind.
+async fn lock_folder(path: &Path) -> Result<Flock<std::fs::File>, String> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let failed = |cause: &dyn fmt::Display| format!("lock the folder {}: {cause}", folder.display());
+    let mut file = std::fs::File::open(folder).map_err(|error| failed(&error))?;
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Ok(locked),
+            Err((again, nix::errno::Errno::EWOULDBLOCK)) => file = again,
+            Err((_, error)) => return Err(failed(&error.desc())),
         }
-        Err(_) => SOCKET_MODE,
-    };
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode))?;
-    socket.listen(BACKLOG)?.into_std()
+        sleep(LOCK_PAUSE).await;
+    }
+    Err(failed(&"another process holds a lock on it"))
 }
 
 /// Removes a socket at which nobody listens any more. What is no socket stays, and the bind fails over it.
@@ -155,30 +244,64 @@ mod tests {
 
     #[test]
     fn a_place_to_listen_survives_printing_and_reading() {
-        for text in ["tcp://127.0.0.1:2377", "tcp://[::1]:2377", "unix:///run/calico/docker.sock"] {
+        for text in ["tcp://127.0.0.1:2377", "tcp://[::1]:2377", "tls://0.0.0.0:2376", "unix:///run/calico/docker.sock"]
+        {
             assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
         }
-        for bad in ["", "127.0.0.1:2377", "tcp://localhost:2377", "tcp://127.0.0.1", "unix://x", "http://127.0.0.1:1"] {
+        for bad in [
+            "",
+            "127.0.0.1:2377",
+            "tcp://localhost:2377",
+            "tcp://127.0.0.1",
+            "tls://x",
+            "unix://x",
+            "http://127.0.0.1:1",
+        ] {
             assert!(bad.parse::<Listen>().is_err(), "{bad}");
         }
     }
 
     #[tokio::test]
-    async fn a_unix_socket_is_as_open_as_dockers_and_replaces_only_a_dead_one() {
+    async fn a_unix_socket_is_as_open_as_the_engines_and_replaces_only_a_dead_one() {
         let folder = tempfile::tempdir().unwrap();
         let (path, docker) = (folder.path().join("a"), folder.path().join("docker"));
-        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        let first = bind_unix(&path, &docker).await.unwrap();
-        assert_eq!(mode(), SOCKET_MODE);
-        let second = bind_unix(&path, &docker).await;
-        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let seen = || std::fs::metadata(&path).map(|found| (found.permissions().mode() & 0o777, found.gid()));
+        let bind = async || bind_unix(&path, Some(&docker)).await;
+        let (first, file) = bind().await.unwrap();
+        assert_eq!(seen().unwrap(), (SOCKET_MODE, docker_group().unwrap_or(0)));
+        let refused = bind().await.unwrap_err().to_string();
+        assert!(refused.contains("somebody listens") && refused.contains(path.to_str().unwrap()), "{refused}");
+        assert!(seen().is_ok(), "who was refused took the socket of the first away");
         drop(first);
-        std::fs::write(&docker, "").unwrap();
+        // Another node takes over what the first one left; when the first one goes, it leaves that alone.
+        let _engine = std::os::unix::net::UnixListener::bind(&docker).unwrap();
         std::fs::set_permissions(&docker, PermissionsExt::from_mode(0o600)).unwrap();
-        let _third = bind_unix(&path, &docker).await.unwrap();
-        assert_eq!(mode(), 0o600);
+        chown(&docker, None, Some(7)).unwrap();
+        let (second, second_file) = bind().await.unwrap();
+        assert_eq!(seen().unwrap(), (0o600, 7));
+        drop(file);
+        assert!(UnixStream::connect(&path).await.is_ok());
+        drop((second, second_file));
+        assert!(seen().is_err(), "the file stayed behind");
         std::fs::write(folder.path().join("file"), "kept").unwrap();
-        assert!(bind_unix(&folder.path().join("file"), &docker).await.is_err());
+        assert!(bind_unix(&folder.path().join("file"), Some(&docker)).await.is_err());
         assert_eq!(std::fs::read(folder.path().join("file")).unwrap(), b"kept");
+    }
+
+    #[tokio::test]
+    async fn of_many_nodes_that_find_a_stale_socket_one_gets_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let tries = (0..8).map(|_| {
+            let path = path.clone();
+            tokio::spawn(async move { bind_unix(&path, None).await })
+        });
+        let mut bound = Vec::new();
+        for one in tries.collect::<Vec<_>>() {
+            bound.extend(one.await.unwrap());
+        }
+        assert_eq!(bound.len(), 1);
+        assert!(UnixStream::connect(&path).await.is_ok());
     }
 }

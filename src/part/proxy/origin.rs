@@ -3,6 +3,9 @@
 //! A page anywhere can make its visitor's browser speak to a TCP port of the visitor's own machine: with a name of its
 //! own that it points at 127.0.0.1 (then the Host is foreign), or with a plain form or websocket (then the browser names
 //! its Origin). Docker's clients send neither. Unix sockets are out of a browser's reach and never checked.
+//!
+//! Which names are our own is not known here: those that an operator has configured, and over TLS those of our
+//! certificate, since the client has found that it belongs to the name that it asked for.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -10,25 +13,46 @@ use httparse::Header;
 
 use super::fields::header_values;
 
-/// Why a request is foreign; `None` if it is not.
-pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<String> {
-    let text = |name| header_values(headers, name).map(|value| String::from_utf8_lossy(value).into_owned());
-    if let Some(host) = text("host").find(|host| !is_local(host)) {
-        return Some(format!(
-            "Host {host:?} is neither an IP address nor localhost: use one of these in DOCKER_HOST, or the unix socket"
-        ));
+/// What may make a request foreign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    /// Every Host that is neither an address nor localhost.
+    hosts: Vec<String>,
+    /// Why it comes from a page that is not ours, whatever our name is.
+    page: Option<String>,
+}
+
+impl Foreign {
+    /// Why the request is foreign; `None` if clients may call us by the names that it uses.
+    pub(crate) fn reason(&self, is_own: impl Fn(&str) -> bool) -> Option<String> {
+        let own = |host: &String| is_own(name_of(host).strip_suffix('.').unwrap_or(name_of(host)));
+        if let Some(host) = self.hosts.iter().find(|host| !own(host)) {
+            return Some(format!(
+                "Host {host:?} is neither an IP address nor localhost nor a name of this socket: use one of these in \
+                 DOCKER_HOST, or the unix socket, or allow the name with calico-node --allow-host"
+            ));
+        }
+        self.page.clone()
     }
+}
+
+/// What may make a request foreign; `None` if nothing does.
+pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<Foreign> {
+    let text = |name| header_values(headers, name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let hosts: Vec<String> = text("host").filter(|host| !is_local(host)).collect();
     let is_own = |origin: &str| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         authority
             .is_some_and(|authority| is_localhost(name_of(authority)) || text("host").any(|host| host == authority))
     };
-    if let Some(origin) = text("origin").find(|origin| !is_own(origin)) {
-        return Some(format!("Origin {origin:?} is not this socket's own: web pages may not call the Docker API"));
-    }
-    text("sec-fetch-site")
-        .find(|site| matches!(site.as_str(), "cross-site" | "same-site"))
-        .map(|site| format!("Sec-Fetch-Site is {site:?}: web pages may not call the Docker API"))
+    let page = if let Some(origin) = text("origin").find(|origin| !is_own(origin)) {
+        Some(format!("Origin {origin:?} is not this socket's own: web pages may not call the Docker API"))
+    } else {
+        text("sec-fetch-site")
+            .find(|site| matches!(site.as_str(), "cross-site" | "same-site"))
+            .map(|site| format!("Sec-Fetch-Site is {site:?}: web pages may not call the Docker API"))
+    };
+    (!hosts.is_empty() || page.is_some()).then_some(Foreign { hosts, page })
 }
 
 /// The name of an authority, without its port.
@@ -61,7 +85,7 @@ mod tests {
     fn is_foreign(pairs: &[(&str, &str)]) -> bool {
         let headers: Vec<Header<'_>> =
             pairs.iter().map(|(name, value)| Header { name, value: value.as_bytes() }).collect();
-        foreign(&headers).is_some()
+        foreign(&headers).and_then(|foreign| foreign.reason(|name| name.eq_ignore_ascii_case("docker1"))).is_some()
     }
 
     #[test]
@@ -82,6 +106,10 @@ mod tests {
         assert!(!is_foreign(&[("Host", "127.0.0.1:2377"), ("Origin", "http://127.0.0.1:2377")]));
         assert!(!is_foreign(&[("Host", "127.0.0.1:2377"), ("origin", "http://localhost")]));
         assert!(!is_foreign(&[("Host", "127.0.0.1"), ("Sec-Fetch-Site", "none")]));
+        for host in ["docker1", "docker1:2376", "Docker1.:2376"] {
+            assert!(!is_foreign(&[("Host", host)]), "{host}");
+        }
+        assert!(!is_foreign(&[("Host", "docker1:2376"), ("Origin", "https://docker1:2376")]));
     }
 
     #[test]
@@ -96,6 +124,10 @@ mod tests {
             [("Host", "localhost"), ("Origin", "null")],
             [("Host", "127.0.0.1"), ("Origin", "http://127.0.0.1:8080")],
             [("Host", "localhost"), ("Sec-Fetch-Site", "cross-site")],
+            [("Host", "docker1:2376"), ("Host", "evil.example")],
+            [("Host", "docker1:2376"), ("Origin", "https://evil.example")],
+            [("Host", "docker1:2376"), ("Sec-Fetch-Site", "same-site")],
+            [("Host", "docker1.evil.example:2376"), ("X", "y")],
         ] {
             assert!(is_foreign(&headers), "{headers:?}");
         }

@@ -21,10 +21,9 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("docker.sock");
     let engine = UnixListener::bind(&path).unwrap();
-    let listener = listen::bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let Listener::Tcp(socket) = &listener else { panic!("no TCP socket") };
-    let door = listener.door().unwrap();
+    let socket = listen::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
+    let door = Listener::tcp(socket, None).unwrap().door().unwrap();
     let stop = CancellationToken::new();
     let loop_stop = stop.clone();
     let serving = tokio::spawn(async move {

@@ -8,8 +8,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
 
-use super::*;
 use super::super::upstream::Dialer;
+use super::*;
 use crate::edge::relay::Engine;
 
 /// A proxied client and the fake dockerd's listener.

@@ -111,3 +111,11 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn the_greeting_of_a_tls_client_is_shown_to_dockerd_at_its_first_line_feed() {
+    let greeting = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 random \x00\x0a\x00\x16 more";
+    let line = greeting.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    assert_eq!(parse_request(&greeting[..line - 1], true), None);
+    assert_eq!(parse_request(greeting, true), Some(Err(Unreadable::Shown(line))));
+}

@@ -1,0 +1,232 @@
+//! Doors: where the proxy is reached, as the flags and systemd say it.
+//!
+//! All that is wrong is told at once, before anything is opened. Whoever gets through a door is root on this host, as at
+//! dockerd's own socket; so a TCP address that others reach is a door only if clients show a certificate, or if the
+//! operator insists.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config::Flags;
+use crate::edge::activation::{Passed, PassedSocket};
+use crate::edge::relay::Engine;
+use crate::edge::tls::{CertificateFiles, Certificates};
+use crate::model::fault::Fault;
+use crate::part::proxy::listen::{Listen, Listener, SocketFile, bind_tcp, bind_unix};
+
+/// What the unit of a passed socket names it (`FileDescriptorName=`) if TLS is to be spoken there.
+const TLS_NAME: &str = "tls";
+
+/// Doors that are still to be opened.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Where, and whether it may be missing.
+    places: Vec<(Listen, bool)>,
+    passed: Vec<(Listen, PassedSocket)>,
+    certificates: Option<Arc<Certificates>>,
+    names: Vec<String>,
+    /// The engine's own socket, whose owner and mode ours get.
+    engine: Option<PathBuf>,
+}
+
+/// Doors that are open.
+#[derive(Debug)]
+pub(super) struct Doors {
+    pub(super) listeners: Vec<Listener>,
+    /// For people.
+    pub(super) places: Vec<String>,
+    /// By which names clients may call us.
+    pub(super) names: Arc<[String]>,
+    pub(super) certificates: Option<Arc<Certificates>>,
+    /// To be dropped at the end.
+    pub(super) files: Vec<SocketFile>,
+}
+
+/// Reads which doors are wanted.
+///
+/// # Errors
+/// `Refusal` with everything that cannot be.
+pub(super) fn wanted(
+    flags: &Flags,
+    engine: &Engine,
+    passed: Result<Vec<Passed>, Vec<String>>,
+) -> Result<Wanted, Fault> {
+    let mut faults = Vec::new();
+    let passed = passed.unwrap_or_else(|wrong| {
+        faults.extend(wrong);
+        Vec::new()
+    });
+    let passed: Vec<(Listen, PassedSocket)> = passed.into_iter().map(|one| (place_of(&one), one.socket)).collect();
+    let mut places = Vec::new();
+    for (text, spare) in flags.listeners(!passed.is_empty()) {
+        match text.parse::<Listen>() {
+            Ok(listen) => places.push((listen, spare)),
+            Err(fault) => faults.push(fault.to_string()),
+        }
+    }
+    let engine = match engine {
+        Engine::Unix(path) => Some(path.clone()),
+        Engine::Tcp(_) => None,
+    };
+    let certificates = certificates(flags, &mut faults);
+    let all =
+        || places.iter().map(|(listen, _)| (listen, false)).chain(passed.iter().map(|(listen, _)| (listen, true)));
+    if flags.tlscert.is_some() && !all().any(|(listen, _)| matches!(listen, Listen::Tls(_))) {
+        faults.push(
+            "use --tlscert: no listener speaks TLS; where dockerd's would be tcp://, write tls://, as in \
+             --listen tls://0.0.0.0:2376"
+                .to_owned(),
+        );
+    }
+    let insists = flags.insecure_root_for_anyone_who_connects;
+    for (listen, is_passed) in all() {
+        faults.extend(wrong_with(listen, is_passed, flags, engine.as_deref()));
+        if insists && is_open_to_all(listen, flags) {
+            tracing::warn!(%listen, "whoever reaches this address is root on this host, as was insisted");
+        }
+    }
+    let names = flags.names();
+    for name in names.iter().filter(|name| !is_host_name(name)) {
+        faults.push(format!(
+            "use --allow-host {name:?}: it must be a host name without a port, as in docker1.example.org"
+        ));
+    }
+    if !faults.is_empty() {
+        return Err(Fault::Refusal(faults.join("; ")));
+    }
+    Ok(Wanted { places, passed, certificates, names, engine })
+}
+
+/// Where a passed socket listens.
+fn place_of(passed: &Passed) -> Listen {
+    match &passed.socket {
+        PassedSocket::Tcp(_, address) if passed.name == TLS_NAME => Listen::Tls(*address),
+        PassedSocket::Tcp(_, address) => Listen::Tcp(*address),
+        PassedSocket::Unix(_, path) => Listen::Unix(path.clone().unwrap_or_default()),
+    }
+}
+
+/// The certificates that the flags name.
+fn certificates(flags: &Flags, faults: &mut Vec<String>) -> Option<Arc<Certificates>> {
+    let files = match (&flags.tlscert, &flags.tlskey) {
+        (Some(certificate), Some(key)) => {
+            CertificateFiles { certificate: certificate.clone(), key: key.clone(), clients: flags.tlscacert.clone() }
+        }
+        (None, None) => {
+            if let Some(clients) = &flags.tlscacert {
+                faults.push(format!("use --tlscacert {}: it needs --tlscert and --tlskey too", clients.display()));
+            }
+            return None;
+        }
+        _ => {
+            faults.push("--tlscert and --tlskey go together: give both or neither".to_owned());
+            return None;
+        }
+    };
+    Certificates::load(files).map(Arc::new).map_err(|wrong| faults.extend(wrong)).ok()
+}
+
+/// Whether anybody gets in who reaches an address that is not this machine's alone.
+fn is_open_to_all(listen: &Listen, flags: &Flags) -> bool {
+    let is_public = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
+    match listen {
+        Listen::Tcp(address) => is_public(address),
+        Listen::Tls(address) => is_public(address) && flags.tlscacert.is_none(),
+        Listen::Unix(_) => false,
+    }
+}
+
+/// Why there can be no such door.
+fn wrong_with(listen: &Listen, is_passed: bool, flags: &Flags, engine: Option<&Path>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let origin = if is_passed { ", which systemd passed" } else { "" };
+    let mut fault = |cause: &str| wrong.push(format!("listen at {listen}{origin}: {cause}"));
+    if matches!(listen, Listen::Tls(_)) && flags.tlscert.is_none() && flags.tlskey.is_none() {
+        fault("TLS needs a certificate: give --tlscert and --tlskey");
+    }
+    if is_open_to_all(listen, flags) && !flags.insecure_root_for_anyone_who_connects {
+        let how = match (listen, is_passed) {
+            (Listen::Tls(_), _) => "give --tlscacert, so that only clients with a certificate come in",
+            (_, false) => "make it tls:// with --tlscert, --tlskey and --tlscacert",
+            (_, true) => "put FileDescriptorName=tls into its unit and give --tlscert, --tlskey and --tlscacert",
+        };
+        fault(&format!(
+            "whoever reaches this address would be root on this host; listen at a loopback address such as 127.0.0.1, \
+             or {how}, or insist with --insecure-root-for-anyone-who-connects"
+        ));
+    }
+    if let Listen::Unix(path) = listen
+        && engine.is_some_and(|engine| file_of(engine) == file_of(path))
+    {
+        fault("this is the engine's own socket, as --docker-host has it: they must be two");
+    }
+    wrong
+}
+
+/// A path without links in its folder: /var/run is /run on most machines.
+fn file_of(path: &Path) -> PathBuf {
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    match (folder, path.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
+}
+
+fn is_host_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+}
+
+impl Wanted {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// `World` with all that cannot be opened.
+    pub(super) async fn open(self) -> Result<Doors, Fault> {
+        let Wanted { places, passed, certificates, names, engine } = self;
+        let (mut listeners, mut told, mut files, mut faults) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let over_tcp = |listen: &Listen, socket: TcpListener| {
+            let certificates = certificates.as_ref().filter(|_| matches!(listen, Listen::Tls(_)));
+            Listener::tcp(socket, certificates)
+        };
+        let fault = |listen: &Listen, from: &str, error| Fault::World(format!("listen at {listen}{from}: {error}"));
+        for (listen, spare) in places {
+            let opened = match &listen {
+                Listen::Tcp(address) | Listen::Tls(address) => bind_tcp(*address)
+                    .and_then(|socket| over_tcp(&listen, socket).map_err(|error| fault(&listen, "", error))),
+                Listen::Unix(path) => bind_unix(path, engine.as_deref()).await.map(|(socket, file)| {
+                    files.push(file);
+                    Listener::Unix(socket)
+                }),
+            };
+            match opened {
+                Ok(listener) => {
+                    listeners.push(listener);
+                    told.push(listen.to_string());
+                }
+                Err(fault) if spare => tracing::debug!(%fault, "no door on ::1"),
+                Err(fault) => faults.push(fault.to_string()),
+            }
+        }
+        for (listen, socket) in passed {
+            let taken = match socket {
+                PassedSocket::Tcp(socket, _) => over_tcp(&listen, socket),
+                PassedSocket::Unix(socket, _) => Ok(Listener::Unix(socket)),
+            };
+            match taken {
+                Ok(listener) => {
+                    listeners.push(listener);
+                    told.push(listen.to_string());
+                }
+                Err(error) => faults.push(fault(&listen, ", which systemd passed", error).to_string()),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(Fault::World(faults.join("; ")));
+        }
+        Ok(Doors { listeners, places: told, names: names.into(), certificates, files })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+use clap::Parser as _;
+
+use super::*;
+
+/// What is said against some flags; nothing if they are right.
+fn said(args: &[&str], passed: Vec<Passed>) -> String {
+    let flags = Flags::parse_from([&["calico-node"], args].concat());
+    let engine = "unix:///run/engine.sock".parse().unwrap();
+    wanted(&flags, &engine, Ok(passed)).err().map(|fault| fault.to_string()).unwrap_or_default()
+}
+
+fn passed(name: &str, address: &str) -> Passed {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()) }
+}
+
+#[test]
+fn an_address_that_others_reach_is_refused_without_client_certificates_unless_one_insists() {
+    for address in ["tcp://0.0.0.0:2377", "tcp://[::]:2377", "tcp://192.0.2.1:2377", "tcp://[::ffff:192.0.2.1]:2377"] {
+        let fault = said(&["--listen", address], vec![]);
+        for word in [address, "root", "127.0.0.1", "tls://", "--tlscacert", "--insecure-root-for-anyone-who-connects"] {
+            assert!(fault.contains(word), "no {word} in {fault}");
+        }
+        assert_eq!(said(&["--listen", address, "--insecure-root-for-anyone-who-connects"], vec![]), "");
+    }
+    for address in
+        ["tcp://127.0.0.1:1", "tcp://127.9.9.9:1", "tcp://[::1]:1", "tcp://[::ffff:127.0.0.1]:1", "unix:///a"]
+    {
+        assert_eq!(said(&["--listen", address], vec![]), "");
+    }
+    assert_eq!(said(&[], vec![]), "");
+    let fault = said(&[], vec![passed("calico-node.socket", "0.0.0.0:2377")]);
+    assert!(fault.contains("systemd passed") && fault.contains("FileDescriptorName=tls"), "{fault}");
+    assert_eq!(said(&[], vec![passed("calico-node.socket", "127.0.0.1:2377")]), "");
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let fault = said(
+        &[
+            "--listen=tcp://0.0.0.0:1,http://x,tls://127.0.0.1:2,unix:///run/engine.sock",
+            "--tlscert=/no/cert",
+            "--tlskey=/no/key",
+            "--tlscacert=/no/ca",
+            "--allow-host=docker1:2377",
+        ],
+        vec![],
+    );
+    for word in ["tcp://0.0.0.0:1", "http://x", "/no/cert", "/no/key", "/no/ca", "engine's own", "docker1:2377"] {
+        assert!(fault.contains(word), "no {word} in {fault}");
+    }
+    let flags = Flags::parse_from(["calico-node", "--listen=http://x"]);
+    let wrong = Err(vec!["descriptor 3".to_owned()]);
+    let fault = wanted(&flags, &"tcp://127.0.0.1:1".parse().unwrap(), wrong).unwrap_err().to_string();
+    assert!(fault.contains("descriptor 3") && fault.contains("http://x"), "{fault}");
+}
+
+#[test]
+fn tls_needs_a_listener_a_certificate_and_its_key() {
+    for (args, word) in [
+        (&["--listen=tls://127.0.0.1:1"][..], "--tlscert and --tlskey"),
+        (&["--listen=tls://127.0.0.1:1", "--tlscert=/a"], "go together"),
+        (&["--listen=tls://127.0.0.1:1", "--tlskey=/a"], "go together"),
+        (&["--tlscacert=/a"], "needs --tlscert and --tlskey"),
+        (&["--listen=tcp://127.0.0.1:1", "--tlscert=/a", "--tlskey=/b"], "no listener speaks TLS"),
+    ] {
+        let fault = said(args, vec![]);
+        assert!(fault.contains(word), "{args:?}: no {word} in {fault}");
+    }
+    let fault = said(&[], vec![passed("tls", "0.0.0.0:2376")]);
+    assert!(fault.contains("tls://0.0.0.0:2376, which systemd passed: TLS needs a certificate"), "{fault}");
+    assert!(fault.contains("give --tlscacert"), "{fault}");
+}
+
+#[test]
+fn the_engines_own_socket_is_known_by_another_path_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("link")).unwrap();
+    let engine = format!("unix://{}/engine.sock", folder.path().display()).parse().unwrap();
+    let wrong = |path: &str| {
+        let flags =
+            Flags::parse_from(["calico-node", "--listen", &format!("unix://{}/{path}", folder.path().display())]);
+        wanted(&flags, &engine, Ok(vec![])).is_err()
+    };
+    assert!(wrong("engine.sock") && wrong("link/engine.sock") && !wrong("other.sock"));
+}
