@@ -10,7 +10,7 @@ fn said(args: &[&str], passed: Vec<Passed>) -> String {
 }
 
 fn passed(name: &str, address: &str) -> Passed {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()) }
 }
 
