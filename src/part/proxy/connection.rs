@@ -18,7 +18,7 @@ use tower::{Service, ServiceExt};
 
 use super::answer::Manner;
 use super::framing::Framing;
-use super::head::{self, LONGEST_HEAD, Request, Unreadable};
+use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
 use crate::edge::relay::{self, End, Failed, Flow, READ_BYTES, Wire};
 use crate::plan::call::Call;
@@ -83,6 +83,7 @@ pub(crate) struct Connection<S> {
     client: Wire,
     /// What the client has sent and nobody has taken yet.
     inbound: BytesMut,
+    heads: Heads,
     /// Whether the client has sent its FIN.
     client_ended: bool,
     upstream: Upstream,
@@ -95,7 +96,8 @@ where
     S: Service<Asked, Response = Answered, Error = Infallible>,
 {
     pub(crate) fn new(client: Wire, upstream: Upstream, service: S, stop: CancellationToken) -> Self {
-        Connection { client, inbound: BytesMut::new(), client_ended: false, upstream, service, stop }
+        let (inbound, heads) = (BytesMut::new(), Heads::default());
+        Connection { client, inbound, heads, client_ended: false, upstream, service, stop }
     }
 
     /// Serves the client until it, dockerd or the process ends.
@@ -144,7 +146,7 @@ where
     /// The next request, once its head is whole.
     async fn next_request(&mut self) -> Result<Request, Then> {
         loop {
-            match head::parse_request(&self.inbound, self.client.is_tcp()) {
+            match self.heads.next(&self.inbound, self.client.is_tcp()) {
                 Some(Ok(request)) => return Ok(request),
                 Some(Err(Unreadable::Http2)) => {
                     let answer = Manner::unknown().error(400, "HTTP/2 is not spoken here: use HTTP/1.1");
