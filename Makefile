@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN = $${CARGO_TARGET_DIR:-target}/release
 
-.PHONY: help build demo demo-stop run test bench lint setup image
+.PHONY: help build demo demo-stop run test fuzz bench lint setup image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +36,12 @@ lint: ## formatting, clippy, documentation, licences and sources of dependencies
 
 test: lint ## everything: lints, unit tests, then the tests from outside on real dockerd, etcd, BIRD and kernel
 	cargo test --locked --lib --bins
+	@tools/fuzz.sh 20
 	cargo test --locked --test proxy -- --test-threads=2
+
+fuzz: ## fuzz heads, framing, bodies and calls; longer than make test does: make fuzz ARGS=600 (seconds for each target)
+	@tools/setup.sh test
+	@tools/fuzz.sh $(or $(ARGS),300)
 
 bench: ## what Calico costs, measured interleaved in one run; prints tables for docs/benchmarks.md
 	@tools/setup.sh run

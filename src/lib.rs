@@ -60,6 +60,8 @@ mod log;
 mod model;
 mod part;
 mod plan;
+#[cfg(test)]
+mod reference;
 mod run;
 
 /// Runs `calico-node` with the arguments and the environment of this process.

@@ -1,6 +1,8 @@
 //! The decisions: pure functions from typed values to typed values. No clock, no file, no network, no environment.
 
 pub(crate) mod address;
+#[cfg(test)]
+mod agreement;
 pub(crate) mod bird;
 pub(crate) mod body;
 pub(crate) mod call;

@@ -12,9 +12,10 @@ CARGO_DENY=0.20.2
 # etcd-client's build compiles .proto files: protoc, and google/protobuf/descriptor.proto from libprotobuf-dev.
 BUILD='ca-certificates gcc libc6-dev make protobuf-compiler libprotobuf-dev'
 RUN='etcd-server etcd-client bird2 ipset iptables nftables iproute2 conntrack busybox-static curl jq kmod procps util-linux iputils-ping'
-# golang-go: dockerd's own language, the reference for how bodies and paths are read. docker-compose and python3-venv (for Docker's
-# SDK from PyPI): clients other than the docker command. openssl: certificates of the tests.
-TEST='tcpdump socat shellcheck golang-go docker-compose python3-venv openssl'
+# golang-go and golang-github-gorilla-mux-dev: dockerd's own language and router, the reference for how requests are read.
+# docker-compose and python3-venv (for Docker's SDK from PyPI): clients other than the docker command. openssl: certificates of the tests.
+# g++: libFuzzer is compiled from source.
+TEST='tcpdump socat shellcheck golang-go golang-github-gorilla-mux-dev docker-compose python3-venv openssl g++'
 BENCH='haproxy nginx-light'
 
 say() { echo "setup: $*" >&2; }

@@ -50,21 +50,99 @@ pub(crate) fn read_create(bytes: &[u8], name: &str) -> Result<Option<(Ask, Vec<u
     Ok(Some((Ask { wish, name: name.to_owned(), requested, warnings }, json::splice(bytes, create.edits()))))
 }
 
+/// The members of a body that dockerd 20.10 takes for those of a host configuration where the body has none. Source: moby
+/// runconfig/config_unix.go, `ContainerConfigWrapper`, which embeds `container.HostConfig`. The list is closed: later
+/// daemons have no such members.
+pub(super) const LEGACY: &[&str] = &[
+    "Binds",
+    "ContainerIDFile",
+    "LogConfig",
+    "NetworkMode",
+    "PortBindings",
+    "RestartPolicy",
+    "AutoRemove",
+    "VolumeDriver",
+    "VolumesFrom",
+    "CapAdd",
+    "CapDrop",
+    "CgroupnsMode",
+    "Dns",
+    "DnsOptions",
+    "DnsSearch",
+    "ExtraHosts",
+    "GroupAdd",
+    "IpcMode",
+    "Cgroup",
+    "Links",
+    "OomScoreAdj",
+    "PidMode",
+    "Privileged",
+    "PublishAllPorts",
+    "ReadonlyRootfs",
+    "SecurityOpt",
+    "StorageOpt",
+    "Tmpfs",
+    "UTSMode",
+    "UsernsMode",
+    "ShmSize",
+    "Sysctls",
+    "Runtime",
+    "ConsoleSize",
+    "Isolation",
+    "CpuShares",
+    "Memory",
+    "NanoCpus",
+    "CgroupParent",
+    "BlkioWeight",
+    "BlkioWeightDevice",
+    "BlkioDeviceReadBps",
+    "BlkioDeviceWriteBps",
+    "BlkioDeviceReadIOps",
+    "BlkioDeviceWriteIOps",
+    "CpuPeriod",
+    "CpuQuota",
+    "CpuRealtimePeriod",
+    "CpuRealtimeRuntime",
+    "CpusetCpus",
+    "CpusetMems",
+    "Devices",
+    "DeviceCgroupRules",
+    "DeviceRequests",
+    "KernelMemory",
+    "KernelMemoryTCP",
+    "MemoryReservation",
+    "MemorySwap",
+    "MemorySwappiness",
+    "OomKillDisable",
+    "PidsLimit",
+    "Ulimits",
+    "CpuCount",
+    "CpuPercent",
+    "IOMaximumIOps",
+    "IOMaximumBandwidth",
+    "Mounts",
+    "MaskedPaths",
+    "ReadonlyPaths",
+    "Init",
+];
+
 /// The parts of a create body that matter here, of the types that Go wants.
 struct Create<'a> {
     bytes: &'a [u8],
     top: Span,
-    is_empty: bool,
-    /// All members that Go stores as `HostConfig`, null or an object, in order.
+    members: Vec<Member>,
+    /// The objects that Go merges into the `HostConfig`; none where there is none.
     host_configs: Vec<Span>,
     /// The values of `NetworkMode` that count: strings and nulls.
     modes: Vec<(Span, Option<String>)>,
     publishes: bool,
+    /// The variables as Go has them in the end.
+    environment: Vec<String>,
     /// The variables of each `Env`.
     environments: Vec<Vec<String>>,
-    /// Each non-null `EndpointsConfig`.
-    endpoints: Vec<Span>,
-    /// The networks in them, with aliases.
+    /// The last object that Go merges into the `NetworkingConfig`.
+    networking: Option<Span>,
+    /// The networks in its `EndpointsConfig`, with aliases.
     networks: BTreeMap<String, Vec<String>>,
 }
 
@@ -73,22 +151,63 @@ fn values(members: &[Member], field: &str) -> Vec<Span> {
     members.iter().filter(|member| member.is(field)).map(|member| member.value.clone()).collect()
 }
 
-/// The members of all objects among some values, which Go merges into one; `None` if a value is neither object nor null.
+/// Of the values of a pointer or a map those that count: null makes Go forget what came before.
+fn since_null(bytes: &[u8], mut spans: Vec<Span>) -> Vec<Span> {
+    let from = spans.iter().rposition(|span| json::is_null(bytes, span)).map_or(0, |null| null + 1);
+    spans.split_off(from)
+}
+
+/// The last value of a text or a number, for which null says nothing.
+fn last_told<'s>(bytes: &[u8], spans: &'s [Span]) -> Option<&'s Span> {
+    spans.iter().rev().find(|span| !json::is_null(bytes, span))
+}
+
+/// The members of some objects, which Go merges into one; `None` if one of them is no object.
 fn merged(bytes: &[u8], spans: &[Span]) -> Option<Vec<Member>> {
     let mut all = Vec::new();
-    for span in spans.iter().filter(|span| !json::is_null(bytes, span)) {
+    for span in spans {
         all.extend(json::members(bytes, span)?);
     }
     Some(all)
 }
 
-/// A list of strings; null is an empty list and null in it an empty string, as in Go.
-fn strings(bytes: &[u8], span: &Span) -> Option<Vec<String>> {
-    let text = |span: &Span| if json::is_null(bytes, span) { Some(String::new()) } else { json::string(bytes, span) };
+/// A value of a list of strings, null as `None`, on both levels.
+type Strings = Option<Vec<Option<String>>>;
+
+fn strings(bytes: &[u8], span: &Span) -> Option<Strings> {
+    let text = |span: &Span| if json::is_null(bytes, span) { Some(None) } else { json::string(bytes, span).map(Some) };
     if json::is_null(bytes, span) {
-        return Some(Vec::new());
+        return Some(None);
     }
-    json::elements(bytes, span)?.iter().map(text).collect()
+    json::elements(bytes, span)?.iter().map(text).collect::<Option<Vec<_>>>().map(Some)
+}
+
+/// What Go has in a list of strings after several values for it. It writes the elements of a later value over those of an
+/// earlier one in the same memory, and null in a list leaves the string in its place as it was, even one behind the end
+/// of a list that was shorter. Source: Go 1.19 `encoding/json` `decodeState.array`.
+fn overwritten(values: &[Strings]) -> Vec<String> {
+    let (mut memory, mut length): (Vec<String>, usize) = (Vec::new(), 0);
+    for value in values {
+        let elements = value.as_deref().unwrap_or_default();
+        if elements.is_empty() {
+            memory.clear();
+        }
+        for (index, element) in elements.iter().enumerate() {
+            if index >= memory.len() {
+                let capacity = (memory.len() + memory.len() / 2).max(4);
+                // Only what the list holds moves to the new memory.
+                memory.truncate(length);
+                memory.resize(capacity, String::new());
+            }
+            length = length.max(index + 1);
+            if let Some(text) = element {
+                text.clone_into(&mut memory[index]);
+            }
+        }
+        length = elements.len();
+    }
+    memory.truncate(length);
+    memory
 }
 
 /// The different values that a variable has in an environment. Without `=` it is not set (as `docker run -e NAME` sends
@@ -107,49 +226,46 @@ impl<'a> Create<'a> {
     fn scan(bytes: &'a [u8]) -> Option<Self> {
         let top = json::document(bytes)?;
         let members = json::members(bytes, &top)?;
-        let host_configs = values(&members, "HostConfig");
-        let host = merged(bytes, &host_configs)?;
-        let has_host = host_configs.iter().any(|span| !json::is_null(bytes, span));
-        // Without a HostConfig dockerd 20.10 takes the members of the body itself for one
-        // (moby runconfig/config_unix.go, getHostConfig).
+        let host_configs = since_null(bytes, values(&members, "HostConfig"));
+        let merged_host = merged(bytes, &host_configs)?;
+        // Without a HostConfig dockerd 20.10 takes the members of the body itself for one.
+        let host = if host_configs.is_empty() { &members } else { &merged_host };
         let mut modes = Vec::new();
-        for span in values(if has_host { &host } else { &members }, "NetworkMode") {
+        for span in values(host, "NetworkMode") {
             let mode = if json::is_null(bytes, &span) { None } else { Some(json::string(bytes, &span)?) };
             modes.push((span, mode));
         }
-        let bound = values(&host, "PortBindings")
+        let bound = since_null(bytes, values(host, "PortBindings"))
             .iter()
             .any(|span| json::members(bytes, span).is_some_and(|ports| !ports.is_empty()));
-        let all = values(&host, "PublishAllPorts").last().is_some_and(|span| json::is_true(bytes, span));
-        let environments =
-            values(&members, "Env").iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
-        let networking = merged(bytes, &values(&members, "NetworkingConfig"))?;
-        let mut endpoints = values(&networking, "EndpointsConfig");
-        endpoints.retain(|span| !json::is_null(bytes, span));
+        let all = last_told(bytes, &values(host, "PublishAllPorts")).is_some_and(|span| json::is_true(bytes, span));
+        let lists = values(&members, "Env").iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
+        let networking = since_null(bytes, values(&members, "NetworkingConfig"));
+        let endpoints = since_null(bytes, values(&merged(bytes, &networking)?, "EndpointsConfig"));
         let mut networks = BTreeMap::new();
         for network in merged(bytes, &endpoints)? {
-            let aliases = values(&merged(bytes, &[network.value])?, "Aliases");
-            let aliases = aliases.last().map_or(Some(Vec::new()), |span| strings(bytes, span))?;
-            networks.insert(network.key, aliases);
+            let endpoint = since_null(bytes, vec![network.value]);
+            let aliases = values(&merged(bytes, &endpoint)?, "Aliases");
+            let aliases = aliases.iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
+            networks.insert(network.key, overwritten(&aliases));
         }
-        let is_empty = members.is_empty();
         Some(Create {
             bytes,
             top,
-            is_empty,
             host_configs,
             modes,
             publishes: bound || all,
-            environments,
-            endpoints,
+            environment: overwritten(&lists),
+            environments: lists.into_iter().flatten().map(|list| list.into_iter().flatten().collect()).collect(),
+            networking: networking.last().cloned(),
             networks,
+            members,
         })
     }
 
     /// The values of `CALICO_IP` and `CALICO_PROFILE`; `None` where the first is not set.
     fn wish(&self) -> Result<Option<(String, Option<String>)>, Fault> {
-        let Some(last) = self.environments.last() else { return Ok(None) };
-        if variable(last, "CALICO_IP").is_empty() {
+        if variable(&self.environment, "CALICO_IP").is_empty() {
             return Ok(None);
         }
         let one = |name: &str| {
@@ -161,7 +277,7 @@ impl<'a> Create<'a> {
                     all.join(" and to ")
                 )));
             }
-            Ok(variable(last, name).first().map(|value| (*value).to_owned()))
+            Ok(variable(&self.environment, name).first().map(|value| (*value).to_owned()))
         };
         let (addresses, profiles) = (one("CALICO_IP")?, one("CALICO_PROFILE")?);
         Ok(addresses.map(|addresses| (addresses, profiles)))
@@ -178,7 +294,7 @@ impl<'a> Create<'a> {
             )));
         }
         let mode = all.first().copied().unwrap_or_default();
-        if mode == "host" || mode.starts_with("container:") {
+        if mode == "host" || mode == "container" || mode.starts_with("container:") {
             return Err(Fault::Refusal(format!(
                 "give the container an address: NetworkMode {mode:?} and CALICO_IP exclude each other: leave one out"
             )));
@@ -215,21 +331,50 @@ impl<'a> Create<'a> {
         warnings
     }
 
-    /// NetworkMode becomes `none`. The endpoints go too: with any left, dockerd joins that network all the same.
+    /// NetworkMode becomes `none`. The endpoints go too: with any left, dockerd joins that network all the same. They are
+    /// taken back rather than cut out, so that dockerd still sees what is wrong in them.
     fn edits(&self) -> Vec<Edit> {
-        let mut edits: Vec<Edit> = self.endpoints.iter().map(|span| (span.clone(), b"{}".to_vec())).collect();
-        const NONE: &[u8] = br#"{"NetworkMode":"none"}"#;
+        let mut edits = Vec::new();
+        if let Some(last) = &self.networking
+            && !self.networks.is_empty()
+        {
+            edits.push(self.inside(last, "EndpointsConfig", b"null"));
+        }
         match self.host_configs.as_slice() {
-            [one] if json::is_null(self.bytes, one) => edits.push((one.clone(), NONE.to_vec())),
-            [one] if self.modes.is_empty() => {
-                let is_empty = json::members(self.bytes, one).is_none_or(|members| members.is_empty());
-                edits.push(json::append_member(self.bytes, one, is_empty, "NetworkMode", br#""none""#));
-            }
+            [] => edits.push(self.host_config_of_the_body()),
+            [one] if self.modes.is_empty() => edits.push(self.inside(one, "NetworkMode", br#""none""#)),
             [_] => edits.extend(self.modes.iter().map(|(span, _)| (span.clone(), br#""none""#.to_vec()))),
-            // None, or several that Go merges: one more at the end is merged last.
-            _ => edits.push(json::append_member(self.bytes, &self.top, self.is_empty, "HostConfig", NONE)),
+            // Several that Go merges: one more at the end is merged last.
+            _ => edits.push(self.inside(&self.top, "HostConfig", br#"{"NetworkMode":"none"}"#)),
         }
         edits
+    }
+
+    /// Puts a member at the end of an object.
+    fn inside(&self, object: &Span, field: &str, value: &[u8]) -> Edit {
+        let is_empty = json::members(self.bytes, object).is_none_or(|members| members.is_empty());
+        json::append_member(self.bytes, object, is_empty, field, value)
+    }
+
+    /// The edit that gives a body without HostConfig one. Where dockerd finds one it no longer looks for its members in
+    /// the body itself, so those are repeated in it. A network mode there would do for dockerd 20.10, but later ones
+    /// read a HostConfig only.
+    fn host_config_of_the_body(&self) -> Edit {
+        let legacy = |member: &&Member| LEGACY.iter().any(|field| member.is(field));
+        let mut host = vec![b'{'];
+        for member in self.members.iter().filter(legacy).filter(|member| !member.is("NetworkMode")) {
+            host.extend_from_slice(&json::quote(&member.key));
+            host.push(b':');
+            host.extend_from_slice(&self.bytes[member.value.clone()]);
+            host.push(b',');
+        }
+        host.extend_from_slice(br#""NetworkMode":"none"}"#);
+        let (at, mut text) = self.inside(&self.top, "HostConfig", &host);
+        // dockerd reads `Cpuset` only where there is a host configuration, of either kind: here there was none.
+        if !self.members.iter().any(|member| legacy(&member)) && !values(&self.members, "Cpuset").is_empty() {
+            text.extend_from_slice(br#","Cpuset":"""#);
+        }
+        (at, text)
     }
 }
 
@@ -273,7 +418,7 @@ pub(crate) fn with_warnings(reply: &[u8], warnings: &[String]) -> Option<Vec<u8>
 pub(crate) fn connected_container(body: &[u8]) -> Option<String> {
     let top = json::document(body)?;
     let members = json::members(body, &top)?;
-    json::string(body, values(&members, "Container").last()?)
+    json::string(body, last_told(body, &values(&members, "Container"))?)
 }
 
 /// The reply to an inspect with our address in it; `None` if the container is not ours.

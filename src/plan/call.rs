@@ -7,15 +7,20 @@
 
 use std::cmp::Ordering;
 
+use super::json::readable;
+
 /// A version of the Docker API as a path names it: `1.41`, but also `1.041` and `1.41.0`, which are the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ApiVersion(String);
 
 impl ApiVersion {
     /// Whether this version is older than another. Source: moby `api/types/versions/compare.go`: parts are compared as
-    /// numbers, a part that is none counts as 0.
+    /// numbers, a part that is none counts as 0 and one that is too large as the largest.
     pub(crate) fn is_before(&self, other: &str) -> bool {
-        let number = |part: Option<&str>| part.and_then(|part| part.parse::<u64>().ok()).unwrap_or(0);
+        let number = |part: Option<&str>| match part {
+            None | Some("") => 0,
+            Some(digits) => digits.parse().unwrap_or(i64::MAX),
+        };
         let (mut left, mut right) = (self.0.split('.'), other.split('.'));
         loop {
             let (a, b) = (left.next(), right.next());
@@ -85,44 +90,61 @@ impl Classified {
 /// Tells what a request is. `target` is the raw second word of the request line.
 pub(crate) fn classify(method: &str, target: &[u8]) -> Classified {
     let pass = Classified { call: Call::Pass, version: None };
+    let Some(target) = origin_form(target) else { return pass };
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => (&target[..at], &target[at + 1..]),
         None => (target, &target[target.len()..]),
     };
-    let Some(path) = origin_form(path).and_then(decode_path) else { return pass };
-    if is_redirected(&path) {
+    let Some(path) = decode(path, false) else { return pass };
+    // Go's `.` does not match a line feed, so no route of ours does.
+    if path.contains('\n') || is_redirected(&path) {
         return pass;
     }
     let (version, rest) = split_version(&path);
     Classified { call: route(method, rest, query), version }
 }
 
-/// The path of a target: as it is, or what follows the authority of an absolute one (`http://host/path`).
-fn origin_form(path: &[u8]) -> Option<&[u8]> {
-    if path.first() == Some(&b'/') {
-        return Some(path);
+/// A target without its scheme and authority. `None` where there is no path to route (`*`) or Go refuses the target with
+/// a 400. Source: Go `net/url`, `ParseRequestURI`: what follows a scheme may have an authority, and need not.
+fn origin_form(target: &[u8]) -> Option<&[u8]> {
+    if target.iter().any(|byte| *byte < b' ' || *byte == 0x7f) {
+        return None;
     }
-    let colon = path.windows(3).position(|bytes| bytes == b"://")?;
-    let authority = &path[colon + 3..];
-    let slash = authority.iter().position(|byte| *byte == b'/')?;
-    Some(&authority[slash..])
+    let is_scheme = |(at, byte): (usize, &u8)| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' => true,
+        b'0'..=b'9' | b'+' | b'-' | b'.' => at > 0,
+        _ => false,
+    };
+    let end = target.iter().enumerate().take_while(|part| is_scheme(*part)).count();
+    match target.get(end) {
+        Some(b':') if end > 0 => {
+            let rest = &target[end + 1..];
+            let Some(authority) = rest.strip_prefix(b"//") else {
+                return Some(rest).filter(|rest| rest.starts_with(b"/"));
+            };
+            let slash = authority.iter().position(|byte| matches!(byte, b'/' | b'?'))?;
+            Some(&authority[slash..]).filter(|rest| rest.starts_with(b"/"))
+        }
+        _ => Some(target).filter(|target| target.starts_with(b"/")),
+    }
 }
 
-/// Percent-decodes a path. `None` where Go refuses the escape (dockerd answers 400) or the name could be no text.
-fn decode_path(raw: &[u8]) -> Option<String> {
-    let mut path = Vec::with_capacity(raw.len());
+/// Percent-decodes a path or a part of a query, where `+` is a space. What is no UTF-8 is read as U+FFFD, which is in no
+/// name. `None` where Go refuses the escape (dockerd answers 400).
+fn decode(raw: &[u8], is_query: bool) -> Option<String> {
+    let mut text = Vec::with_capacity(raw.len());
     let mut bytes = raw.iter();
     while let Some(byte) = bytes.next() {
-        path.push(match byte {
+        text.push(match byte {
             b'%' => {
                 let mut digit = || char::from(*bytes.next()?).to_digit(16);
                 u8::try_from(digit()? * 16 + digit()?).ok()?
             }
+            b'+' if is_query => b' ',
             byte => *byte,
         });
     }
-    // Go's `.` does not match a line feed, so no route with a name does.
-    String::from_utf8(path).ok().filter(|path| !path.contains('\n'))
+    Some(readable(&text))
 }
 
 /// Whether mux would redirect to the cleaned path (source: gorilla/mux `cleanPath`, Go `path.Clean`).
@@ -173,29 +195,23 @@ fn route(method: &str, path: &str, query: &[u8]) -> Call {
     call.unwrap_or(Call::Pass)
 }
 
-/// Whether what follows `/containers/` is `{name:.*}/checkpoints/{checkpoint}`, which dockerd routes before the delete
-/// of a container.
+/// Whether what follows `/containers/` is `{name}/checkpoints/{checkpoint}`, which dockerd routes before the delete of a
+/// container. There a name is one part of the path.
 fn is_checkpoint(name: &str) -> bool {
-    name.rsplit_once('/').is_some_and(|(before, checkpoint)| {
-        !checkpoint.is_empty() && before.strip_suffix("checkpoints").is_some_and(|before| before.ends_with('/'))
-    })
+    matches!(name.split('/').collect::<Vec<_>>()[..], [name, "checkpoints", checkpoint] if !name.is_empty() && !checkpoint.is_empty())
 }
 
-/// The first `name` of a query, decoded as Go's `url.ParseQuery` does; empty if there is none.
+/// The first `name` of a query, decoded as Go's `url.ParseQuery` does; empty if there is none. Where Go finds anything
+/// wrong in a query dockerd answers 400.
 fn query_name(query: &[u8]) -> String {
     for pair in query.split(|byte| *byte == b'&') {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         let (key, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
-        if decode_query(key).as_deref() == Some("name") {
-            return decode_query(value).unwrap_or_default();
+        if decode(key, true).as_deref() == Some("name") {
+            return decode(value, true).unwrap_or_default();
         }
     }
     String::new()
-}
-
-fn decode_query(raw: &[u8]) -> Option<String> {
-    let spaced: Vec<u8> = raw.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
-    decode_path(&spaced)
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub(crate) fn is_true(bytes: &[u8], span: &Span) -> bool {
 pub(crate) fn string(bytes: &[u8], span: &Span) -> Option<String> {
     let inner = bytes.get(span.clone())?.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if !inner.contains(&b'\\') {
-        return Some(String::from_utf8_lossy(inner).into_owned());
+        return Some(readable(inner));
     }
     let mut text = Vec::with_capacity(inner.len());
     let mut at = 0;
@@ -123,7 +123,17 @@ pub(crate) fn string(bytes: &[u8], span: &Span) -> Option<String> {
         text.push(plain);
         at += 2;
     }
-    Some(String::from_utf8_lossy(&text).into_owned())
+    Some(readable(&text))
+}
+
+/// Bytes as a text in which, as in Go, U+FFFD stands for each byte that is no UTF-8.
+pub(super) fn readable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    text
 }
 
 /// The character of a `\uXXXX` at `at` (or of two that are a surrogate pair) and where it ends. A surrogate alone is
@@ -263,14 +273,14 @@ fn skip_value(bytes: &[u8], mut at: usize) -> Option<usize> {
         match rest.first()? {
             b'{' | b'[' => {
                 let close = if rest.first() == Some(&b'{') { b'}' } else { b']' };
+                if open.len() >= DEEPEST {
+                    return None;
+                }
                 at = skip_space(bytes, at + 1);
                 if bytes.get(at)? == &close {
                     at += 1;
                 } else {
                     open.push(close);
-                    if open.len() > DEEPEST {
-                        return None;
-                    }
                     if close == b'}' {
                         at = skip_key(bytes, at)?;
                     }

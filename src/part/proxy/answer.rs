@@ -87,11 +87,11 @@ fn reason(status: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::head::parse_request;
+    use super::super::head::Heads;
     use super::*;
 
     fn answer(request: &str) -> String {
-        let request = parse_request(request.as_bytes(), false).unwrap().unwrap();
+        let request = Heads::default().next(request.as_bytes(), false).unwrap().unwrap();
         String::from_utf8(Manner::of(&request).fault(&Fault::Conflict("claim \"x\": taken".to_owned()))).unwrap()
     }
 

@@ -19,7 +19,7 @@ use tower::{Service, ServiceExt};
 
 use super::answer::Manner;
 use super::framing::Framing;
-use super::head::{self, LONGEST_HEAD, Request, Unreadable};
+use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
 use crate::edge::relay::{self, End, Failed, Flow, READ_BYTES, Wire};
 use crate::plan::call::Call;
@@ -84,6 +84,7 @@ pub(crate) struct Connection<S> {
     client: Wire,
     /// What the client has sent and nobody has taken yet.
     inbound: BytesMut,
+    heads: Heads,
     /// Whether the client has sent its FIN.
     client_ended: bool,
     upstream: Upstream,
@@ -101,6 +102,7 @@ where
         Connection {
             client,
             inbound: BytesMut::new(),
+            heads: Heads::default(),
             client_ended: false,
             upstream,
             service,
@@ -193,7 +195,7 @@ where
     /// The next request, once its head is whole.
     async fn next_request(&mut self) -> Result<Request, Then> {
         loop {
-            match head::parse_request(&self.inbound, self.client.is_tcp()) {
+            match self.heads.next(&self.inbound, self.client.is_tcp()) {
                 Some(Ok(request)) => return Ok(request),
                 Some(Err(Unreadable::Http2)) => {
                     let answer = Manner::unknown().error(400, "HTTP/2 is not spoken here: use HTTP/1.1");

@@ -1,8 +1,9 @@
 //! Heads: the first lines of requests and replies, read but never rewritten unless the message is ours.
 //!
-//! `httparse` tells the words apart; where it is stricter than dockerd (folded lines) the words are taken from an
-//! unfolded copy. What cannot be read, or what Go answers with an error of its own, is [`Unreadable`]: the proxy shows
-//! it to dockerd and closes the direction behind it, so that dockerd's own answer comes back and nothing slips by.
+//! Read as Go reads them, which is dockerd's language. `httparse` tells the fields apart; where it is stricter (folded
+//! lines, lines without a name) it is given a copy without these. What cannot be read, or what Go answers with an error of
+//! its own, is [`Unreadable`]: the proxy shows it to dockerd and closes the direction behind it, so that dockerd's own
+//! answer comes back and nothing slips by. What Go refuses otherwise is not told from the rest: it passes like all else.
 //! hyper facing the client was measured and is not transparent (it refuses raw `"` in a query, more than 100 headers,
 //! re-frames bodies and loses the order of headers).
 
@@ -61,35 +62,65 @@ impl Reply {
 }
 
 /// Where the head at the start of some bytes ends: after its first blank line, with bare line feeds as Go allows them.
-fn head_end(bytes: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    loop {
-        let line_end = from + bytes.get(from..)?.iter().position(|byte| *byte == b'\n')? + 1;
-        match bytes.get(line_end)? {
-            b'\n' => return Some(line_end + 1),
-            b'\r' if bytes.get(line_end + 1)? == &b'\n' => return Some(line_end + 2),
-            _ => from = line_end,
+/// `searched` bytes were looked through before, so that a head that comes byte by byte costs no more than one at once.
+fn head_end(bytes: &[u8], searched: &mut usize) -> Option<usize> {
+    while let Some(offset) = bytes.get(*searched..)?.iter().position(|byte| *byte == b'\n') {
+        *searched += offset;
+        match bytes.get(*searched + 1)? {
+            b'\n' => return Some(*searched + 2),
+            b'\r' if bytes.get(*searched + 2)? == &b'\n' => return Some(*searched + 3),
+            _ => *searched += 1,
         }
     }
+    *searched = bytes.len();
+    None
 }
 
-/// The head with its folded lines unfolded; `None` if there are none. Source: Go `textproto.ReadMIMEHeader` joins them
-/// with a space.
-fn unfolded(head: &[u8]) -> Option<Vec<u8>> {
-    let is_fold = |at: usize| head[at] == b'\n' && matches!(head.get(at + 1), Some(b' ' | b'\t'));
-    let first_line = head.iter().position(|byte| *byte == b'\n')?;
-    let folds: Vec<usize> = (first_line + 1..head.len()).filter(|at| is_fold(*at)).collect();
-    if folds.is_empty() {
-        return None;
-    }
-    let mut copy = head.to_vec();
-    for at in folds {
-        copy[at] = b' ';
-        if copy[at - 1] == b'\r' {
-            copy[at - 1] = b' ';
+/// The lines behind the first as Go takes them: folded ones joined with spaces, those without a name left out (source:
+/// `textproto.ReadMIMEHeader`). Bytes that belong in no value become others that say as little: Go looks at the values last,
+/// and no more at those of fields that it has used up or ignored by then, such as Transfer-Encoding in HTTP/1.0.
+fn plain_fields(fields: &[u8]) -> Vec<u8> {
+    let mut copy: Vec<u8> = Vec::with_capacity(fields.len());
+    let mut is_left_out = false;
+    for (index, line) in fields.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let content = line.strip_suffix(b"\n").unwrap_or(line);
+        let content = content.strip_suffix(b"\r").unwrap_or(content);
+        // The first line is no fold: Go refuses a space there.
+        let is_fold = index > 0 && matches!(content.first(), Some(b' ' | b'\t'));
+        if !is_fold {
+            is_left_out = content.first() == Some(&b':');
         }
+        if is_left_out {
+            continue;
+        }
+        if is_fold {
+            copy.pop();
+        }
+        let name = if is_fold { 0 } else { content.iter().position(|byte| *byte == b':').unwrap_or(content.len()) };
+        copy.extend_from_slice(&content[..name]);
+        copy.extend(content[name..].iter().map(|byte| match byte {
+            b'\r' => b' ',
+            byte if byte.is_ascii_control() && *byte != b'\t' => b'?',
+            byte => *byte,
+        }));
+        copy.push(b'\n');
     }
-    Some(copy)
+    copy
+}
+
+/// Method, target and minor version of a request line; `None` where Go answers 400 or 505. Source: Go `net/http`
+/// `parseRequestLine`, `ParseHTTPVersion`.
+fn request_line(line: &[u8]) -> Option<(&str, &[u8], u8)> {
+    let line = line.strip_suffix(b"\n")?;
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let method =
+        std::str::from_utf8(method).ok().filter(|method| !method.is_empty() && method.bytes().all(|b| is_token(&b)))?;
+    let [minor @ b'0'..=b'9'] = version.strip_prefix(b"HTTP/1.")? else { return None };
+    let is_target = (!target.is_empty() || method == "CONNECT") && !target.iter().any(|byte| byte.is_ascii_control());
+    is_target.then_some((method, target, minor - b'0'))
 }
 
 /// Room for all headers of a head: `few` where it does, without asking for memory.
@@ -111,48 +142,90 @@ fn begins_method(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Reads the request at the start of some bytes; `None` while its head is not whole. `guarded` looks for what browsers
-/// are tricked into.
-pub(crate) fn parse_request(bytes: &[u8], guarded: bool) -> Option<Result<Request, Unreadable>> {
-    if bytes.first().is_some_and(|first| !begins_method(*first)) {
-        // Go reads one line and says what it thinks of it: it skips no blank ones, and the greeting of a client that
-        // wants TLS has no blank line behind it, but a line feed in it.
-        let line = bytes.iter().position(|byte| *byte == b'\n')?;
-        return Some(Err(Unreadable::Shown(line + 1)));
-    }
-    let Some(length) = head_end(bytes) else {
-        return (bytes.len() > LONGEST_HEAD).then_some(Err(Unreadable::Shown(bytes.len())));
-    };
-    let head = &bytes[..length];
-    if head.starts_with(b"PRI * HTTP/2.0\r\n") {
-        return Some(Err(Unreadable::Http2));
-    }
-    let copy = unfolded(head);
-    let words = copy.as_deref().unwrap_or(head);
-    let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
-    let mut parsed = httparse::Request::new(room(head, &mut few, &mut many));
-    let request = match parsed.parse(words) {
-        Ok(httparse::Status::Complete(count)) if count == length => read_request(&parsed, length, guarded),
-        _ => None,
-    };
-    Some(request.ok_or(Unreadable::Shown(length)))
+/// The heads of the requests of one connection, in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Heads {
+    /// So many bytes hold no end of the next head.
+    searched: usize,
+    /// Whether the last request was one of those behind which Go overlooks line ends.
+    after_post: bool,
 }
 
-fn read_request(parsed: &httparse::Request<'_, '_>, length: usize, guarded: bool) -> Option<Request> {
-    let method = parsed.method?;
-    let is_http_1_0 = parsed.version? == 0;
-    let headers = &*parsed.headers;
-    let connection = |word| has_token(headers, "connection", word);
-    Some(Request {
-        length,
-        classified: classify(method, parsed.path?.as_bytes()),
-        is_head: method == "HEAD",
-        is_http_1_0,
-        closes: connection("close") || is_http_1_0 && !connection("keep-alive"),
-        expects_continue: !is_http_1_0 && has_token(headers, "expect", "100-continue"),
-        body: request_framing(headers, is_http_1_0)?,
-        foreign: if guarded { origin::foreign(headers) } else { None },
-    })
+impl Heads {
+    /// Reads the request at the start of some bytes; `None` while its head is not whole, and then the same bytes must come
+    /// again with more behind them. `guarded` looks for what browsers are tricked into.
+    pub(crate) fn next(&mut self, bytes: &[u8], guarded: bool) -> Option<Result<Request, Unreadable>> {
+        // Source: Go net/http/server.go, readRequest: up to four line ends after a POST, and none otherwise.
+        let ends =
+            if self.after_post { bytes.iter().take(4).take_while(|byte| is_line_end(**byte)).count() } else { 0 };
+        if ends < 4 && ends == bytes.len() {
+            return None;
+        }
+        if bytes.get(ends).is_some_and(|first| !begins_method(*first)) {
+            // Go reads one line and says what it thinks of it: the greeting of a client that wants TLS has no blank line
+            // behind it, but a line feed in it.
+            let line = bytes[ends..].iter().position(|byte| *byte == b'\n')?;
+            return Some(Err(Unreadable::Shown(ends + line + 1)));
+        }
+        self.searched = self.searched.max(ends);
+        let Some(length) = head_end(bytes, &mut self.searched) else {
+            return (bytes.len() > LONGEST_HEAD).then_some(Err(Unreadable::Shown(bytes.len())));
+        };
+        self.searched = 0;
+        let head = &bytes[ends..length];
+        if head.starts_with(b"PRI * HTTP/2.0\r\n") {
+            return Some(Err(Unreadable::Http2));
+        }
+        let request = read_request(head, length, guarded);
+        self.after_post = request.is_some() && head.starts_with(b"POST ");
+        Some(request.ok_or(Unreadable::Shown(length)))
+    }
+}
+
+fn is_line_end(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n')
+}
+
+/// Reads the lines behind the first of a head; `None` if they cannot be told apart.
+fn read_fields<T>(fields: &[u8], read: impl FnOnce(&[Header<'_>]) -> T) -> Option<T> {
+    let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
+    match httparse::parse_headers(fields, room(fields, &mut few, &mut many)) {
+        Ok(httparse::Status::Complete((count, headers))) if count == fields.len() => Some(read(headers)),
+        _ => None,
+    }
+}
+
+fn read_request(head: &[u8], length: usize, guarded: bool) -> Option<Request> {
+    let (line, fields) = head.split_at(head.iter().position(|byte| *byte == b'\n')? + 1);
+    let (method, target, minor) = request_line(line)?;
+    let is_http_1_0 = minor == 0;
+    let read = |headers: &[Header<'_>]| {
+        let connection = |word| has_token(headers, "connection", word);
+        Some(Request {
+            length,
+            classified: classify(method, target),
+            is_head: method == "HEAD",
+            is_http_1_0,
+            closes: connection("close") || is_http_1_0 && !connection("keep-alive"),
+            expects_continue: expects_continue(headers)? && !is_http_1_0,
+            body: request_framing(headers, is_http_1_0)?,
+            foreign: if guarded { origin::foreign(headers) } else { None },
+        })
+    };
+    match read_fields(fields, read) {
+        Some(request) => request,
+        None => read_fields(&plain_fields(fields), read)?,
+    }
+}
+
+/// Whether a client waits for a 100 before it sends a body; `None` if it expects what Go does not know, and answers with a
+/// 417. Source: Go `net/http` `Request.expectsContinue`.
+fn expects_continue(headers: &[Header<'_>]) -> Option<bool> {
+    let Some(first) = header_values(headers, "expect").next().filter(|value| !value.is_empty()) else {
+        return Some(false);
+    };
+    let mut words = first.split(|byte| matches!(byte, b' ' | b',' | b'\t'));
+    words.any(|word| word.eq_ignore_ascii_case(b"100-continue")).then_some(true)
 }
 
 /// The length that the headers tell: `Some(None)` if none, `None` if they contradict each other or are no number.
@@ -184,7 +257,7 @@ fn request_framing(headers: &[Header<'_>], is_http_1_0: bool) -> Option<Framing>
 
 /// Reads the reply at the start of some bytes; `None` while its head is not whole, `Err` if it is none.
 pub(crate) fn parse_reply(bytes: &[u8], to_head: bool) -> Option<Result<Reply, ()>> {
-    let Some(length) = head_end(bytes) else {
+    let Some(length) = head_end(bytes, &mut 0) else {
         return (bytes.len() > LONGEST_HEAD).then_some(Err(()));
     };
     let head = &bytes[..length];
@@ -222,6 +295,8 @@ const OF_THE_OLD_BODY: &[&str] =
 pub(crate) fn reframed(head: &[u8], body_length: usize) -> Vec<u8> {
     let mut copy = Vec::with_capacity(head.len() + 32);
     let mut drops = false;
+    // Line ends that Go overlooks.
+    let head = &head[head.iter().position(|byte| !is_line_end(*byte)).unwrap_or(0)..];
     for line in head.split_inclusive(|byte| *byte == b'\n') {
         if matches!(line, b"\n" | b"\r\n") {
             copy.extend_from_slice(format!("Content-Length: {body_length}\r\n").as_bytes());
@@ -240,5 +315,7 @@ pub(crate) fn reframed(head: &[u8], body_length: usize) -> Vec<u8> {
     copy
 }
 
+#[cfg(test)]
+mod agreement;
 #[cfg(test)]
 mod tests;

@@ -86,7 +86,7 @@ fn the_network_becomes_none_and_nothing_else_changes() {
         (r#"{"Env":["CALICO_IP=auto"]}"#, r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"}}"#),
         (
             r#"{"Env":["CALICO_IP=auto"],"HostConfig":null,"X":1}"#,
-            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"},"X":1}"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":null,"X":1,"HostConfig":{"NetworkMode":"none"}}"#,
         ),
         (
             r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"networ\u212aMode":"b","NetworkMode":null}}"#,
@@ -98,7 +98,7 @@ fn the_network_becomes_none_and_nothing_else_changes() {
         ),
         (
             r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n"},"NetworkingConfig":{"EndpointsConfig":{"n":{"Aliases":["a"]}},"Y":1}} tail"#,
-            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{},"Y":1}} tail"#,
+            r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"},"NetworkingConfig":{"EndpointsConfig":{"n":{"Aliases":["a"]}},"Y":1,"EndpointsConfig":null}} tail"#,
         ),
     ] {
         assert_eq!(edited(text), want);
@@ -225,11 +225,13 @@ proptest! {
             host["NetworkMode"] = json!(mode);
         }
         let mut body = json!({"Image": extra, key: host, "Env": ["CALICO_IP=auto", extra],
-            "NetworkingConfig": {"EndpointsConfig": endpoints}});
+            "NetworkingConfig": {"EndpointsConfig": endpoints.clone()}});
         let text = if pretty { serde_json::to_string_pretty(&body).unwrap() } else { body.to_string() };
         if let Some((_, edited)) = read(&text).unwrap() {
             body[key]["NetworkMode"] = json!("none");
-            body["NetworkingConfig"]["EndpointsConfig"] = json!({});
+            if !endpoints.is_empty() {
+                body["NetworkingConfig"]["EndpointsConfig"] = Value::Null;
+            }
             prop_assert_eq!(serde_json::from_str::<Value>(&edited).unwrap(), body);
         }
     }

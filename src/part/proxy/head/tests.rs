@@ -1,6 +1,10 @@
 use super::*;
 use crate::plan::call::Call;
 
+fn parse_request(bytes: &[u8], guarded: bool) -> Option<Result<Request, Unreadable>> {
+    Heads::default().next(bytes, guarded)
+}
+
 fn request(text: &str) -> Request {
     parse_request(text.as_bytes(), false).unwrap().unwrap()
 }
@@ -34,6 +38,7 @@ fn bodies_are_framed_as_go_frames_them() {
         let text = format!("POST /x HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
         assert_eq!(request(&text).body, want, "{headers:?}");
     }
+    assert_eq!(request("POST /x HTTP/1.2\r\n: x\r\n y\r\nContent-Length: 4\r\n\r\n").body, Framing::Length(4));
     assert_eq!(request("POST /x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").body, Framing::NONE);
 }
 
@@ -50,6 +55,7 @@ fn what_dockerd_refuses_is_shown_to_it() {
         "POST /x HTTP/1.1\r\nContent-Length : 5\r\n\r\n",
         "POST /x HTTP/1.1\r\n X: y\r\n\r\n",
         "POST /x HTTP/3.0\r\n\r\n",
+        "POST /x HTTP/1.1\r\nExpect: 200-ok\r\n\r\n",
         "GET /a b HTTP/1.1\r\n\r\n",
         "junk\r\n\r\n",
     ] {
@@ -59,6 +65,34 @@ fn what_dockerd_refuses_is_shown_to_it() {
     let endless = vec![b'a'; LONGEST_HEAD + 1];
     assert_eq!(parse_request(&endless, false), Some(Err(Unreadable::Shown(endless.len()))));
     assert_eq!(parse_request(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false), Some(Err(Unreadable::Http2)));
+}
+
+#[test]
+fn line_ends_behind_a_post_are_overlooked_as_go_overlooks_them() {
+    let mut heads = Heads::default();
+    let post = b"POST /containers/x/start HTTP/1.1\r\n\r\n";
+    assert_eq!(heads.next(post, false).unwrap().unwrap().length, post.len());
+    for length in 0..4 {
+        assert_eq!(heads.next(&b"\r\n\r\n"[..length], false), None);
+    }
+    let next = b"\n\r\n\nPOST /containers/create HTTP/1.1\r\nContent-Length: 2\r\n\r\n";
+    assert_eq!(heads.next(next, false).unwrap().unwrap().length, next.len());
+    assert_eq!(reframed(next, 7), b"POST /containers/create HTTP/1.1\r\nContent-Length: 7\r\n\r\n");
+    assert_eq!(heads.next(b"\r\n\r\n\r\nGET", false), Some(Err(Unreadable::Shown(6))));
+    let mut heads = Heads::default();
+    assert!(heads.next(b"GET / HTTP/1.1\r\n\r\n", false).unwrap().is_ok());
+    assert_eq!(heads.next(b"\r\n", false), Some(Err(Unreadable::Shown(2))));
+}
+
+#[test]
+fn a_head_that_comes_byte_by_byte_is_searched_once() {
+    let text = format!("GET /x HTTP/1.1\r\nA: {}\r\nB: c\n\r\n", "y".repeat(LONGEST_HEAD - 64));
+    let mut heads = Heads::default();
+    for length in 0..text.len() {
+        assert_eq!(heads.next(&text.as_bytes()[..length], false), None);
+        assert!(heads.searched + 3 >= length);
+    }
+    assert_eq!(heads.next(text.as_bytes(), false).unwrap().unwrap().length, text.len());
 }
 
 #[test]

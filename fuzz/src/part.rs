@@ -1,0 +1,3 @@
+//! The parts under test.
+
+pub(crate) mod proxy;

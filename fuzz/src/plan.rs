@@ -1,0 +1,8 @@
+//! The decisions under test.
+
+#[path = "../../src/plan/body.rs"]
+pub(crate) mod body;
+#[path = "../../src/plan/call.rs"]
+pub(crate) mod call;
+#[path = "../../src/plan/json.rs"]
+pub(crate) mod json;
