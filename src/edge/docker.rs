@@ -12,6 +12,7 @@ use tokio::sync::OnceCell;
 
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
+use crate::model::recreation::RecreationLabels;
 
 /// How long one of our own calls may take, in seconds; `stop` adds its grace.
 const CALL_TIMEOUT_S: u64 = 30;
@@ -34,12 +35,15 @@ pub(crate) struct Container {
     pub(crate) name: String,
     /// The process id of its first process, while it runs.
     pub(crate) pid: Option<i32>,
+    /// Whether dockerd counts it among the running: so too while it waits to be restarted.
+    pub(crate) is_up: bool,
     /// Its own host name, and the hosts file that dockerd mounts into it.
     pub(crate) hostname: String,
     pub(crate) hosts_path: Option<String>,
     pub(crate) network_mode: String,
     /// `NAME=value` entries, the image's among them.
     pub(crate) env: Vec<String>,
+    pub(crate) labels: RecreationLabels,
 }
 
 /// A line of the container list.
@@ -123,10 +127,12 @@ impl Docker {
             id,
             name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
             pid,
+            is_up: running || state.restarting.unwrap_or(false),
             hostname: config.hostname.unwrap_or_default(),
             hosts_path: found.hosts_path.filter(|path| !path.is_empty()),
             network_mode: found.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
             env: config.env.unwrap_or_default(),
+            labels: config.labels.into_iter().flatten().collect(),
         }))
     }
 

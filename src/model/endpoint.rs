@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName};
+use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName, WorkloadId};
 
 /// Whether the container's process runs.
 ///
@@ -30,6 +30,13 @@ pub(crate) struct Requested {
     pub(crate) networks: BTreeMap<String, Vec<String>>,
 }
 
+/// What a container has lost to its successor. It has no network any more, and is not started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HandedOver {
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) to: WorkloadId,
+}
+
 /// An endpoint's record. What it is stored under is an [`EndpointKey`](super::key::EndpointKey).
 ///
 /// Source of the format: data model 1.3 of the original. Keys that are not known here survive a rewrite in `rest`.
@@ -50,12 +57,26 @@ pub(crate) struct Endpoint {
     pub(crate) ipv4_gateway: Option<IpAddr>,
     pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Option<Requested>,
+    pub(crate) handed_over: Option<HandedOver>,
     pub(crate) rest: BTreeMap<String, serde_json::Value>,
 }
 
 impl Endpoint {
     pub(crate) fn is_active(&self) -> bool {
         self.state == State::Active
+    }
+
+    /// The same without addresses that are another container's from now on.
+    #[must_use]
+    pub(crate) fn without(&self, addresses: &BTreeSet<IpAddr>, to: &WorkloadId) -> Self {
+        let earlier = self.handed_over.iter().flat_map(|lost| lost.addresses.iter().copied());
+        let lost = addresses.iter().copied().chain(earlier).collect();
+        Endpoint {
+            state: State::Inactive,
+            addresses: self.addresses.difference(addresses).copied().collect(),
+            handed_over: Some(HandedOver { addresses: lost, to: to.clone() }),
+            ..self.clone()
+        }
     }
 
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = std::net::Ipv4Addr> + '_ {
@@ -96,6 +117,8 @@ struct Written {
     ipv6_gateway: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     requested: Option<Requested>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    handed_over: Option<HandedOver>,
     #[serde(flatten)]
     rest: BTreeMap<String, serde_json::Value>,
 }
@@ -141,6 +164,7 @@ impl TryFrom<Written> for Endpoint {
             ipv4_gateway: written.ipv4_gateway,
             ipv6_gateway: written.ipv6_gateway,
             requested: written.requested,
+            handed_over: written.handed_over,
             rest: written.rest,
         })
     }
@@ -160,6 +184,7 @@ impl From<Endpoint> for Written {
             ipv4_gateway: endpoint.ipv4_gateway,
             ipv6_gateway: endpoint.ipv6_gateway,
             requested: endpoint.requested,
+            handed_over: endpoint.handed_over,
             rest: endpoint.rest,
         }
     }
@@ -184,6 +209,20 @@ mod tests {
         let endpoint: Endpoint = serde_json::from_str(text).unwrap();
         assert_eq!(endpoint.profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>(), ["web"]);
         assert_eq!(endpoint.container_interface.as_str(), "eth1");
+    }
+
+    #[test]
+    fn an_address_that_passed_over_is_no_longer_the_record_s() {
+        let mut endpoint: Endpoint = serde_json::from_str(RECORD).unwrap();
+        let [first, second]: [IpAddr; 2] = ["192.168.1.1", "192.168.1.2"].map(|text| text.parse().unwrap());
+        endpoint.addresses.insert(second);
+        let to: WorkloadId = "b".repeat(64).parse().unwrap();
+        let left = endpoint.without(&[first].into(), &to);
+        assert_eq!((left.state, &left.addresses), (State::Inactive, &[second].into()));
+        let left: Endpoint = serde_json::from_str(&serde_json::to_string(&left).unwrap()).unwrap();
+        assert_eq!(left.handed_over, Some(HandedOver { addresses: [first].into(), to: to.clone() }));
+        let left = left.without(&[second].into(), &to);
+        assert_eq!(left.handed_over.unwrap().addresses, [first, second].into());
     }
 
     #[test]

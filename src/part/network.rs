@@ -14,6 +14,7 @@ mod claims;
 mod creating;
 mod reconcile;
 mod settle;
+mod succession;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};

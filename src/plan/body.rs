@@ -11,6 +11,7 @@ use super::json::{self, Edit, Member, Span};
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, Mac};
+use crate::model::recreation::RecreationLabels;
 use crate::model::wish::Wish;
 
 /// What a create request asks, once it has been read.
@@ -20,6 +21,8 @@ pub(crate) struct Ask {
     /// The name given by `?name=`; empty where Docker chooses one.
     pub(crate) name: String,
     pub(crate) requested: Requested,
+    /// What tells whose place the container takes.
+    pub(crate) labels: RecreationLabels,
     /// What the user should know of the request itself (ports without effect, …).
     pub(crate) warnings: Vec<String>,
 }
@@ -47,7 +50,8 @@ pub(crate) fn read_create(bytes: &[u8], name: &str) -> Result<Option<(Ask, Vec<u
     let wish = Wish::parse(&addresses, profiles.as_deref())?;
     let requested = create.requested(mode);
     let warnings = create.warnings(&requested);
-    Ok(Some((Ask { wish, name: name.to_owned(), requested, warnings }, json::splice(bytes, create.edits()))))
+    let ask = Ask { wish, name: name.to_owned(), requested, labels: create.labels.clone(), warnings };
+    Ok(Some((ask, json::splice(bytes, create.edits()))))
 }
 
 /// The parts of a create body that matter here, of the types that Go wants.
@@ -60,6 +64,7 @@ struct Create<'a> {
     /// The values of `NetworkMode` that count: strings and nulls.
     modes: Vec<(Span, Option<String>)>,
     publishes: bool,
+    labels: RecreationLabels,
     /// The variables of each `Env`.
     environments: Vec<Vec<String>>,
     /// Each non-null `EndpointsConfig`.
@@ -89,6 +94,23 @@ fn strings(bytes: &[u8], span: &Span) -> Option<Vec<String>> {
         return Some(Vec::new());
     }
     json::elements(bytes, span)?.iter().map(text).collect()
+}
+
+/// The labels in some values of one map of strings, which Go fills in order and a null empties; `None` where Go refuses them.
+fn labels(bytes: &[u8], spans: &[Span]) -> Option<RecreationLabels> {
+    let mut all = BTreeMap::new();
+    for span in spans {
+        if json::is_null(bytes, span) {
+            all.clear();
+            continue;
+        }
+        for label in json::members(bytes, span)? {
+            let empty = json::is_null(bytes, &label.value);
+            let value = if empty { String::new() } else { json::string(bytes, &label.value)? };
+            all.insert(label.key, value);
+        }
+    }
+    Some(all.into_iter().collect())
 }
 
 /// The different values that a variable has in an environment. Without `=` it is not set (as `docker run -e NAME` sends
@@ -140,6 +162,7 @@ impl<'a> Create<'a> {
             host_configs,
             modes,
             publishes: bound || all,
+            labels: labels(bytes, &values(&members, "Labels"))?,
             environments,
             endpoints,
             networks,
