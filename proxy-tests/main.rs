@@ -22,5 +22,6 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod succession;
 mod transparency;
 mod walkthrough;
