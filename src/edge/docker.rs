@@ -4,8 +4,8 @@
 //! first answer, so dockerd may be away when this process starts.
 
 use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    StopContainerOptionsBuilder,
+    EventsOptionsBuilder, InspectContainerOptions, InspectNetworkOptions, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::OnceCell;
@@ -71,6 +71,20 @@ pub(crate) enum EventKind {
     Destroy,
 }
 
+/// A name as one segment of a path, which bollard puts together from it as it is.
+fn segment(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut segment = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
+            segment.push(char::from(byte));
+        } else {
+            let _ = write!(segment, "%{byte:02X}");
+        }
+    }
+    segment
+}
+
 fn status_of(error: &bollard::errors::Error) -> Option<u16> {
     match error {
         bollard::errors::Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
@@ -112,7 +126,7 @@ impl Docker {
     /// A container by name, id or part of an id; `None` if there is none.
     pub(crate) async fn inspect(&self, name: &str) -> Result<Option<Container>, Fault> {
         let client = self.client().await?;
-        let found = match client.inspect_container(name, None::<InspectContainerOptions>).await {
+        let found = match client.inspect_container(&segment(name), None::<InspectContainerOptions>).await {
             Ok(found) => found,
             Err(error) if status_of(&error) == Some(404) => return Ok(None),
             Err(error) => return Err(self.fault(&format!("inspect container {name}"), &error)),
@@ -134,6 +148,17 @@ impl Docker {
             env: config.env.unwrap_or_default(),
             labels: config.labels.into_iter().flatten().collect(),
         }))
+    }
+
+    /// The name and the id of a network that is named by either; `None` if there is none.
+    pub(crate) async fn network(&self, name: &str) -> Result<Option<(String, String)>, Fault> {
+        let client = self.client().await?;
+        match client.inspect_network(&segment(name), None::<InspectNetworkOptions>).await {
+            Ok(found) => Ok(found.name.zip(found.id)),
+            // An ambiguous part of an id is as good as none.
+            Err(error) if status_of(&error).is_some_and(|status| (400..500).contains(&status)) => Ok(None),
+            Err(error) => Err(self.fault(&format!("inspect network {name}"), &error)),
+        }
     }
 
     /// All containers, running or not.
@@ -203,5 +228,16 @@ impl Docker {
             std::future::ready(event)
         });
         Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_does_not_leave_its_segment_of_the_path() {
+        assert_eq!(segment("web_1.a-b"), "web_1.a-b");
+        assert_eq!(segment("../x?y#z é"), "..%2Fx%3Fy%23z%20%C3%A9");
     }
 }

@@ -28,6 +28,25 @@ pub(crate) struct Requested {
     /// The networks named, each with the aliases asked for in it.
     #[serde(default)]
     pub(crate) networks: BTreeMap<String, Vec<String>>,
+    /// The ids that dockerd knew those networks by at the create: compose 2 looks for them in the list of containers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) network_ids: BTreeMap<String, String>,
+}
+
+impl Requested {
+    /// Whether a network was named, by its name, its id or as much of the id as Docker shows.
+    pub(crate) fn names(&self, network: &str) -> bool {
+        let is_id = |id: &String| network.len() >= 12 && id.starts_with(network);
+        self.networks.contains_key(network) || self.network_ids.values().any(is_id)
+    }
+
+    /// With what dockerd knows a named network by, its name and its id.
+    pub(crate) fn know(&mut self, named: &str, name: String, id: String) {
+        if let Some(aliases) = self.networks.remove(named) {
+            self.networks.insert(name.clone(), aliases);
+            self.network_ids.insert(name, id);
+        }
+    }
 }
 
 /// What a container has lost to its successor. It has no network any more, and is not started again.
@@ -223,6 +242,19 @@ mod tests {
         assert_eq!(left.handed_over, Some(HandedOver { addresses: [first].into(), to: to.clone() }));
         let left = left.without(&[second].into(), &to);
         assert_eq!(left.handed_over.unwrap().addresses, [first, second].into());
+    }
+
+    #[test]
+    fn a_network_is_known_by_name_and_by_id() {
+        let id = "35e7591be252e92588690e8f10018846d73735599daac8bf4bbe02e7741db373";
+        for named in ["back", id, "35e7591be252"] {
+            let networks = BTreeMap::from([(named.to_owned(), vec!["w".to_owned()])]);
+            let mut requested = Requested { networks, ..Requested::default() };
+            requested.know(named, "back".to_owned(), id.to_owned());
+            assert_eq!(requested.networks, BTreeMap::from([("back".to_owned(), vec!["w".to_owned()])]));
+            assert!(["back", id, "35e7591be252"].iter().all(|name| requested.names(name)), "{named}");
+            assert!(["front", "35e7", &id[1..], ""].iter().all(|name| !requested.names(name)), "{named}");
+        }
     }
 
     #[test]

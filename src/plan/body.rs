@@ -215,7 +215,7 @@ impl<'a> Create<'a> {
         if networks.is_empty() && is_user_network(&mode) {
             networks.insert(mode.clone(), Vec::new());
         }
-        Requested { network_mode: mode, networks }
+        Requested { network_mode: mode, networks, ..Requested::default() }
     }
 
     fn warnings(&self, requested: &Requested) -> Vec<String> {
@@ -390,8 +390,9 @@ fn endpoint_text(base: &[u8], name: &str, aliases: &[String], shown: &Appearance
     let mut fields = address_members(shown);
     fields.push(("Aliases", json::quote_all(&aliases)));
     if name != "none" {
-        // The container is not in the network that it shows.
-        fields.push(("NetworkID", json::quote("")));
+        // The container is not in the network that it shows; but clients look there for the network that they asked for.
+        let id = shown.requested.network_ids.get(name).map_or("", String::as_str);
+        fields.push(("NetworkID", json::quote(id)));
         fields.push(("EndpointID", json::quote("")));
     }
     let mut present = !members.is_empty();

@@ -140,8 +140,13 @@ impl Network {
         prepared
     }
 
-    async fn claim(&self, ask: Ask, request: &str) -> Result<Prepared, Fault> {
+    async fn claim(&self, mut ask: Ask, request: &str) -> Result<Prepared, Fault> {
         let lease = self.lease()?;
+        for named in ask.requested.networks.clone().into_keys() {
+            if let Some((name, id)) = self.docker.network(&named).await? {
+                ask.requested.know(&named, name, id);
+            }
+        }
         let reserved = self.reserved().await?;
         let endpoint = EndpointId::from_random(random()?);
         let (interface, container_interface) = interfaces_of(&endpoint)?;

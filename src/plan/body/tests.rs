@@ -163,7 +163,11 @@ fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
         addresses: vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         mac: Some("02:00:00:00:00:01".parse().unwrap()),
         ipv4_gateway: Some("172.25.0.1".parse().unwrap()),
-        requested: Requested { network_mode: String::new(), networks: networks.collect() },
+        requested: Requested {
+            network_ids: BTreeMap::from([("a".to_owned(), "1234".to_owned())]),
+            networks: networks.collect(),
+            ..Requested::default()
+        },
     }
 }
 
@@ -206,7 +210,7 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     let networks = &two["NetworkSettings"]["Networks"];
     assert_eq!(networks.as_object().unwrap().len(), 2);
     assert_eq!(networks["a"]["Aliases"], json!(["x", "3f2a91000000"]));
-    assert_eq!(networks["a"]["NetworkID"], "");
+    assert_eq!((&networks["a"]["NetworkID"], &networks["b"]["NetworkID"]), (&json!("1234"), &json!("")));
     assert_eq!(networks["a"]["GlobalIPv6PrefixLen"], 128);
     assert_eq!(networks["b"]["Aliases"], json!(["3f2a91000000"]));
     assert_eq!(shown_in_inspect(reply.as_bytes(), |_| None), None);
