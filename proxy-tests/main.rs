@@ -10,6 +10,7 @@ mod lab;
 
 mod addresses;
 mod clean;
+mod compose;
 mod connectivity;
 mod crashes;
 mod doors;
@@ -23,5 +24,7 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod sdk;
+mod succession;
 mod transparency;
 mod walkthrough;

@@ -13,6 +13,7 @@ pub(crate) mod key;
 pub(crate) mod name;
 pub(crate) mod pool;
 pub(crate) mod profile;
+pub(crate) mod recreation;
 pub(crate) mod rule;
 pub(crate) mod snapshot;
 pub(crate) mod wish;

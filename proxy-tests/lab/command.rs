@@ -52,6 +52,12 @@ impl Run {
         self
     }
 
+    /// With more time than a command usually needs.
+    pub(crate) fn lasting(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     pub(crate) fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
         self

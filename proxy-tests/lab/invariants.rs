@@ -62,8 +62,21 @@ impl Record {
         self.value[key].as_str().unwrap_or_default().to_owned()
     }
 
+    /// The addresses that it had before they passed over to another container.
+    fn handed_over(&self) -> BTreeSet<String> {
+        let addresses = self.value["handed_over"]["addresses"].as_array();
+        addresses.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
     fn identity(&self) -> Identity {
-        Identity { endpoint: self.endpoint.clone(), mac: self.text("mac"), addresses: self.addresses() }
+        let addresses = self.addresses().union(&self.handed_over()).cloned().collect();
+        Identity { endpoint: self.endpoint.clone(), mac: self.text("mac"), addresses }
+    }
+
+    fn is_of(&self, owner: &Value) -> bool {
+        owner["host"] == self.host.as_str()
+            && owner["workload"] == self.container.as_str()
+            && owner["endpoint"] == self.endpoint.as_str()
     }
 }
 
@@ -148,15 +161,13 @@ impl Lab {
     }
 }
 
-/// Each address has one holder, each holder its claim, each claim its holder.
+/// Each address has one holder, each holder its claim, each claim its holder, and who waits for it is dark.
 fn claims_and_records_agree(stored: &Stored, pending: Pending) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut holders: BTreeMap<String, &Record> = BTreeMap::new();
+    let mut recorded: BTreeMap<String, Vec<&Record>> = BTreeMap::new();
     for record in &stored.records {
         for address in record.addresses() {
-            if let Some(other) = holders.insert(address.clone(), record) {
-                wrong.push(format!("{address} is recorded twice: {} and {}", other.container, record.container));
-            }
+            recorded.entry(address).or_default().push(record);
         }
     }
     let mut claimed = BTreeSet::new();
@@ -179,23 +190,34 @@ fn claims_and_records_agree(stored: &Stored, pending: Pending) -> Vec<String> {
                 if claim.entry.leased {
                     wrong.push(format!("{} is bound and would go with a lease", claim.key));
                 }
-                let owner = &value["owner"];
-                let record = holders.get(&claim.address);
-                let agrees = record.is_some_and(|record| {
-                    owner["host"] == record.host.as_str()
-                        && owner["workload"] == record.container.as_str()
-                        && owner["endpoint"] == record.endpoint.as_str()
-                });
-                if !agrees {
+                let (owner, next) = (&value["owner"], &value["successor"]["owner"]);
+                let records = recorded.get(&claim.address).cloned().unwrap_or_default();
+                if !records.iter().any(|record| record.is_of(owner)) {
                     wrong.push(format!("{} is bound to {owner}, which has no such record", claim.key));
+                }
+                let waits = records.iter().filter(|record| record.is_of(next));
+                if waits.clone().any(|record| record.text("state") != "inactive") {
+                    wrong.push(format!("{next} waits for {} and is not dark", claim.key));
+                }
+                if !next.is_null() && next["host"] != owner["host"] {
+                    wrong.push(format!("{} is to pass over to another host, {next}", claim.key));
+                }
+                if next["workload"].is_string() && waits.count() == 0 {
+                    wrong.push(format!("{} is to pass over to {next}, which has no such record", claim.key));
+                }
+                if !next.is_null() && next["workload"].is_null() && pending == Pending::Wrong {
+                    wrong.push(format!("{} is still awaited by a create", claim.key));
+                }
+                for record in records.iter().filter(|record| !record.is_of(owner) && !record.is_of(next)) {
+                    wrong.push(format!("{} is recorded for {} too", claim.key, record.container));
                 }
             }
             state => wrong.push(format!("{} has the state {state:?}", claim.key)),
         }
     }
-    for (address, record) in holders {
+    for (address, records) in recorded {
         if !claimed.contains(&address) {
-            wrong.push(format!("{address} is recorded for {} and not claimed", record.container));
+            wrong.push(format!("{address} is recorded for {} and not claimed", records[0].container));
         }
     }
     wrong
@@ -229,6 +251,10 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
         let reply = host.raw_api("GET", &format!("/containers/{}/json", record.container));
         let state = reply.json()["State"].clone();
         let running = state["Running"] == true && state["Restarting"] != true;
+        // What lost its address has no network any more, even if somebody starts it at dockerd; nor has, until then, what
+        // waits for one.
+        let dark = !record.handed_over().is_empty() || waits_for_any(stored, record);
+        let running = running && !dark;
         let expected = if running { "active" } else { "inactive" };
         if record.text("state") != expected {
             wrong
@@ -252,6 +278,12 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
     wrong.extend(set_violations(host, stored, &records));
     wrong.extend(file_violations(host, &containers, &records));
     wrong
+}
+
+fn waits_for_any(stored: &Stored, record: &Record) -> bool {
+    stored.claims.iter().any(|claim| {
+        serde_json::from_str::<Value>(&claim.entry.value).is_ok_and(|value| record.is_of(&value["successor"]["owner"]))
+    })
 }
 
 /// Destination and interface of the routes that bear this software's protocol number, 97.

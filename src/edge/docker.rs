@@ -4,14 +4,15 @@
 //! first answer, so dockerd may be away when this process starts.
 
 use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    StopContainerOptionsBuilder,
+    EventsOptionsBuilder, InspectContainerOptions, InspectNetworkOptions, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::OnceCell;
 
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
+use crate::model::recreation::RecreationLabels;
 
 /// How long one of our own calls may take, in seconds; `stop` adds its grace.
 const CALL_TIMEOUT_S: u64 = 30;
@@ -34,12 +35,15 @@ pub(crate) struct Container {
     pub(crate) name: String,
     /// The process id of its first process, while it runs.
     pub(crate) pid: Option<i32>,
+    /// Whether dockerd counts it among the running: so too while it waits to be restarted.
+    pub(crate) is_up: bool,
     /// Its own host name, and the hosts file that dockerd mounts into it.
     pub(crate) hostname: String,
     pub(crate) hosts_path: Option<String>,
     pub(crate) network_mode: String,
     /// `NAME=value` entries, the image's among them.
     pub(crate) env: Vec<String>,
+    pub(crate) labels: RecreationLabels,
 }
 
 /// A line of the container list.
@@ -65,6 +69,20 @@ pub(crate) enum EventKind {
     Start,
     Die,
     Destroy,
+}
+
+/// A name as one segment of a path, which bollard puts together from it as it is.
+fn segment(name: &str) -> String {
+    use std::fmt::Write as _;
+    let mut segment = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') {
+            segment.push(char::from(byte));
+        } else {
+            let _ = write!(segment, "%{byte:02X}");
+        }
+    }
+    segment
 }
 
 fn status_of(error: &bollard::errors::Error) -> Option<u16> {
@@ -108,7 +126,7 @@ impl Docker {
     /// A container by name, id or part of an id; `None` if there is none.
     pub(crate) async fn inspect(&self, name: &str) -> Result<Option<Container>, Fault> {
         let client = self.client().await?;
-        let found = match client.inspect_container(name, None::<InspectContainerOptions>).await {
+        let found = match client.inspect_container(&segment(name), None::<InspectContainerOptions>).await {
             Ok(found) => found,
             Err(error) if status_of(&error) == Some(404) => return Ok(None),
             Err(error) => return Err(self.fault(&format!("inspect container {name}"), &error)),
@@ -123,11 +141,24 @@ impl Docker {
             id,
             name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
             pid,
+            is_up: running || state.restarting.unwrap_or(false),
             hostname: config.hostname.unwrap_or_default(),
             hosts_path: found.hosts_path.filter(|path| !path.is_empty()),
             network_mode: found.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
             env: config.env.unwrap_or_default(),
+            labels: config.labels.into_iter().flatten().collect(),
         }))
+    }
+
+    /// The name and the id of a network that is named by either; `None` if there is none.
+    pub(crate) async fn network(&self, name: &str) -> Result<Option<(String, String)>, Fault> {
+        let client = self.client().await?;
+        match client.inspect_network(&segment(name), None::<InspectNetworkOptions>).await {
+            Ok(found) => Ok(found.name.zip(found.id)),
+            // An ambiguous part of an id is as good as none.
+            Err(error) if status_of(&error).is_some_and(|status| (400..500).contains(&status)) => Ok(None),
+            Err(error) => Err(self.fault(&format!("inspect network {name}"), &error)),
+        }
     }
 
     /// All containers, running or not.
@@ -197,5 +228,16 @@ impl Docker {
             std::future::ready(event)
         });
         Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_does_not_leave_its_segment_of_the_path() {
+        assert_eq!(segment("web_1.a-b"), "web_1.a-b");
+        assert_eq!(segment("../x?y#z é"), "..%2Fx%3Fy%23z%20%C3%A9");
     }
 }

@@ -63,6 +63,14 @@ pub(crate) enum Write {
     Delete(Key),
 }
 
+impl Write {
+    pub(crate) fn key(&self) -> &Key {
+        match self {
+            Write::Put(key, _) | Write::PutLeased(key, _, _) | Write::Delete(key) => key,
+        }
+    }
+}
+
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {

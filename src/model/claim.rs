@@ -1,7 +1,11 @@
 //! Claims: who holds an address. The record of one address is the only lock that there is on it.
+//!
+//! An address may have a successor waiting beside its holder: a container that was made to take the holder's place. The
+//! address stays the holder's until it passes over as a whole; at no time have both a right to it.
 
 use serde::{Deserialize, Serialize};
 
+use super::key::EndpointKey;
 use super::name::{EndpointId, HostName, Orchestrator, WorkloadId};
 
 /// How far a claim has come.
@@ -37,23 +41,193 @@ pub(crate) struct Claim {
     pub(crate) owner: Owner,
     /// The create request that made it: hex digits.
     pub(crate) request: String,
-    /// The container that takes the address over when the owner is destroyed.
-    pub(crate) successor: Option<serde_json::Value>,
+    /// Who takes the address over when the owner is destroyed, or when this one is started while the owner does not run.
+    pub(crate) successor: Option<Successor>,
+}
+
+/// Who waits for an address, on the same host as its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Successor {
+    /// The container id is absent while its create is under way.
+    pub(crate) owner: Owner,
+    /// The create request that made it.
+    pub(crate) request: String,
+}
+
+/// What becomes of a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Nothing: who leaves has no part in it.
+    None,
+    Free,
+    /// This stands in its place; a pending one hangs on the node's lease.
+    Becomes(Box<Claim>),
+}
+
+impl Change {
+    fn becomes(claim: Claim) -> Self {
+        Change::Becomes(Box::new(claim))
+    }
 }
 
 impl Claim {
+    /// The claim once its successor has the address; `None` if there is none.
+    pub(crate) fn passed_over(&self) -> Option<Claim> {
+        let Successor { owner, request } = self.successor.clone()?;
+        let state = if owner.workload.is_some() { ClaimState::Bound } else { ClaimState::Pending };
+        Some(Claim { v: self.v, state, owner, request, successor: None })
+    }
+
+    /// What becomes of it when an endpoint goes away: its owner's place is the successor's, and a successor that goes
+    /// leaves it with the owner.
+    pub(crate) fn without(&self, endpoint: &EndpointKey) -> Change {
+        if self.owner.is(endpoint) {
+            return self.passed_over().map_or(Change::Free, Change::becomes);
+        }
+        self.without_successor(|successor| successor.owner.is(endpoint))
+    }
+
+    /// What becomes of it when a create comes to nothing before its container is known.
+    pub(crate) fn without_request(&self, request: &str) -> Change {
+        if self.owner.workload.is_none() && self.request == request {
+            return self.passed_over().map_or(Change::Free, Change::becomes);
+        }
+        self.without_successor(|successor| successor.owner.workload.is_none() && successor.request == request)
+    }
+
+    fn without_successor(&self, goes: impl Fn(&Successor) -> bool) -> Change {
+        if self.successor.as_ref().is_some_and(goes) {
+            Change::becomes(Claim { successor: None, ..self.clone() })
+        } else {
+            Change::None
+        }
+    }
+
+    /// With the container that was made for an endpoint of it; `None` if the endpoint has no part in it.
+    pub(crate) fn bound_to(&self, endpoint: &EndpointId, workload: &WorkloadId) -> Option<Claim> {
+        let mut claim = self.clone();
+        if claim.owner.endpoint == *endpoint {
+            claim.state = ClaimState::Bound;
+            claim.owner.workload = Some(workload.clone());
+            return Some(claim);
+        }
+        let successor = claim.successor.as_mut().filter(|successor| successor.owner.endpoint == *endpoint)?;
+        successor.owner.workload = Some(workload.clone());
+        Some(claim)
+    }
+
+    /// The requests of creates that are under way for it.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (&Owner, &str)> {
+        let own = (&self.owner, self.request.as_str());
+        let next = self.successor.as_ref().map(|successor| (&successor.owner, successor.request.as_str()));
+        [Some(own), next].into_iter().flatten().filter(|(owner, _)| owner.workload.is_none())
+    }
+
     /// Who holds it, in words for an error message.
     pub(crate) fn holder(&self) -> String {
-        let what = match (&self.owner.workload, self.owner.name.is_empty()) {
+        let holder = format!("{} on host {} since {}", self.owner.called(), self.owner.host, self.owner.since);
+        match &self.successor {
+            None => holder,
+            Some(successor) => format!("{holder}, and {} is to have it next", successor.owner.called()),
+        }
+    }
+}
+
+impl Owner {
+    /// Whether it is the container of an endpoint. Ids of endpoints alone do not tell: others may choose theirs freely.
+    fn is(&self, endpoint: &EndpointKey) -> bool {
+        self.endpoint == endpoint.endpoint
+            && self.workload.as_ref() == Some(&endpoint.workload)
+            && self.host == endpoint.host
+            && self.orchestrator == endpoint.orchestrator
+    }
+
+    /// The container, in words for an error message.
+    pub(crate) fn called(&self) -> String {
+        match (&self.workload, self.name.is_empty()) {
             (Some(id), true) => format!("container {}", short(id.as_str())),
-            (Some(id), false) => format!("container {} ({})", self.owner.name, short(id.as_str())),
+            (Some(id), false) => format!("container {} ({})", self.name, short(id.as_str())),
             (None, true) => "a container that is being created".to_owned(),
-            (None, false) => format!("container {}, which is being created,", self.owner.name),
-        };
-        format!("{what} on host {} since {}", self.owner.host, self.owner.since)
+            (None, false) => format!("container {}, which is being created,", self.name),
+        }
     }
 }
 
 fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(digit: &str, workload: bool) -> Owner {
+        Owner {
+            host: "h1".parse().unwrap(),
+            orchestrator: Orchestrator::docker(),
+            workload: workload.then(|| digit.repeat(64).parse().unwrap()),
+            endpoint: digit.repeat(32).parse().unwrap(),
+            name: format!("box{digit}"),
+            since: "2026-01-31T12:00:00Z".to_owned(),
+        }
+    }
+
+    fn key(digit: &str) -> EndpointKey {
+        let Owner { host, orchestrator, workload, endpoint, .. } = owner(digit, true);
+        EndpointKey { host, orchestrator, workload: workload.unwrap(), endpoint }
+    }
+
+    fn claim(workload: bool, successor: Option<bool>) -> Claim {
+        Claim {
+            v: 1,
+            state: if workload { ClaimState::Bound } else { ClaimState::Pending },
+            owner: owner("a", workload),
+            request: "r1".to_owned(),
+            successor: successor.map(|workload| Successor { owner: owner("b", workload), request: "r2".to_owned() }),
+        }
+    }
+
+    #[test]
+    fn an_address_passes_over_to_its_successor_as_a_whole() {
+        let (old, new) = (key("a"), key("b"));
+        assert_eq!(claim(true, None).without(&old), Change::Free);
+        assert_eq!(claim(true, None).without(&new), Change::None);
+        let Change::Becomes(passed) = claim(true, Some(true)).without(&old) else { panic!("it is lost") };
+        assert_eq!((passed.state, &passed.owner, &passed.request[..]), (ClaimState::Bound, &owner("b", true), "r2"));
+        assert_eq!(passed.successor, None);
+        assert_eq!(passed.without(&old), Change::None, "the old one's removal does not free it");
+        // The create of the successor is still under way.
+        let Change::Becomes(passed) = claim(true, Some(false)).without(&old) else { panic!("it is lost") };
+        assert_eq!((passed.state, &passed.owner), (ClaimState::Pending, &owner("b", false)));
+        // The successor goes first.
+        assert_eq!(claim(true, Some(true)).without(&new), Change::becomes(claim(true, None)));
+    }
+
+    #[test]
+    fn a_create_that_comes_to_nothing_leaves_no_more_than_was_there() {
+        assert_eq!(claim(false, None).without_request("r1"), Change::Free);
+        assert_eq!(claim(true, None).without_request("r1"), Change::None, "it came to something");
+        assert_eq!(claim(true, Some(false)).without_request("r2"), Change::becomes(claim(true, None)));
+        assert_eq!(claim(true, Some(true)).without_request("r2"), Change::None);
+        let requests = |claim: Claim| claim.pending().map(|(_, request)| request.to_owned()).collect::<Vec<_>>();
+        assert_eq!(requests(claim(true, Some(false))), ["r2"]);
+        assert_eq!(requests(claim(false, None)), ["r1"]);
+        assert!(requests(claim(true, Some(true))).is_empty());
+    }
+
+    #[test]
+    fn a_claim_is_bound_where_its_endpoint_stands() {
+        let new = owner("b", true);
+        let workload = new.workload.clone().unwrap();
+        assert_eq!(claim(true, Some(false)).bound_to(&new.endpoint, &workload), Some(claim(true, Some(true))));
+        let passed = claim(true, Some(false)).passed_over().unwrap();
+        assert_eq!(passed.bound_to(&new.endpoint, &workload), claim(true, Some(true)).passed_over());
+        assert_eq!(claim(true, None).bound_to(&new.endpoint, &workload), None);
+    }
+
+    #[test]
+    fn the_holder_is_named_with_who_comes_next() {
+        let text = claim(true, Some(true)).holder();
+        assert!(text.contains("boxa (aaaaaaaaaaaa) on host h1") && text.contains("boxb (bbbbbbbbbbbb)"), "{text}");
+    }
 }

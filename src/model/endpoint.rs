@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName};
+use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName, WorkloadId};
 
 /// Whether the container's process runs.
 ///
@@ -28,6 +28,32 @@ pub(crate) struct Requested {
     /// The networks named, each with the aliases asked for in it.
     #[serde(default)]
     pub(crate) networks: BTreeMap<String, Vec<String>>,
+    /// The ids that dockerd knew those networks by at the create: compose 2 looks for them in the list of containers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) network_ids: BTreeMap<String, String>,
+}
+
+impl Requested {
+    /// Whether a network was named, by its name, its id or as much of the id as Docker shows.
+    pub(crate) fn names(&self, network: &str) -> bool {
+        let is_id = |id: &String| network.len() >= 12 && id.starts_with(network);
+        self.networks.contains_key(network) || self.network_ids.values().any(is_id)
+    }
+
+    /// With what dockerd knows a named network by, its name and its id.
+    pub(crate) fn know(&mut self, named: &str, name: String, id: String) {
+        if let Some(aliases) = self.networks.remove(named) {
+            self.networks.insert(name.clone(), aliases);
+            self.network_ids.insert(name, id);
+        }
+    }
+}
+
+/// What a container has lost to its successor. It has no network any more, and is not started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HandedOver {
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    pub(crate) to: WorkloadId,
 }
 
 /// An endpoint's record. What it is stored under is an [`EndpointKey`](super::key::EndpointKey).
@@ -50,12 +76,26 @@ pub(crate) struct Endpoint {
     pub(crate) ipv4_gateway: Option<IpAddr>,
     pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Option<Requested>,
+    pub(crate) handed_over: Option<HandedOver>,
     pub(crate) rest: BTreeMap<String, serde_json::Value>,
 }
 
 impl Endpoint {
     pub(crate) fn is_active(&self) -> bool {
         self.state == State::Active
+    }
+
+    /// The same without addresses that are another container's from now on.
+    #[must_use]
+    pub(crate) fn without(&self, addresses: &BTreeSet<IpAddr>, to: &WorkloadId) -> Self {
+        let earlier = self.handed_over.iter().flat_map(|lost| lost.addresses.iter().copied());
+        let lost = addresses.iter().copied().chain(earlier).collect();
+        Endpoint {
+            state: State::Inactive,
+            addresses: self.addresses.difference(addresses).copied().collect(),
+            handed_over: Some(HandedOver { addresses: lost, to: to.clone() }),
+            ..self.clone()
+        }
     }
 
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = std::net::Ipv4Addr> + '_ {
@@ -96,6 +136,8 @@ struct Written {
     ipv6_gateway: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     requested: Option<Requested>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    handed_over: Option<HandedOver>,
     #[serde(flatten)]
     rest: BTreeMap<String, serde_json::Value>,
 }
@@ -141,6 +183,7 @@ impl TryFrom<Written> for Endpoint {
             ipv4_gateway: written.ipv4_gateway,
             ipv6_gateway: written.ipv6_gateway,
             requested: written.requested,
+            handed_over: written.handed_over,
             rest: written.rest,
         })
     }
@@ -160,6 +203,7 @@ impl From<Endpoint> for Written {
             ipv4_gateway: endpoint.ipv4_gateway,
             ipv6_gateway: endpoint.ipv6_gateway,
             requested: endpoint.requested,
+            handed_over: endpoint.handed_over,
             rest: endpoint.rest,
         }
     }
@@ -184,6 +228,33 @@ mod tests {
         let endpoint: Endpoint = serde_json::from_str(text).unwrap();
         assert_eq!(endpoint.profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>(), ["web"]);
         assert_eq!(endpoint.container_interface.as_str(), "eth1");
+    }
+
+    #[test]
+    fn an_address_that_passed_over_is_no_longer_the_record_s() {
+        let mut endpoint: Endpoint = serde_json::from_str(RECORD).unwrap();
+        let [first, second]: [IpAddr; 2] = ["192.168.1.1", "192.168.1.2"].map(|text| text.parse().unwrap());
+        endpoint.addresses.insert(second);
+        let to: WorkloadId = "b".repeat(64).parse().unwrap();
+        let left = endpoint.without(&[first].into(), &to);
+        assert_eq!((left.state, &left.addresses), (State::Inactive, &[second].into()));
+        let left: Endpoint = serde_json::from_str(&serde_json::to_string(&left).unwrap()).unwrap();
+        assert_eq!(left.handed_over, Some(HandedOver { addresses: [first].into(), to: to.clone() }));
+        let left = left.without(&[second].into(), &to);
+        assert_eq!(left.handed_over.unwrap().addresses, [first, second].into());
+    }
+
+    #[test]
+    fn a_network_is_known_by_name_and_by_id() {
+        let id = "35e7591be252e92588690e8f10018846d73735599daac8bf4bbe02e7741db373";
+        for named in ["back", id, "35e7591be252"] {
+            let networks = BTreeMap::from([(named.to_owned(), vec!["w".to_owned()])]);
+            let mut requested = Requested { networks, ..Requested::default() };
+            requested.know(named, "back".to_owned(), id.to_owned());
+            assert_eq!(requested.networks, BTreeMap::from([("back".to_owned(), vec!["w".to_owned()])]));
+            assert!(["back", id, "35e7591be252"].iter().all(|name| requested.names(name)), "{named}");
+            assert!(["front", "35e7", &id[1..], ""].iter().all(|name| !requested.names(name)), "{named}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod claims;
 mod creating;
 mod reconcile;
 mod settle;
+mod succession;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -187,11 +188,7 @@ impl Network {
     /// Whether a container of ours shows a network by this name without being in it.
     pub(crate) fn shows_network(&self, id: &ContainerId, network: &str) -> bool {
         self.appearance(id).is_some_and(|shown| {
-            if shown.requested.networks.is_empty() {
-                network == "none"
-            } else {
-                shown.requested.networks.contains_key(network)
-            }
+            if shown.requested.networks.is_empty() { network == "none" } else { shown.requested.names(network) }
         })
     }
 

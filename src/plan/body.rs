@@ -11,6 +11,7 @@ use super::json::{self, Edit, Member, Span};
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, Mac};
+use crate::model::recreation::RecreationLabels;
 use crate::model::wish::Wish;
 
 /// What a create request asks, once it has been read.
@@ -20,6 +21,8 @@ pub(crate) struct Ask {
     /// The name given by `?name=`; empty where Docker chooses one.
     pub(crate) name: String,
     pub(crate) requested: Requested,
+    /// What tells whose place the container takes.
+    pub(crate) labels: RecreationLabels,
     /// What the user should know of the request itself (ports without effect, …).
     pub(crate) warnings: Vec<String>,
 }
@@ -47,7 +50,8 @@ pub(crate) fn read_create(bytes: &[u8], name: &str) -> Result<Option<(Ask, Vec<u
     let wish = Wish::parse(&addresses, profiles.as_deref())?;
     let requested = create.requested(mode);
     let warnings = create.warnings(&requested);
-    Ok(Some((Ask { wish, name: name.to_owned(), requested, warnings }, json::splice(bytes, create.edits()))))
+    let ask = Ask { wish, name: name.to_owned(), requested, labels: create.labels.clone(), warnings };
+    Ok(Some((ask, json::splice(bytes, create.edits()))))
 }
 
 /// The members of a body that dockerd 20.10 takes for those of a host configuration where the body has none. Source: moby
@@ -138,6 +142,7 @@ struct Create<'a> {
     publishes: bool,
     /// The variables as Go has them in the end.
     environment: Vec<String>,
+    labels: RecreationLabels,
     /// The variables of each `Env`.
     environments: Vec<Vec<String>>,
     /// The last object that Go merges into the `NetworkingConfig`.
@@ -210,6 +215,23 @@ fn overwritten(values: &[Strings]) -> Vec<String> {
     memory
 }
 
+/// The labels in some values of one map of strings, which Go fills in order and a null empties; `None` where Go refuses them.
+fn labels(bytes: &[u8], spans: &[Span]) -> Option<RecreationLabels> {
+    let mut all = BTreeMap::new();
+    for span in spans {
+        if json::is_null(bytes, span) {
+            all.clear();
+            continue;
+        }
+        for label in json::members(bytes, span)? {
+            let empty = json::is_null(bytes, &label.value);
+            let value = if empty { String::new() } else { json::string(bytes, &label.value)? };
+            all.insert(label.key, value);
+        }
+    }
+    Some(all.into_iter().collect())
+}
+
 /// The different values that a variable has in an environment. Without `=` it is not set (as `docker run -e NAME` sends
 /// it where the client has none).
 fn variable<'a>(environment: &'a [String], name: &str) -> BTreeSet<&'a str> {
@@ -258,6 +280,7 @@ impl<'a> Create<'a> {
             environment: overwritten(&lists),
             environments: lists.into_iter().flatten().map(|list| list.into_iter().flatten().collect()).collect(),
             networking: networking.last().cloned(),
+            labels: labels(bytes, &values(&members, "Labels"))?,
             networks,
             members,
         })
@@ -308,7 +331,7 @@ impl<'a> Create<'a> {
         if networks.is_empty() && is_user_network(&mode) {
             networks.insert(mode.clone(), Vec::new());
         }
-        Requested { network_mode: mode, networks }
+        Requested { network_mode: mode, networks, ..Requested::default() }
     }
 
     fn warnings(&self, requested: &Requested) -> Vec<String> {
@@ -512,8 +535,9 @@ fn endpoint_text(base: &[u8], name: &str, aliases: &[String], shown: &Appearance
     let mut fields = address_members(shown);
     fields.push(("Aliases", json::quote_all(&aliases)));
     if name != "none" {
-        // The container is not in the network that it shows.
-        fields.push(("NetworkID", json::quote("")));
+        // The container is not in the network that it shows; but clients look there for the network that they asked for.
+        let id = shown.requested.network_ids.get(name).map_or("", String::as_str);
+        fields.push(("NetworkID", json::quote(id)));
         fields.push(("EndpointID", json::quote("")));
     }
     let mut present = !members.is_empty();

@@ -6,6 +6,7 @@ use super::Network;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, IfName};
+use crate::model::recreation::RecreationLabels;
 use crate::model::wish::Wish;
 use crate::plan::body::Ask;
 
@@ -52,7 +53,9 @@ impl Network {
             return Err(Fault::Conflict(format!("{doing}: it has been added already")));
         }
         let requested = Requested { network_mode: container.network_mode, ..Requested::default() };
-        let ask = Ask { wish, name: container.name, requested, warnings: Vec::new() };
+        // It is there already: it takes nobody's place.
+        let labels = RecreationLabels::default();
+        let ask = Ask { wish, name: container.name, requested, labels, warnings: Vec::new() };
         let prepared = self.prepare(ask).await.map_err(|fault| fault.during(&doing))?;
         let prepared = prepared.with_container_interface(interface);
         let addresses: Vec<IpAddr> = prepared.addresses().collect();

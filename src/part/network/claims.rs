@@ -9,8 +9,9 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
+use super::succession::{Held, Inheritance};
 use crate::edge::etcd::{Outcome, When, Write, to_json};
-use crate::model::claim::{Claim, ClaimState, Owner};
+use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key, POOLS};
@@ -38,28 +39,39 @@ pub(crate) struct Prepared {
     interface: IfName,
     container_interface: IfName,
     claimed: Vec<Claimed>,
-    claim: Claim,
 }
 
-/// A claim of ours and the revision at which it was written.
+/// A claim of ours, or one that we are to succeed in, and the revision at which it was written.
 #[derive(Debug, Clone)]
 struct Claimed {
     key: AssignmentKey,
     revision: i64,
+    claim: Claim,
 }
 
 /// An address on its way to a claim.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Picked {
     pool: IpNet,
     address: IpAddr,
     /// Asked for by name, so no other will do.
     exactly: bool,
+    /// The claim of the container whose place is taken.
+    held: Option<Held>,
 }
 
 impl Picked {
     fn key(&self) -> AssignmentKey {
         AssignmentKey { pool: self.pool, address: self.address }
+    }
+
+    /// The claim as it is while the create is under way.
+    fn claim(&self, owner: &Owner, request: &str) -> Claim {
+        let (owner, request) = (owner.clone(), request.to_owned());
+        match &self.held {
+            Some(held) => Claim { successor: Some(Successor { owner, request }), ..held.claim.clone() },
+            None => Claim { v: 1, state: ClaimState::Pending, owner, request, successor: None },
+        }
     }
 }
 
@@ -128,31 +140,30 @@ impl Network {
         prepared
     }
 
-    async fn claim(&self, ask: Ask, request: &str) -> Result<Prepared, Fault> {
+    async fn claim(&self, mut ask: Ask, request: &str) -> Result<Prepared, Fault> {
         let lease = self.lease()?;
+        for named in ask.requested.networks.clone().into_keys() {
+            if let Some((name, id)) = self.docker.network(&named).await? {
+                ask.requested.know(&named, name, id);
+            }
+        }
         let reserved = self.reserved().await?;
         let endpoint = EndpointId::from_random(random()?);
         let (interface, container_interface) = interfaces_of(&endpoint)?;
         let mac = Mac::from_random(random()?);
-        let claim = Claim {
-            v: 1,
-            state: ClaimState::Pending,
-            owner: Owner {
-                host: self.ground.host.clone(),
-                orchestrator: Orchestrator::docker(),
-                workload: None,
-                endpoint: endpoint.clone(),
-                name: ask.name.clone(),
-                since: now(),
-            },
-            request: request.to_owned(),
-            successor: None,
+        let owner = Owner {
+            host: self.ground.host.clone(),
+            orchestrator: Orchestrator::docker(),
+            workload: None,
+            endpoint: endpoint.clone(),
+            name: ask.name.clone(),
+            since: now(),
         };
-        let value = to_json(&claim)?;
         let mut lost = BTreeSet::new();
         let mut newest = false;
         for _ in 0..ATTEMPTS {
-            let picked = match self.pick(&ask.wish.addresses, &reserved, &lost) {
+            let inheritance = self.inheritance(&ask).await?;
+            let picked = match self.pick(&ask.wish.addresses, &reserved, &inheritance, &lost) {
                 Ok(picked) => picked,
                 // The view may be some milliseconds behind who has just added a pool.
                 Err(_) if !newest => {
@@ -162,16 +173,24 @@ impl Network {
                 }
                 Err(fault) => return Err(fault),
             };
+            let claims: Vec<Claim> = picked.iter().map(|one| one.claim(&owner, request)).collect();
             let (mut when, mut writes) = (Vec::new(), Vec::new());
-            for one in &picked {
-                when.push(When::Absent(Key::Assignment(one.key())));
+            for (one, claim) in picked.iter().zip(&claims) {
+                let key = Key::Assignment(one.key());
                 when.push(When::Present(Key::Pool(one.pool)));
-                writes.push(Write::PutLeased(Key::Assignment(one.key()), value.clone(), lease));
+                if let Some(held) = &one.held {
+                    when.push(When::At(key.clone(), held.revision));
+                    writes.push(Write::Put(key, to_json(claim)?));
+                } else {
+                    when.push(When::Absent(key.clone()));
+                    writes.push(Write::PutLeased(key, to_json(claim)?, lease));
+                }
             }
             if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
-                let claimed = picked.iter().map(|one| Claimed { key: one.key(), revision }).collect();
+                let claimed = picked.iter().zip(claims);
+                let claimed = claimed.map(|(one, claim)| Claimed { key: one.key(), revision, claim }).collect();
                 let request = request.to_owned();
-                let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed, claim };
+                let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed };
                 if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
                     self.abandon(prepared).await;
                     return Err(fault);
@@ -195,6 +214,7 @@ impl Network {
     async fn find_lost(&self, picked: &[Picked], lost: &mut BTreeSet<IpAddr>) -> Result<(), Fault> {
         for one in picked {
             match self.etcd.get(&Key::Assignment(one.key())).await? {
+                Some(found) if one.held.is_some() => self.store.reach(found.revision).await?,
                 Some(found) if one.exactly => return Err(taken(one.address, &found.value)),
                 Some(_) => {
                     lost.insert(one.address);
@@ -206,7 +226,13 @@ impl Network {
     }
 
     /// Chooses an address for every item of a wish.
-    fn pick(&self, wishes: &[AddressWish], reserved: &Reserved, lost: &BTreeSet<IpAddr>) -> Result<Vec<Picked>, Fault> {
+    fn pick(
+        &self,
+        wishes: &[AddressWish],
+        reserved: &Reserved,
+        inheritance: &Inheritance,
+        lost: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<Picked>, Fault> {
         let mut picked: Vec<Picked> = Vec::new();
         let mut errors = Vec::new();
         // Addresses asked for by name first, so that an automatic choice does not take one of them.
@@ -214,7 +240,7 @@ impl Network {
             wishes.iter().partition(|wish| matches!(wish, AddressWish::Exactly(_)));
         for wish in exact.into_iter().chain(any) {
             let one = match wish {
-                AddressWish::Exactly(address) => self.pick_exactly(*address, reserved),
+                AddressWish::Exactly(address) => self.pick_exactly(*address, reserved, inheritance),
                 AddressWish::Any(family) => self.pick_any(*family, None, reserved, lost, &picked),
                 AddressWish::From(net) => self.pick_any(Family::of_net(*net), Some(*net), reserved, lost, &picked),
             };
@@ -232,7 +258,7 @@ impl Network {
         }
     }
 
-    fn pick_exactly(&self, address: IpAddr, reserved: &Reserved) -> Result<Picked, Fault> {
+    fn pick_exactly(&self, address: IpAddr, reserved: &Reserved, inheritance: &Inheritance) -> Result<Picked, Fault> {
         let doing = format!("claim {address}");
         if let Some(reason) = reserved.reason(address) {
             return Err(Fault::Refusal(format!("{doing}: {reason}")));
@@ -243,9 +269,11 @@ impl Network {
                     snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
                 return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {}", pools.join(", "))));
             };
-            let picked = Picked { pool: pool.cidr, address, exactly: true };
+            let mut picked = Picked { pool: pool.cidr, address, exactly: true, held: None };
+            picked.held = inheritance.get(&picked.key()).cloned();
             match snapshot.claims.get(&picked.key()) {
-                None => Ok(picked),
+                None => Ok(Picked { held: None, ..picked }),
+                Some(_) if picked.held.is_some() => Ok(picked),
                 Some(record) => Err(match record.readable() {
                     Some(claim) => Fault::Conflict(format!("{doing}: already held by {}", claim.holder())),
                     None => taken(address, b""),
@@ -278,7 +306,7 @@ impl Network {
                 let after = cursors.get(&pool.cidr).copied().or_else(|| last_given(snapshot, pool.cidr));
                 if let Some(address) = choose(pool.cidr, after, &taken, reserved) {
                     cursors.insert(pool.cidr, address);
-                    return Ok(Picked { pool: pool.cidr, address, exactly: false });
+                    return Ok(Picked { pool: pool.cidr, address, exactly: false, held: None });
                 }
                 tried.push(pool.cidr.to_string());
             }
@@ -340,16 +368,16 @@ impl Network {
     async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
         let key = self.endpoint_key(prepared, id);
         let endpoint = self.new_endpoint(prepared);
-        let mut claim = prepared.claim.clone();
-        claim.state = ClaimState::Bound;
-        claim.owner.workload = Some(id.workload());
-        let claim = to_json(&claim)?;
+        let mut claimed = prepared.claimed.clone();
         for _ in 0..ATTEMPTS {
             let mut when = vec![When::Absent(Key::Endpoint(key.clone()))];
             let mut writes = vec![Write::Put(Key::Endpoint(key.clone()), to_json(&endpoint)?)];
-            for one in &prepared.claimed {
+            for one in &claimed {
+                let Some(bound) = one.claim.bound_to(&prepared.endpoint, &key.workload) else {
+                    return Err(Fault::Conflict(format!("keep {}: its claim was lost meanwhile", one.key.address)));
+                };
                 when.push(When::At(Key::Assignment(one.key.clone()), one.revision));
-                writes.push(Write::Put(Key::Assignment(one.key.clone()), claim.clone()));
+                writes.push(Write::Put(Key::Assignment(one.key.clone()), to_json(&bound)?));
             }
             let made = self.missing_profiles(&prepared.ask.wish.profiles).await?;
             for profile in &made {
@@ -360,13 +388,16 @@ impl Network {
             }
             if let Outcome::Done(revision) = self.etcd.transact("bind the claim", &when, &writes).await? {
                 self.store.reach(revision).await?;
-                return Ok(warnings(&prepared.ask, &made));
+                return Ok(warnings(prepared, &made));
             }
-            for one in &prepared.claimed {
-                let now = self.etcd.get(&Key::Assignment(one.key.clone())).await?.map(|found| found.revision);
-                if now != Some(one.revision) {
+            for one in &mut claimed {
+                // Its holder may have been destroyed meanwhile: then it is ours.
+                let found = self.etcd.get(&Key::Assignment(one.key.clone())).await?;
+                let read = found.and_then(|found| Some((found.revision, serde_json::from_slice(&found.value).ok()?)));
+                let Some((revision, claim)) = read else {
                     return Err(Fault::Conflict(format!("keep {}: its claim was lost meanwhile", one.key.address)));
-                }
+                };
+                *one = Claimed { key: one.key.clone(), revision, claim };
             }
         }
         Err(Fault::Conflict("bind the claim: its profiles kept changing; try again".to_owned()))
@@ -392,6 +423,7 @@ impl Network {
             ipv4_gateway: Some(IpAddr::V4(self.ground.host_ip)),
             ipv6_gateway: None,
             requested: Some(prepared.ask.requested.clone()),
+            handed_over: None,
             rest: BTreeMap::new(),
         }
     }
@@ -416,13 +448,39 @@ impl Network {
     /// Releases the claims of a create that came to nothing. A failure is logged: the lease frees them a minute later.
     pub(crate) async fn abandon(&self, prepared: Prepared) {
         self.forget(&prepared.request);
-        for one in prepared.claimed {
-            let key = Key::Assignment(one.key);
-            let when = [When::At(key.clone(), one.revision)];
-            if let Err(fault) = self.etcd.transact("release a claim", &when, &[Write::Delete(key)]).await {
+        for one in &prepared.claimed {
+            if let Err(fault) = self.release_claim(&one.key, &prepared.request).await {
                 tracing::warn!(%fault, "a claim that came to nothing was not released; it expires by itself");
             }
         }
+    }
+
+    /// Takes a create request that came to nothing out of a claim.
+    pub(super) async fn release_claim(&self, key: &AssignmentKey, request: &str) -> Result<(), Fault> {
+        let key = Key::Assignment(key.clone());
+        for _ in 0..ATTEMPTS {
+            let Some(found) = self.etcd.get(&key).await? else { return Ok(()) };
+            // One that cannot be read is nobody's whom we know.
+            let Ok(claim) = serde_json::from_slice::<Claim>(&found.value) else { return Ok(()) };
+            let Some(write) = self.changed(&key, claim.without_request(request))? else { return Ok(()) };
+            let when = [When::At(key.clone(), found.revision)];
+            if let Outcome::Done(_) = self.etcd.transact("release a claim", &when, &[write]).await? {
+                return Ok(());
+            }
+        }
+        Err(Fault::Conflict("release a claim: others kept changing it; try again".to_owned()))
+    }
+
+    /// The write that changes a claim; `None` if nothing changes.
+    fn changed(&self, key: &Key, change: Change) -> Result<Option<Write>, Fault> {
+        Ok(match change {
+            Change::None => None,
+            Change::Free => Some(Write::Delete(key.clone())),
+            Change::Becomes(claim) if claim.state == ClaimState::Pending => {
+                Some(Write::PutLeased(key.clone(), to_json(&claim)?, self.lease()?))
+            }
+            Change::Becomes(claim) => Some(Write::Put(key.clone(), to_json(&claim)?)),
+        })
     }
 
     /// Lets go of a create whose end nobody knows, because the connection to dockerd broke: if the container is there, the
@@ -431,25 +489,28 @@ impl Network {
         self.lose_sight(&prepared.request);
     }
 
-    /// Removes the record of an endpoint and the claims that it owns, in one transaction.
+    /// Removes the record of an endpoint and its part in claims, in one transaction: what it owned passes over to a
+    /// successor or is free, what it waited for stays with its owner.
     pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
-        let mut writes = vec![Write::Delete(Key::Endpoint(key.clone()))];
-        writes.extend(self.store.read(|snapshot| {
-            let own = snapshot.claims.iter().filter(|(_, record)| {
-                record.readable().is_some_and(|claim| {
-                    claim.owner.endpoint == key.endpoint && claim.owner.workload.as_ref() == Some(&key.workload)
-                })
-            });
-            own.map(|(claim, _)| Write::Delete(Key::Assignment(claim.clone()))).collect::<Vec<_>>()
-        }));
-        let doing = format!(
-            "free the addresses of container {}",
-            &key.workload.as_str()[..12.min(key.workload.as_str().len())]
-        );
-        if let Outcome::Done(revision) = self.etcd.transact(&doing, &[], &writes).await? {
-            self.store.reach(revision).await?;
+        let workload = key.workload.as_str();
+        let doing = format!("free the addresses of container {}", workload.get(..12).unwrap_or(workload));
+        let claims = self.claims_of(key);
+        for _ in 0..ATTEMPTS {
+            let (mut when, mut writes) = (Vec::new(), vec![Write::Delete(Key::Endpoint(key.clone()))]);
+            for claim in &claims {
+                let path = Key::Assignment(claim.clone());
+                let Some(found) = self.etcd.get(&path).await? else { continue };
+                let Ok(claim) = serde_json::from_slice::<Claim>(&found.value) else { continue };
+                if let Some(write) = self.changed(&path, claim.without(key))? {
+                    when.push(When::At(path, found.revision));
+                    writes.push(write);
+                }
+            }
+            if let Outcome::Done(revision) = self.etcd.transact(&doing, &when, &writes).await? {
+                return self.store.reach(revision).await;
+            }
         }
-        Ok(())
+        Err(Fault::Conflict(format!("{doing}: others kept changing their claims; try again")))
     }
 }
 
@@ -476,8 +537,16 @@ fn taken(address: IpAddr, value: &[u8]) -> Fault {
     Fault::Conflict(format!("claim {address}: already held by {holder}"))
 }
 
-fn warnings(ask: &Ask, made: &[ProfileName]) -> Vec<String> {
+fn warnings(prepared: &Prepared, made: &[ProfileName]) -> Vec<String> {
+    let ask = &prepared.ask;
     let mut warnings = ask.warnings.clone();
+    for one in prepared.claimed.iter().filter(|one| one.claim.successor.is_some()) {
+        warnings.push(format!(
+            "calico: {} is held by {}, whose place this container takes: it passes over when that one is removed, or when this one is started after that one was stopped",
+            one.key.address,
+            one.claim.owner.called()
+        ));
+    }
     if ask.wish.profiles.is_empty() {
         warnings.push(
             "calico: no profile is set, so all traffic is dropped; set CALICO_PROFILE, or use calicoctl container <C> profile set".to_owned(),

@@ -15,6 +15,7 @@ use crate::edge::docker::Listed;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::ProfileName;
+use crate::model::recreation::RecreationLabels;
 use crate::model::wish::{AddressWish, Wish};
 use crate::plan::body::Ask;
 
@@ -33,6 +34,8 @@ struct Note {
     addresses: Vec<std::net::IpAddr>,
     profiles: Vec<ProfileName>,
     requested: Requested,
+    #[serde(default)]
+    labels: RecreationLabels,
 }
 
 fn now_s() -> u64 {
@@ -56,6 +59,7 @@ impl Network {
             addresses,
             profiles: ask.wish.profiles.clone(),
             requested: ask.requested.clone(),
+            labels: ask.labels.clone(),
         };
         let text = crate::edge::etcd::to_json(&note)?;
         let aside = path.with_extension("new");
@@ -73,13 +77,14 @@ impl Network {
         self.creating.lock().unwrap_or_else(PoisonError::into_inner).contains(request)
     }
 
-    /// Releases pending claims of this host that belong to no create: a transaction whose answer was lost, or an earlier
+    /// Releases pending claims, and claims to succeed, of this host that belong to no create: a transaction whose answer was lost, or an earlier
     /// run that died before it wrote its note. Renewed with the others, their lease would never end.
     pub(super) async fn release_orphans(&self) -> Result<(), Fault> {
         let requests: Vec<String> = self.store.read(|snapshot| {
             let claims = snapshot.claims.values().filter_map(crate::model::snapshot::Record::readable);
-            let pending = claims.filter(|claim| claim.owner.workload.is_none() && claim.owner.host == self.ground.host);
-            pending.map(|claim| claim.request.clone()).collect()
+            let pending = claims.flat_map(crate::model::claim::Claim::pending);
+            let ours = pending.filter(|(owner, _)| owner.host == self.ground.host);
+            ours.map(|(_, request)| request.to_owned()).collect()
         });
         for request in requests {
             if !self.is_under_way(&request) && !self.note_path(&request).exists() {
@@ -157,6 +162,7 @@ impl Network {
             },
             name: note.name,
             requested: note.requested,
+            labels: note.labels,
             warnings: Vec::new(),
         };
         let bound = match self.prepare(ask).await {
@@ -204,6 +210,7 @@ mod tests {
             addresses: vec!["10.0.0.1".parse().unwrap()],
             profiles: Vec::new(),
             requested: Requested::default(),
+            labels: RecreationLabels::default(),
         };
         let listed =
             |created_s| Listed { id: "a".repeat(64).parse().unwrap(), name: "x".to_owned(), running: false, created_s };

@@ -16,9 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Network;
 use crate::edge::docker::Listed;
-use crate::edge::etcd::{When, Write};
 use crate::model::fault::Fault;
-use crate::model::key::Key;
+use crate::model::key::AssignmentKey;
 use crate::model::name::ContainerId;
 
 /// How often all containers are compared with the records though no event asked for it.
@@ -103,17 +102,16 @@ impl Network {
         Ok(unsettled)
     }
 
-    /// Removes the pending claims of one create request of this host.
+    /// Takes one create request of this host out of all claims.
     pub(super) async fn release_request(&self, request: &str) -> Result<(), Fault> {
-        let pending: Vec<(Key, i64)> = self.store.read(|snapshot| {
+        let pending: Vec<AssignmentKey> = self.store.read(|snapshot| {
             let of_request = snapshot.claims.iter().filter(|(_, record)| {
-                record.readable().is_some_and(|claim| claim.request == request && claim.owner.workload.is_none())
+                record.readable().is_some_and(|claim| claim.pending().any(|(_, pending)| pending == request))
             });
-            of_request.map(|(key, record)| (Key::Assignment(key.clone()), record.revision)).collect()
+            of_request.map(|(key, _)| key.clone()).collect()
         });
-        for (key, revision) in pending {
-            let when = [When::At(key.clone(), revision)];
-            self.etcd.transact("release a claim", &when, &[Write::Delete(key)]).await?;
+        for key in pending {
+            self.release_claim(&key, request).await?;
         }
         Ok(())
     }

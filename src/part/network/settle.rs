@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 
+use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -42,16 +43,7 @@ impl Network {
         }
         let recorded = self.recorded(id);
         let Some(container) = self.docker.inspect(id.as_str()).await? else {
-            let interfaces = recorded.iter().map(|one| one.endpoint.interface.clone());
-            let unread = keys.iter().filter(|(_, unreadable)| unreadable.is_some());
-            for interface in interfaces.chain(unread.filter_map(|(key, _)| key.endpoint.interface())) {
-                self.netlink.remove(&interface).await?;
-            }
-            for (key, _) in &keys {
-                self.free(key).await?;
-            }
-            tracing::info!(container = id.short(), "freed: the container is gone");
-            return Ok(());
+            return self.bury(id).await;
         };
         if let Some((key, Some(why))) = keys.iter().find(|(_, unreadable)| unreadable.is_some())
             && container.pid.is_some()
@@ -74,8 +66,23 @@ impl Network {
         }
     }
 
+    /// Removes all that is left of a container that is gone. Its lock is held.
+    pub(super) async fn bury(&self, id: &ContainerId) -> Result<(), Fault> {
+        let keys = self.keys(id);
+        let interfaces = self.recorded(id).into_iter().map(|one| one.endpoint.interface);
+        let unread = keys.iter().filter(|(_, unreadable)| unreadable.is_some());
+        for interface in interfaces.chain(unread.filter_map(|(key, _)| key.endpoint.interface())) {
+            self.netlink.remove(&interface).await?;
+        }
+        for (key, _) in &keys {
+            self.free(key).await?;
+        }
+        tracing::info!(container = id.short(), "freed: the container is gone");
+        Ok(())
+    }
+
     /// Says in the record that there is no interface, and takes it away, even if the former is not possible now.
-    async fn darken(&self, recorded: &[Recorded]) -> Result<(), Fault> {
+    pub(super) async fn darken(&self, recorded: &[Recorded]) -> Result<(), Fault> {
         let mut done = Ok(());
         for one in recorded {
             // The record first, so that the agent does not look for the way back of a route that went with its interface.
@@ -89,6 +96,8 @@ impl Network {
 
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
     async fn light(&self, container: &Container, pid: i32, recorded: &[Recorded]) -> Result<bool, Fault> {
+        recorded.iter().try_for_each(has_lost_nothing)?;
+        self.take_over(&container.id).await?;
         let netns = Netns::of_container(&container.id, pid)?;
         let inside = Netlink::open_in(&netns)?;
         let mut changed = false;

@@ -213,6 +213,7 @@ async fn start(
     request: &[u8],
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
+    network.check_start(container).await?;
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
         return Ok(Said::docker(reply));

@@ -53,6 +53,32 @@ fn a_wish_is_found_as_go_finds_it() {
 }
 
 #[test]
+fn labels_of_recreation_are_read_as_go_reads_them() {
+    let place = [("project", "p"), ("service", "web"), ("container-number", "1"), ("oneoff", "False")];
+    let labels = |pairs: &[(&str, &str)]| -> RecreationLabels {
+        pairs.iter().map(|(name, value)| (format!("com.docker.compose.{name}"), (*value).to_owned())).collect()
+    };
+    let text = |name: &str| format!("\"com.docker.compose.{name}\"");
+    let [project, service, number, one_off] = place.map(|(name, value)| format!("{}:\"{value}\"", text(name)));
+    let nothing = labels(&[]);
+    for (body, want) in [
+        (format!("\"Labels\":{{{project},{service},\"a\":\"b\",{number},{one_off}}}"), labels(&place)),
+        (format!("\"Labels\":{{{project}}},\"labels\":{{{service}}}"), labels(&place[..2])),
+        (format!("\"Labels\":{{{project}}},\"Labels\":null"), nothing.clone()),
+        (format!("\"Labels\":{{{}:\"q\",{project}}}", text("project")), labels(&place[..1])),
+        (format!("\"Labels\":{{{}:null}}", text("project")), labels(&[("project", "")])),
+        ("\"HostConfig\":{}".to_owned(), nothing),
+    ] {
+        let (ask, _) = read(&format!("{{\"Env\":[\"CALICO_IP=auto\"],{body}}}")).unwrap().expect(&body);
+        assert_eq!(ask.labels, want, "{body}");
+    }
+    // dockerd reads no such body.
+    for bad in ["7", "[]", "{\"a\":7}"] {
+        assert_eq!(read(&format!("{{\"Env\":[\"CALICO_IP=auto\"],\"Labels\":{bad}}}")), Ok(None), "{bad}");
+    }
+}
+
+#[test]
 fn a_wish_that_cannot_be_is_refused() {
     for (text, part) in [
         (r#"{"Env":["CALICO_IP=auto","CALICO_IP=1.2.3.4"]}"#, "1.2.3.4"),
@@ -137,7 +163,11 @@ fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
         addresses: vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         mac: Some("02:00:00:00:00:01".parse().unwrap()),
         ipv4_gateway: Some("172.25.0.1".parse().unwrap()),
-        requested: Requested { network_mode: String::new(), networks: networks.collect() },
+        requested: Requested {
+            network_ids: BTreeMap::from([("a".to_owned(), "1234".to_owned())]),
+            networks: networks.collect(),
+            ..Requested::default()
+        },
     }
 }
 
@@ -180,7 +210,7 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     let networks = &two["NetworkSettings"]["Networks"];
     assert_eq!(networks.as_object().unwrap().len(), 2);
     assert_eq!(networks["a"]["Aliases"], json!(["x", "3f2a91000000"]));
-    assert_eq!(networks["a"]["NetworkID"], "");
+    assert_eq!((&networks["a"]["NetworkID"], &networks["b"]["NetworkID"]), (&json!("1234"), &json!("")));
     assert_eq!(networks["a"]["GlobalIPv6PrefixLen"], 128);
     assert_eq!(networks["b"]["Aliases"], json!(["3f2a91000000"]));
     assert_eq!(shown_in_inspect(reply.as_bytes(), |_| None), None);

@@ -1,0 +1,237 @@
+//! Succession: an address passes over from a container to the one that was made to take its place.
+//!
+//! The claim stays the holder's and notes the successor, whose record is there from its create on. The address passes over
+//! in one transaction when the holder is destroyed, or when the successor is started while the holder does not run
+//! (docker-compose 1 removes the old container last). Which of the two is first does not matter, nor does a crash
+//! between any steps: all that decides stands in the claim and in dockerd's list.
+//!
+//! Invariant: one holder at any time. A holder that lost its address says so in its record and never gets a network again.
+//!
+//! Locks: who passes an address over holds the successor's lock and takes the holder's. A successor is always created after
+//! its holder, so no two wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::{Network, Recorded};
+use crate::edge::docker::Container;
+use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::model::claim::{Claim, Owner};
+use crate::model::fault::Fault;
+use crate::model::key::{AssignmentKey, EndpointKey, Key};
+use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
+use crate::model::recreation::Replaceable;
+use crate::model::snapshot::Record;
+use crate::model::wish::AddressWish;
+use crate::plan::body::Ask;
+
+/// How often a transaction that lost a race is tried again.
+const ATTEMPTS: usize = 20;
+
+/// A claim as the view has it.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) revision: i64,
+    pub(super) claim: Claim,
+}
+
+/// Addresses that a create may wait for, and how their claims stand.
+pub(super) type Inheritance = BTreeMap<AssignmentKey, Held>;
+
+/// The container that an owner is; `None` while it is being created.
+fn container_of(owner: &Owner) -> Option<ContainerId> {
+    owner.workload.as_ref()?.as_str().parse().ok()
+}
+
+impl Network {
+    /// Those of the addresses asked for by name whose holder the asking container is to replace.
+    ///
+    /// A container in a claim that dockerd knows no more is let go of on the way: its event may still be under way.
+    pub(super) async fn inheritance(&self, ask: &Ask) -> Result<Inheritance, Fault> {
+        let mut found = BTreeMap::new();
+        for wish in &ask.wish.addresses {
+            let AddressWish::Exactly(address) = wish else { continue };
+            let Some((_, held)) = self.held_here(*address) else { continue };
+            if let Some(next) = &held.claim.successor {
+                self.still_there(&next.owner).await?;
+            }
+            let Some((key, held)) = self.held_here(*address) else { continue };
+            let Some(container) = self.still_there(&held.claim.owner).await? else { continue };
+            let names = [container.name.as_str(), held.claim.owner.name.trim_start_matches('/')];
+            let old = Replaceable { id: &container.id, names, labels: &container.labels };
+            if held.claim.successor.is_none() && ask.labels.replace(&old) {
+                found.insert(key, held);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The claim of an address that a container of this host holds.
+    fn held_here(&self, address: IpAddr) -> Option<(AssignmentKey, Held)> {
+        self.store.read(|snapshot| {
+            let key = AssignmentKey { pool: snapshot.pool_of(address)?.cidr, address };
+            let record = snapshot.claims.get(&key)?;
+            let claim = record.readable()?.clone();
+            let here = claim.owner.host == self.ground.host && claim.owner.orchestrator == Orchestrator::docker();
+            here.then_some((key, Held { revision: record.revision, claim }))
+        })
+    }
+
+    /// The container of an owner. One that is gone is settled, so that it holds nothing any more.
+    async fn still_there(&self, owner: &Owner) -> Result<Option<Container>, Fault> {
+        let Some(id) = container_of(owner) else { return Ok(None) };
+        let found = self.docker.inspect(id.as_str()).await?;
+        if found.is_none() {
+            self.settle(&id, false).await?;
+        }
+        Ok(found)
+    }
+
+    /// Waits until the view knows of some keys what etcd knows now.
+    pub(super) async fn catch_up(&self, keys: impl IntoIterator<Item = &Key>) -> Result<(), Fault> {
+        for key in keys {
+            if let Some(found) = self.etcd.get(key).await? {
+                self.store.reach(found.revision).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The claims that a container is to have next, with their keys.
+    fn awaited(&self, id: &ContainerId) -> Vec<(AssignmentKey, Held)> {
+        self.store.read(|snapshot| {
+            let claims = snapshot.claims.iter().filter_map(|(key, record)| {
+                let claim = record.readable()?;
+                let next = &claim.successor.as_ref()?.owner;
+                let its = next.host == self.ground.host && next.workload.as_ref() == Some(&id.workload());
+                its.then(|| (key.clone(), Held { revision: record.revision, claim: claim.clone() }))
+            });
+            claims.collect()
+        })
+    }
+
+    /// Refuses the start of a container that has lost an address, or that waits for one whose holder runs.
+    ///
+    /// # Errors
+    /// `Conflict` with the reason. `Ok` says nothing of what happens between this look and the start.
+    pub(crate) async fn check_start(&self, name: &str) -> Result<(), Fault> {
+        let concerned = self.store.read(|snapshot| {
+            let lost = |record: &Record<_>| lost(record).is_some();
+            snapshot.endpoints_of(&self.ground.host).any(|(_, record)| lost(record))
+                || snapshot.claims.values().filter_map(Record::readable).any(|claim| claim.successor.is_some())
+        });
+        if !concerned {
+            return Ok(());
+        }
+        let Some(id) = self.ours(name).await? else { return Ok(()) };
+        let doing = format!("start container {name}");
+        self.recorded(&id).iter().try_for_each(has_lost_nothing).map_err(|fault| fault.during(&doing))?;
+        for (key, held) in self.awaited(&id) {
+            if let Some(holder) = self.still_there(&held.claim.owner).await? {
+                is_down(&holder, key.address).map_err(|fault| fault.during(&doing))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what a container waits for. Its own lock is held.
+    ///
+    /// # Errors
+    /// `Conflict` while a holder runs; nothing of that holder's has passed over then.
+    pub(super) async fn take_over(&self, id: &ContainerId) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            let awaited = self.awaited(id);
+            let Some((key, held)) = awaited.first() else { return Ok(()) };
+            let Some(holder) = container_of(&held.claim.owner) else {
+                return Err(Fault::World(format!("take over {}: nobody holds it", key.address)));
+            };
+            let lock = self.lock(&holder);
+            let _serial = lock.lock().await;
+            match self.docker.inspect(holder.as_str()).await? {
+                None => self.bury(&holder).await?,
+                Some(container) => {
+                    is_down(&container, key.address)?;
+                    self.darken(&self.recorded(&holder)).await?;
+                    self.pass_over(&holder, &id.workload(), &awaited).await?;
+                }
+            }
+        }
+        Err(Fault::Conflict("take over an address: others kept changing its claim; try again".to_owned()))
+    }
+
+    /// Passes over what one holder has of the awaited claims. If somebody else changes one of them, nothing passes over,
+    /// and the view is up to date for another try.
+    async fn pass_over(
+        &self,
+        holder: &ContainerId,
+        to: &WorkloadId,
+        awaited: &[(AssignmentKey, Held)],
+    ) -> Result<(), Fault> {
+        let (mut when, mut writes, mut passed) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (key, held) in awaited.iter().filter(|(_, held)| held.claim.owner.workload == Some(holder.workload())) {
+            let Some(claim) = held.claim.passed_over() else { continue };
+            let key_of_claim = Key::Assignment(key.clone());
+            when.push(When::At(key_of_claim.clone(), held.revision));
+            writes.push(Write::Put(key_of_claim, to_json(&claim)?));
+            passed.insert(key.address);
+        }
+        for one in self.recorded(holder) {
+            let own: BTreeSet<IpAddr> = one.endpoint.addresses.intersection(&passed).copied().collect();
+            if !own.is_empty() {
+                let key = Key::Endpoint(one.key.clone());
+                when.push(When::At(key.clone(), one.revision));
+                writes.push(Write::Put(key, to_json(&one.endpoint.without(&own, to))?));
+            }
+        }
+        match self.etcd.transact("pass an address over", &when, &writes).await? {
+            Outcome::Done(revision) => {
+                tracing::info!(from = holder.short(), ?passed, %to, "the address passed over");
+                self.store.reach(revision).await
+            }
+            Outcome::Lost => {
+                let keys: Vec<&Key> = writes.iter().map(Write::key).collect();
+                self.catch_up(keys).await
+            }
+        }
+    }
+
+    /// The claims in which an endpoint has a part, as the view has them.
+    pub(super) fn claims_of(&self, endpoint: &EndpointKey) -> Vec<AssignmentKey> {
+        self.store.read(|snapshot| {
+            let its = snapshot.claims.iter().filter(|(_, record)| {
+                record.readable().is_some_and(|claim| claim.without(endpoint) != crate::model::claim::Change::None)
+            });
+            its.map(|(key, _)| key.clone()).collect()
+        })
+    }
+}
+
+fn lost(record: &Record<crate::model::endpoint::Endpoint>) -> Option<&crate::model::endpoint::HandedOver> {
+    record.readable()?.handed_over.as_ref()
+}
+
+/// Whether an endpoint has all that it was made with.
+///
+/// # Errors
+/// `Conflict`, naming who has it now.
+pub(super) fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
+    let Some(lost) = &one.endpoint.handed_over else { return Ok(()) };
+    let addresses: Vec<String> = lost.addresses.iter().map(ToString::to_string).collect();
+    let to = lost.to.as_str();
+    Err(Fault::Conflict(format!(
+        "its address {} has passed over to container {}, which took its place: remove this one",
+        addresses.join(", "),
+        to.get(..12).unwrap_or(to)
+    )))
+}
+
+fn is_down(holder: &Container, address: IpAddr) -> Result<(), Fault> {
+    if !holder.is_up {
+        return Ok(());
+    }
+    Err(Fault::Conflict(format!(
+        "its address {address} is still held by container {} ({}), which runs: stop or remove that one first",
+        holder.name,
+        holder.id.short()
+    )))
+}
