@@ -10,8 +10,10 @@ mod lab;
 
 mod addresses;
 mod clean;
+mod cli;
 mod connectivity;
 mod crashes;
+mod differ;
 mod embedded;
 mod guard;
 mod lab_itself;

@@ -86,7 +86,7 @@ impl Host {
         self.folder.join("state")
     }
 
-    fn raw_socket(&self) -> PathBuf {
+    pub(crate) fn raw_socket(&self) -> PathBuf {
         self.folder.join("docker.sock")
     }
 
