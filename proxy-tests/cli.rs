@@ -7,7 +7,7 @@
 //!
 //! A command of the matrix is a line of `cli/*.txt`. `< TEXT |` before it is what it reads, `tty |` gives it a terminal,
 //! `@NAME |` makes a file of the host's scratch folder its input, `sh |` has a shell run the rest, in which `docker` goes the
-//! way that is tried and `$S` is the scratch folder. `~ |`: its lines have no order. Lines that begin with `-` only have to
+//! way that is tried and `$S` is the scratch folder. `unix |`: not over TCP. `~ |`: its lines have no order. Lines that begin with `-` only have to
 //! succeed.
 
 use std::fmt::Write;
@@ -29,6 +29,10 @@ const WAYS: [(&str, Way); 3] = [
 
 /// The command of a line.
 fn command(host: &Host, way: Way, line: &str) -> Run {
+    if let Some(rest) = line.strip_prefix("unix | ") {
+        let is_raw = std::ptr::fn_addr_eq(way, WAYS[0].1);
+        return command(host, if is_raw { way } else { WAYS[1].1 }, rest);
+    }
     if let Some(rest) = line.strip_prefix("tty | ") {
         return Run::new("script").args(["-qec", &command(host, way, rest).line(), "/dev/null"]);
     }
@@ -55,12 +59,14 @@ fn compared(host: &Host, ran: &Ran, sorts: bool) -> String {
             return format!("{} bytes, digest {:x}", bytes.len(), digest(bytes));
         };
         let folder = host.scratch().parent().unwrap().display().to_string();
-        let text = text.replace(&folder, "<host>").replace(&host.name, "<host>");
+        let text = text.replace(&folder, "<host>");
         let mut lines: Vec<&str> = text.split('\n').collect();
         if sorts {
             lines.sort_unstable();
         }
-        normalised(&lines.join("\n"))
+        // The width of a column is that of what is in it.
+        let words = lines.into_iter().map(|line| line.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>());
+        normalised(&words.map(|words| words.join(" ")).collect::<Vec<_>>().join("\n"))
     };
     format!("exit code {:?}\nstdout: {}\nstderr: {}", ran.code, text(&ran.stdout), text(&ran.stderr))
 }

@@ -24,5 +24,6 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod streams;
 mod transparency;
 mod walkthrough;

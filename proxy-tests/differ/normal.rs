@@ -217,6 +217,12 @@ fn changing(text: &str) -> Option<(usize, &'static str)> {
     if digits == word && matches!(digits, 10 | 19) && matches!(bytes[0], b'1') {
         return Some((word, "<when>"));
     }
+    for age in [" seconds ago", " minutes ago", " second ago", "About a minute ago", "Less than a second ago"] {
+        let number = if age.starts_with(' ') { digits } else { 0 };
+        if digits == number && text[number..].starts_with(age) {
+            return Some((number + age.len(), "<ago>"));
+        }
+    }
     for (begin, shown) in [
         ("Up ", "<up>"),
         ("Exited (0) ", "Exited (0) <ago>"),
