@@ -61,7 +61,12 @@ impl Lab {
 
     /// One host whose dockerd has its bridge and writes its own firewall rules.
     pub(crate) fn bridged() -> Self {
-        Lab::make(Plan { hosts: 1, bridge: true, embedded: false })
+        Lab::bridged_hosts(1)
+    }
+
+    /// The same, several of them.
+    pub(crate) fn bridged_hosts(hosts: u8) -> Self {
+        Lab::make(Plan { hosts, bridge: true, embedded: false })
     }
 
     /// One host and no etcd.

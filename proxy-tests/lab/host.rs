@@ -141,6 +141,16 @@ impl Host {
         wait_until("containerd has gone", START, || !process.exists());
     }
 
+    /// Sends dockerd a signal: `STOP` makes it accept connections and say nothing.
+    pub(crate) fn signal_dockerd(&self, signal: Signal) {
+        send(self.dockerd.lock().unwrap().as_ref().expect("dockerd runs"), signal);
+    }
+
+    /// The file in which dockerd keeps what a container has said.
+    pub(crate) fn container_log(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("root/containers/{id}/{id}-json.log"))
+    }
+
     pub(super) fn import_image(&self) {
         let import = ["import", "--change", "CMD [\"sh\"]", "-", "busybox:latest"];
         self.raw_docker_run(&import).input(image()).run().ok();
@@ -301,6 +311,14 @@ impl Host {
 
     pub(crate) fn node_log_text(&self) -> String {
         std::fs::read_to_string(self.node_log()).unwrap()
+    }
+
+    /// How much memory the node has in use, in bytes.
+    pub(crate) fn node_memory(&self) -> usize {
+        let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
     }
 
     pub(crate) fn is_ready(&self) -> bool {

@@ -72,6 +72,8 @@ enum Then {
 /// How the reply to a request that flows came to its end.
 enum Flowed {
     Whole,
+    /// The same, and dockerd closes the connection behind it.
+    Last,
     /// What follows is no HTTP, or has no end but the connection's.
     Stream,
     /// dockerd broke off.
@@ -279,6 +281,9 @@ where
             () = up.flow(client, wire) => Flowed::ClientGone,
         };
         match flowed {
+            // What was sent behind it dockerd does not read, and neither do we.
+            Flowed::Last => Then::Close,
+            Flowed::Whole if up.is_sent && request.closes => Then::Close,
             Flowed::Whole if up.is_sent => Then::Next,
             // dockerd answered early. It reads on or closes; both are seen here.
             Flowed::Whole => tokio::select! {
@@ -359,7 +364,14 @@ where
         {
             return Err(Ungathered::TooLong);
         }
-        let mut waits = request.expects_continue && self.inbound.len() == request.length;
+        // dockerd asks for a body when it reads one, whether some of it is there already or not.
+        let is_read = matches!(
+            request.classified.call,
+            Call::Create { .. } | Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. }
+        );
+        if request.expects_continue && !framing.is_done() && (is_read || self.inbound.len() == request.length) {
+            self.client.write_all(CONTINUE).await.map_err(|_| Ungathered::Gone)?;
+        }
         loop {
             end += framing.scan(&self.inbound[end..], |bytes| content.extend_from_slice(bytes));
             if framing.is_done() && content.len() <= LONGEST_BODY {
@@ -370,9 +382,6 @@ where
             }
             if self.client_ended || framing == Framing::Malformed {
                 return Err(Ungathered::Broken);
-            }
-            if std::mem::take(&mut waits) {
-                self.client.write_all(CONTINUE).await.map_err(|_| Ungathered::Gone)?;
             }
             match self.client.read_up_to(&mut self.inbound, READ_BYTES).await {
                 Ok(0) => self.client_ended = true,
@@ -473,7 +482,7 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
             Err(Failed::Writing) => return Flowed::ClientGone,
         }
         if !reply.is_interim() {
-            return Flowed::Whole;
+            return if reply.closes { Flowed::Last } else { Flowed::Whole };
         }
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Reply {
     pub(crate) length: usize,
     pub(crate) status: u16,
     pub(crate) is_json: bool,
+    /// Whether dockerd closes the connection behind it.
+    pub(crate) closes: bool,
     pub(crate) body: Framing,
 }
 
@@ -284,7 +286,9 @@ fn read_reply(parsed: &httparse::Response<'_, '_>, length: usize, to_head: bool)
         let media = value.split(|byte| *byte == b';').next().unwrap_or_default();
         media.trim_ascii().eq_ignore_ascii_case(b"application/json")
     });
-    Some(Reply { length, status, is_json, body })
+    let connection = |word| has_token(headers, "connection", word);
+    let closes = connection("close") || parsed.version? == 0 && !connection("keep-alive");
+    Some(Reply { length, status, is_json, closes, body })
 }
 
 /// What does not fit an edited message: its old framing, and digests of its old body.

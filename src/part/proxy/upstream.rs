@@ -167,7 +167,7 @@ impl Upstream {
                 break Behind::Stream;
             }
             if framing.is_done() {
-                break Behind::Next;
+                break if reply.closes { Behind::Nothing } else { Behind::Next };
             }
             let Some(wire) = self.wire.as_ref().filter(|_| framing != Framing::Malformed) else {
                 break Behind::Nothing;
@@ -180,7 +180,7 @@ impl Upstream {
         let raw = self.outbound.split_to(end).freeze();
         let (status, is_json, head_length) = (reply.status, reply.is_json, reply.length);
         // A body that is cut is nobody's to edit.
-        let is_whole = then != Behind::Nothing || framing == Framing::UntilClose;
+        let is_whole = then == Behind::Stream || framing.is_done() || framing == Framing::UntilClose;
         Gathered { status, is_json: is_json && is_whole, raw, head_length, body, then }
     }
 }

@@ -113,6 +113,33 @@ async fn pipelined_requests_are_answered_in_order_and_the_fin_comes_last() {
 }
 
 #[tokio::test]
+async fn what_is_pipelined_behind_the_last_reply_of_a_connection_is_not_answered() {
+    let closing = b"GET /x HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n".as_slice();
+    let last = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".as_slice();
+    let list = b"GET /containers/json HTTP/1.1\r\nHost: d\r\n\r\n".as_slice();
+    let marked = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 7\r\n\r\n marked".as_slice();
+    for (request, reply, heard) in [(closing, OK, OK), (GET, last, last), (list, last, marked)] {
+        let mut rig = rig();
+        rig.client.write_all(&[request, GET].concat()).await.unwrap();
+        let mut engine = rig.accept().await;
+        expect(&mut engine, request).await;
+        engine.write_all(reply).await.unwrap();
+        expect(&mut rig.client, heard).await;
+        expect_end(&mut rig.client).await;
+        drop(rig.client);
+        expect_end(&mut engine).await;
+    }
+}
+
+#[tokio::test]
+async fn a_create_that_expects_to_go_on_is_told_so_though_its_body_is_there() {
+    let mut rig = rig();
+    let head = b"POST /containers/create HTTP/1.1\r\nHost: d\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
+    rig.client.write_all(&[head.as_slice(), b"{}"].concat()).await.unwrap();
+    expect(&mut rig.client, CONTINUE).await;
+}
+
+#[tokio::test]
 async fn a_fin_during_a_reply_reaches_dockerd_and_the_reply_the_client() {
     let mut rig = rig();
     rig.client.write_all(GET).await.unwrap();
