@@ -551,7 +551,7 @@ fn sockets_that_systemd_passes_are_listened_at_and_nobody_is_refused_while_the_n
         let said = h1.node_log_text()[log_before..].to_owned();
         said.contains("calico-node: ").then_some(said)
     });
-    for word in ["tcp://0.0.0.0:2376, which systemd passed", "root on this host", "FileDescriptorName=tls"] {
+    for word in ["tcp://0.0.0.0:2376, which was passed", "root on this host", "FileDescriptorName=tls"] {
         assert!(said.contains(word), "no {word} in {said}");
     }
     let line = h1.node_command(&[]).line();

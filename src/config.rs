@@ -111,6 +111,14 @@ pub(crate) struct Flags {
     #[arg(long, env = "CALICO_APPLY_TIMEOUT", default_value_t = 5.0, value_name = "SECONDS")]
     apply_timeout: f64,
 
+    /// How long open streams may go on after SIGTERM, in seconds; a second signal ends them at once
+    #[arg(long, env = "CALICO_DRAIN_TIMEOUT", default_value_t = 10.0, value_name = "SECONDS")]
+    drain_timeout: f64,
+
+    /// Take the place of the node that runs here: no client is refused meanwhile, and its open streams go on to their end
+    #[arg(long)]
+    pub(crate) take_over: bool,
+
     #[arg(long, env = "CALICO_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
@@ -177,8 +185,11 @@ impl Flags {
     }
 
     pub(crate) fn apply_timeout(&self) -> Result<Duration, Fault> {
-        Duration::try_from_secs_f64(self.apply_timeout)
-            .map_err(|error| Fault::Refusal(format!("read --apply-timeout {}: {error}", self.apply_timeout)))
+        seconds("--apply-timeout", self.apply_timeout)
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Result<Duration, Fault> {
+        seconds("--drain-timeout", self.drain_timeout)
     }
 
     pub(crate) fn host(&self) -> Result<HostName, Fault> {
@@ -220,6 +231,10 @@ impl Flags {
         };
         Ok(Some(EtcdAddress { endpoints, ca: self.etcd_cacert.as_ref().map(read).transpose()?, identity }))
     }
+}
+
+fn seconds(flag: &str, value: f64) -> Result<Duration, Fault> {
+    Duration::try_from_secs_f64(value).map_err(|error| Fault::Refusal(format!("read {flag} {value}: {error}")))
 }
 
 #[cfg(test)]

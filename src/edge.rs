@@ -10,6 +10,7 @@ pub(crate) mod docker;
 pub(crate) mod etcd;
 pub(crate) mod exec;
 pub(crate) mod guard;
+pub(crate) mod handover;
 pub(crate) mod http;
 pub(crate) mod ipsets;
 pub(crate) mod iptables;

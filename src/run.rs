@@ -8,8 +8,10 @@
 mod checks;
 mod doors;
 mod embedded;
+mod parts;
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,16 +19,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+use self::doors::Doors;
+use self::parts::{Cause, Parts, Signals};
 
 use crate::config::{self, Command, Flags};
 use crate::edge::activation::{self, Passed};
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
+use crate::edge::handover::{self, Predecessor, Successor, Told};
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
 use crate::edge::relay::Engine;
@@ -40,10 +47,13 @@ use crate::part::control::{Control, Measures};
 use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
-use crate::part::proxy;
-use crate::part::proxy::listen::docker_group;
+use crate::part::proxy::listen::{Listener, SocketFile, docker_group};
+use crate::part::proxy::{self, Served};
 use crate::part::status::Gauge;
 use crate::part::store::Store;
+
+/// Where a node waits, in its run folder, for one that is to take its place.
+const HANDOVER: &str = "handover.sock";
 
 /// Runs `calico-node`; the exit code is decided here and nowhere else.
 pub(crate) fn node() -> ExitCode {
@@ -84,80 +94,6 @@ pub(crate) fn node() -> ExitCode {
     }
 }
 
-/// The parts that run, each under its name.
-struct Parts {
-    tasks: JoinSet<(&'static str, Result<(), Fault>)>,
-    stop: CancellationToken,
-}
-
-impl Parts {
-    /// Starts a part, which is told when to stop.
-    fn start<F>(&mut self, name: &'static str, part: impl FnOnce(CancellationToken) -> F)
-    where
-        F: Future<Output = Result<(), Fault>> + Send + 'static,
-    {
-        let part = part(self.stop.clone());
-        self.tasks.spawn(async move { (name, part.await) });
-    }
-
-    /// Starts a part that nothing can go wrong with.
-    fn keep<F>(&mut self, name: &'static str, part: impl FnOnce(CancellationToken) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.start(name, |stop| {
-            let part = part(stop);
-            async move {
-                part.await;
-                Ok(())
-            }
-        });
-    }
-
-    /// Waits for a signal or for a part that ends by itself, then stops all; answers the first fault.
-    async fn join(mut self) -> Result<(), Fault> {
-        let signals = async {
-            let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-                return Err(Fault::World("listen for signals: the kernel refused".to_owned()));
-            };
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            Ok(())
-        };
-        let mut ended = tokio::select! {
-            told = signals => {
-                tracing::info!("stopping: containers keep their network");
-                told
-            }
-            Some(done) = self.tasks.join_next() => Err(by_itself(done)),
-        };
-        self.stop.cancel();
-        while let Some(done) = self.tasks.join_next().await {
-            let fault = match done {
-                Ok((_, Ok(()))) => continue,
-                Ok((name, Err(fault))) => fault.during(name),
-                Err(error) => Fault::World(format!("a part panicked: {error}")),
-            };
-            if ended.is_ok() {
-                ended = Err(fault);
-            } else {
-                tracing::error!(%fault, "a part ended with a fault");
-            }
-        }
-        ended
-    }
-}
-
-fn by_itself(done: Result<(&'static str, Result<(), Fault>), tokio::task::JoinError>) -> Fault {
-    match done {
-        Ok((name, Ok(()))) => Fault::World(format!("{name} ended by itself")),
-        Ok((name, Err(fault))) => fault.during(name),
-        Err(error) => Fault::World(format!("a part panicked: {error}")),
-    }
-}
-
 async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<(), Fault> {
     // From here on a hangup ends nothing.
     let hangups =
@@ -165,14 +101,23 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let host = flags.host()?;
     let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
+    let mut signals = Signals::listen()?;
+    let drain_timeout = flags.drain_timeout()?;
+    let handover_path = flags.run_dir.join(HANDOVER);
+    let (predecessor, passed) = if flags.take_over { taken_over(&handover_path, passed)? } else { (None, passed) };
     let doors = doors::wanted(flags, &engine, passed)?;
     checks::run(flags, named.is_none()).await?;
     let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
-    let _only = checks::be_the_only_one(&flags.run_dir)?;
+    if let Some(predecessor) = predecessor {
+        let replaced = tokio::task::spawn_blocking(|| predecessor.replace()).await;
+        let replaced = replaced.map_err(|error| Fault::World(format!("take over: {error}")))?;
+        replaced.map_err(|error| Fault::World(format!("take over: the node before did not give up: {error}")))?;
+    }
+    let only = checks::be_the_only_one(&flags.run_dir)?;
     let host_ip = host_address(flags).await?;
     let spawner = Spawner::new()?;
-    let mut parts = Parts { tasks: JoinSet::new(), stop: CancellationToken::new() };
+    let mut parts = Parts::new();
 
     let address = if let Some(address) = named {
         address
@@ -204,7 +149,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
         host_ip,
         etcd: etcd.address().to_owned(),
         docker: flags.docker_host.clone(),
-        listeners: doors.places,
+        listeners: doors.places.clone(),
         bird_socket: flags.runs_bird().then(|| flags.run_dir.join("bird.ctl")),
         store: Arc::clone(&store),
         network: Arc::clone(&network),
@@ -212,23 +157,89 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     });
     let control_door = open_unix(&flags.run_dir.join(SOCKET), docker_group())?;
     let metrics_door = open_tcp(&flags.metrics_listen).await?;
+    let Door::Unix(handover_door) = open_unix(&handover_path, None)? else {
+        return Err(Fault::World(format!("listen on {}: it is no unix socket", handover_path.display())));
+    };
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
     start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
-    let names = doors.names;
-    parts.start("the proxy", |stop| proxy::serve(doors.listeners, names, engine, network, most_connections, stop));
-    parts.keep("the watch for hangups", |stop| reread(hangups, doors.certificates, stop));
+    let served = Served {
+        listeners: Arc::clone(&doors.listeners),
+        names: Arc::clone(&doors.names),
+        engine,
+        network,
+        calls: parts.calls.clone(),
+        most: most_connections,
+    };
+    parts.serve(|ends| proxy::serve(served, ends));
+    let certificates = doors.certificates.clone();
+    parts.keep("the watch for hangups", |stop| reread(hangups, certificates, stop));
     parts.keep("the watch for readiness", |stop| async move {
         announce(&gauge, programmed, &stop).await;
         stop.cancelled().await;
     });
-    let ended = parts.join().await;
-    // Only now, when nobody is served any more.
-    drop(doors.files);
-    ended
+    let cause = parts.cause(&mut signals, succeeded(&handover_door, &doors)).await;
+    tracing::info!("stopping: containers keep their network");
+    let Doors { listeners, files, .. } = doors;
+    // Who comes now is refused at once, or waits for the next node.
+    drop((listeners, handover_door));
+    let mut faults = parts.stop(&mut signals, drain_timeout).await;
+    let patience = match cause {
+        Cause::Signal => Some(drain_timeout),
+        Cause::Fault(fault) => {
+            faults.insert(0, fault);
+            Some(drain_timeout)
+        }
+        Cause::Successor(successor) => {
+            files.into_iter().for_each(SocketFile::leave);
+            drop(only);
+            drop(successor);
+            tracing::info!("another node has taken over; open streams go on to their end");
+            None
+        }
+    };
+    faults.extend(parts.drain(&mut signals, patience).await);
+    let mut faults = faults.into_iter();
+    let first = faults.next();
+    faults.for_each(|fault| tracing::error!(%fault, "a part ended with a fault"));
+    first.map_or(Ok(()), Err)
+}
+
+/// Asks the node that runs here for its listening sockets.
+fn taken_over(
+    path: &Path,
+    passed: Result<Vec<Passed>, Vec<String>>,
+) -> Result<(Option<Predecessor>, Result<Vec<Passed>, Vec<String>>), Fault> {
+    let (predecessor, taken) = handover::ask(path).map_err(|error| {
+        Fault::World(format!(
+            "take over the node that waits at {}: {error}; without --take-over it is stopped first",
+            path.display()
+        ))
+    })?;
+    let passed = passed.map(|mut passed| {
+        passed.extend(taken);
+        passed
+    });
+    Ok((Some(predecessor), passed))
+}
+
+/// Waits for a node that takes the place of this one.
+async fn succeeded(door: &UnixListener, doors: &Doors) -> Successor {
+    let sockets: Vec<(Told, BorrowedFd<'_>)> =
+        doors.told().into_iter().zip(doors.listeners.iter().map(Listener::as_fd)).collect();
+    loop {
+        match handover::give(door, &sockets).await {
+            Ok(successor) => return successor,
+            Err(error) => {
+                tracing::warn!(%error, "another node wanted to take over and left again");
+                // An error of the socket itself comes back at once.
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
 }
 
 /// Reads the certificates again whenever SIGHUP comes. Streams keep what they began with.

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -25,6 +25,8 @@ pub(crate) struct Passed {
     /// What its unit calls it (`FileDescriptorName=`), or else the name of that unit.
     pub(crate) name: String,
     pub(crate) socket: PassedSocket,
+    /// Whether the file of a unix socket is ours to take away at the end; systemd takes away its own.
+    pub(crate) with_file: bool,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub(crate) fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Pass
     let (mut passed, mut faults) = (Vec::new(), Vec::new());
     for (fd, name) in (FIRST..).zip(names) {
         match adopt(fd) {
-            Ok(socket) => passed.push(Passed { name, socket }),
+            Ok(socket) => passed.push(Passed { name, socket, with_file: false }),
             Err(cause) => faults.push(format!("take over descriptor {fd}, which was passed as {name:?}: {cause}")),
         }
     }
@@ -67,27 +69,34 @@ fn names_of(variable: impl Fn(&str) -> Option<String>, own_pid: u32) -> Result<V
 }
 
 fn adopt(fd: RawFd) -> Result<PassedSocket, String> {
-    let text = |error: nix::errno::Errno| error.desc().to_owned();
     // SAFETY: the number is only asked about, and what is not open answers EBADF.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(text)?;
-    let is_stream = getsockopt(&borrowed, sockopt::SockType).map_err(text)? == SockType::Stream;
-    if !is_stream || !getsockopt(&borrowed, sockopt::AcceptConn).map_err(text)? {
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| error.desc().to_owned())?;
+    // SAFETY: systemd passed this descriptor to us and nobody else has taken it, as `take` demands of its caller.
+    listening(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The listening socket that a descriptor is, set not to block.
+///
+/// # Errors
+/// What it is instead.
+pub(super) fn listening(fd: OwnedFd) -> Result<PassedSocket, String> {
+    let text = |error: nix::errno::Errno| error.desc().to_owned();
+    let is_stream = getsockopt(&fd, sockopt::SockType).map_err(text)? == SockType::Stream;
+    if !is_stream || !getsockopt(&fd, sockopt::AcceptConn).map_err(text)? {
         return Err("it is no listening stream socket: its unit must have ListenStream= and Accept=no".to_owned());
     }
-    let family = getsockname::<SockaddrStorage>(fd).map_err(text)?.family();
-    // SAFETY: systemd passed this descriptor to us and nobody else has taken it, as `take` demands of its caller.
-    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    let family = getsockname::<SockaddrStorage>(fd.as_raw_fd()).map_err(text)?.family();
     let io = |error: io::Error| error.to_string();
     match family {
         Some(AddressFamily::Unix) => {
-            let listener = UnixListener::from(owned);
+            let listener = UnixListener::from(fd);
             listener.set_nonblocking(true).map_err(io)?;
             let path = listener.local_addr().map_err(io)?.as_pathname().map(PathBuf::from);
             Ok(PassedSocket::Unix(listener, path))
         }
         Some(AddressFamily::Inet | AddressFamily::Inet6) => {
-            let listener = TcpListener::from(owned);
+            let listener = TcpListener::from(fd);
             listener.set_nonblocking(true).map_err(io)?;
             let address = listener.local_addr().map_err(io)?;
             Ok(PassedSocket::Tcp(listener, address))

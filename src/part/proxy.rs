@@ -23,8 +23,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::calls::Calls;
 use self::connection::Connection;
@@ -34,56 +35,70 @@ use crate::edge::relay::{Engine, Wire};
 use crate::model::fault::Fault;
 use crate::part::network::Network;
 
-/// How long streams may go on once the process was told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
-
 /// How long accepting pauses when descriptors or memory have run out: the backlog holds the clients meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many threads carry connections at most: more only wake each other up for every client.
 const MOST_THREADS: usize = 8;
 
-/// Serves Docker's API at some sockets until told to stop. Then nobody is accepted any more, connections without a
-/// request end at once and the others when they are done, or with [`DRAIN`].
+/// When a proxy ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends {
+    /// Nobody is accepted any more, connections without a request end at once and the others when they are done.
+    pub(crate) stop: CancellationToken,
+    /// What is still open then ends now.
+    pub(crate) cut: CancellationToken,
+}
+
+/// What the proxy serves, and by which means.
+pub(crate) struct Served {
+    pub(crate) listeners: Arc<[Listener]>,
+    /// By which names clients may call us over TCP, besides addresses, localhost and a certificate's.
+    pub(crate) names: Arc<[String]>,
+    pub(crate) engine: Engine,
+    pub(crate) network: Arc<Network>,
+    /// The calls on networks that are under way.
+    pub(crate) calls: TaskTracker,
+    /// How many connections there may be at a time; the kernel's queue holds who comes then.
+    pub(crate) most: usize,
+}
+
+/// Serves Docker's API at some sockets until told to end.
 ///
 /// Each connection lives on one thread with an event loop of its own: waking another thread for every message would
-/// cost more than all that is done with it. `names` are those by which clients may call us over TCP, besides addresses,
-/// localhost and a certificate's. `most` is how many connections there may be at a time; the kernel's queue
-/// holds who comes then.
+/// cost more than all that is done with it.
 ///
 /// # Errors
 /// `World`: a thread could not be set up.
-pub(crate) async fn serve(
-    listeners: Vec<Listener>,
-    names: Arc<[String]>,
-    engine: Engine,
-    network: Arc<Network>,
-    most: usize,
-    stop: CancellationToken,
-) -> Result<(), Fault> {
+pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
+    let Served { listeners, names, engine, network, calls, most } = served;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
-    let (engine, listeners, room) = (Arc::new(engine), Arc::new(listeners), Arc::new(Semaphore::new(most)));
+    let (engine, room) = (Arc::new(engine), Arc::new(Semaphore::new(most)));
     let mut carrying: JoinSet<Result<(), Fault>> = JoinSet::new();
     for _ in 0..threads {
-        let calls = Calls::new(Arc::clone(&network), Handle::current());
+        let calls = Calls::new(Arc::clone(&network), calls.clone(), Handle::current());
         let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
-        let (room, names, stop) = (Arc::clone(&room), Arc::clone(&names), stop.clone());
+        let (room, names, ends) = (Arc::clone(&room), Arc::clone(&names), ends.clone());
         carrying.spawn_blocking(move || {
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fault)?;
             runtime.block_on(async {
                 let doors: Vec<Door> = listeners.iter().map(Listener::door).collect::<Result<_, _>>().map_err(fault)?;
+                // A socket that nobody accepts from must not be open.
+                drop(listeners);
                 let dialer = Arc::new(Dialer::new(engine));
                 let connect = |client: Wire| {
                     let upstream = Upstream::new(Arc::clone(&dialer));
-                    Connection::new(client, upstream, calls.clone(), stop.clone()).known_as(Arc::clone(&names)).run()
+                    let stop = ends.stop.clone();
+                    Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names)).run()
                 };
-                let serving = doors.iter().map(|door| serve_one(door, connect, &room, &stop));
+                let serving = doors.into_iter().map(|door| serve_one(door, connect, &room, &ends));
                 futures_util::future::join_all(serving).await;
                 Ok(())
             })
         });
     }
+    drop(listeners);
     while let Some(ended) = carrying.join_next().await {
         ended.map_err(|error| Fault::World(format!("a thread of the proxy panicked: {error}")))??;
     }
@@ -91,7 +106,7 @@ pub(crate) async fn serve(
 }
 
 /// Serves one socket on this thread.
-async fn serve_one<F>(door: &Door, connect: impl Fn(Wire) -> F, room: &Arc<Semaphore>, stop: &CancellationToken)
+async fn serve_one<F>(door: Door, connect: impl Fn(Wire) -> F, room: &Arc<Semaphore>, ends: &Ends)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -123,18 +138,21 @@ where
                 }
             },
             Some(ended) = connections.join_next() => note_panic(ended),
-            () = stop.cancelled() => break,
+            () = ends.stop.cancelled() => break,
         }
     }
-    let drained = timeout(DRAIN, async {
-        while let Some(ended) = connections.join_next().await {
-            note_panic(ended);
+    drop(door);
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => match ended {
+                Some(ended) => note_panic(ended),
+                None => return,
+            },
+            () = ends.cut.cancelled() => break,
         }
-    });
-    if drained.await.is_err() {
-        tracing::info!(streams = connections.len(), "streams are cut: the time to drain them is over");
-        connections.shutdown().await;
     }
+    tracing::info!(streams = connections.len(), "open streams are cut");
+    connections.shutdown().await;
 }
 
 /// A panic ends its connection and nothing else: the client sees it break off, everybody else goes on.

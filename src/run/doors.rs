@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::config::Flags;
 use crate::edge::activation::{Passed, PassedSocket};
+use crate::edge::handover::Told;
 use crate::edge::relay::Engine;
 use crate::edge::tls::{CertificateFiles, Certificates};
 use crate::model::fault::Fault;
@@ -23,7 +24,7 @@ const TLS_NAME: &str = "tls";
 pub(super) struct Wanted {
     /// Where, and whether it may be missing.
     places: Vec<(Listen, bool)>,
-    passed: Vec<(Listen, PassedSocket)>,
+    passed: Vec<(Listen, Passed)>,
     certificates: Option<Arc<Certificates>>,
     names: Vec<String>,
     /// The engine's own socket, whose owner and mode ours get.
@@ -33,7 +34,7 @@ pub(super) struct Wanted {
 /// Doors that are open.
 #[derive(Debug)]
 pub(super) struct Doors {
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: Arc<[Listener]>,
     /// For people.
     pub(super) places: Vec<String>,
     /// By which names clients may call us.
@@ -57,10 +58,12 @@ pub(super) fn wanted(
         faults.extend(wrong);
         Vec::new()
     });
-    let passed: Vec<(Listen, PassedSocket)> = passed.into_iter().map(|one| (place_of(&one), one.socket)).collect();
+    let passed: Vec<(Listen, Passed)> = passed.into_iter().map(|one| (place_of(&one), one)).collect();
     let mut places = Vec::new();
     for (text, spare) in flags.listeners(!passed.is_empty()) {
         match text.parse::<Listen>() {
+            // Already open: another node had it.
+            Ok(listen) if passed.iter().any(|(taken, _)| *taken == listen) => {}
             Ok(listen) => places.push((listen, spare)),
             Err(fault) => faults.push(fault.to_string()),
         }
@@ -140,7 +143,7 @@ fn is_open_to_all(listen: &Listen, flags: &Flags) -> bool {
 /// Why there can be no such door.
 fn wrong_with(listen: &Listen, is_passed: bool, flags: &Flags, engine: Option<&Path>) -> Vec<String> {
     let mut wrong = Vec::new();
-    let origin = if is_passed { ", which systemd passed" } else { "" };
+    let origin = if is_passed { ", which was passed" } else { "" };
     let mut fault = |cause: &str| wrong.push(format!("listen at {listen}{origin}: {cause}"));
     if matches!(listen, Listen::Tls(_)) && flags.tlscert.is_none() && flags.tlskey.is_none() {
         fault("TLS needs a certificate: give --tlscert and --tlskey");
@@ -208,23 +211,44 @@ impl Wanted {
                 Err(fault) => faults.push(fault.to_string()),
             }
         }
-        for (listen, socket) in passed {
+        for (listen, Passed { socket, with_file, .. }) in passed {
             let taken = match socket {
                 PassedSocket::Tcp(socket, _) => over_tcp(&listen, socket),
-                PassedSocket::Unix(socket, _) => Ok(Listener::Unix(socket)),
+                PassedSocket::Unix(socket, path) => {
+                    let path = path.filter(|_| with_file);
+                    files.extend(path.and_then(|path| SocketFile::new(&path).ok()));
+                    Ok(Listener::Unix(socket))
+                }
             };
             match taken {
                 Ok(listener) => {
                     listeners.push(listener);
                     told.push(listen.to_string());
                 }
-                Err(error) => faults.push(fault(&listen, ", which systemd passed", error).to_string()),
+                Err(error) => faults.push(fault(&listen, ", which was passed", error).to_string()),
             }
         }
         if !faults.is_empty() {
             return Err(Fault::World(faults.join("; ")));
         }
-        Ok(Doors { listeners, places: told, names: names.into(), certificates, files })
+        Ok(Doors { listeners: listeners.into(), places: told, names: names.into(), certificates, files })
+    }
+}
+
+impl Doors {
+    /// What another node needs to know of the listeners, in their order.
+    pub(super) fn told(&self) -> Vec<Told> {
+        let name = |listener: &Listener| match listener {
+            Listener::Tls(..) => TLS_NAME,
+            Listener::Tcp(_) | Listener::Unix(_) => "docker",
+        };
+        let with_file = |listener: &Listener| match listener {
+            Listener::Unix(socket) => socket
+                .local_addr()
+                .is_ok_and(|address| self.files.iter().any(|file| Some(file.path()) == address.as_pathname())),
+            Listener::Tcp(_) | Listener::Tls(..) => false,
+        };
+        self.listeners.iter().map(|one| Told { name: name(one).to_owned(), with_file: with_file(one) }).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use super::answer::Manner;
@@ -27,13 +28,15 @@ use crate::plan::call::Call;
 #[derive(Clone)]
 pub(crate) struct Calls {
     network: Arc<Network>,
+    /// The work on networks that is under way.
+    under_way: TaskTracker,
     /// Where work on networks is done: the thread of the connection has others to carry meanwhile.
     workers: Handle,
 }
 
 impl Calls {
-    pub(crate) fn new(network: Arc<Network>, workers: Handle) -> Self {
-        Calls { network, workers }
+    pub(crate) fn new(network: Arc<Network>, under_way: TaskTracker, workers: Handle) -> Self {
+        Calls { network, under_way, workers }
     }
 }
 
@@ -61,7 +64,7 @@ impl Service<Asked> for Calls {
         if is_light {
             return Box::pin(async move { Ok(answer.await) });
         }
-        let working = self.workers.spawn(answer);
+        let working = self.under_way.spawn_on(answer, &self.workers);
         Box::pin(async move {
             match working.await {
                 Ok(answered) => Ok(answered),

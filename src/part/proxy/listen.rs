@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -102,6 +103,15 @@ impl Listener {
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(socket) | Listener::Tls(socket, _) => socket.as_fd(),
+            Listener::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
 /// A [`Listener`] as one thread sees it.
 #[derive(Debug)]
 pub(crate) enum Door {
@@ -128,12 +138,23 @@ impl Door {
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    seen: (u64, u64, SystemTime),
+    /// `None`: it is not ours any more.
+    seen: Option<(u64, u64, SystemTime)>,
 }
 
 impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(SocketFile { path: path.to_owned(), seen: identity(path)? })
+    /// The file that lies at a path now.
+    pub(crate) fn new(path: &Path) -> io::Result<Self> {
+        Ok(SocketFile { path: path.to_owned(), seen: Some(identity(path)?) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves the file where it is, for another node.
+    pub(crate) fn leave(mut self) {
+        self.seen = None;
     }
 }
 
@@ -145,7 +166,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64, SystemTime)> {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|seen| seen == self.seen)
+        if self.seen.is_some_and(|ours| identity(&self.path).is_ok_and(|seen| seen == ours))
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::warn!(%error, path = %self.path.display(), "our socket's file stays behind");

@@ -7,6 +7,8 @@ use tokio::net::{TcpStream, UnixListener};
 use tower::service_fn;
 
 use super::connection::{Answered, Asked};
+use tokio::time::timeout;
+
 use super::*;
 
 async fn ask(client: &mut TcpStream, request: &str) -> String {
@@ -25,7 +27,7 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
     let address = socket.local_addr().unwrap();
     let door = Listener::tcp(socket, None).unwrap().door().unwrap();
     let stop = CancellationToken::new();
-    let loop_stop = stop.clone();
+    let ends = Ends { stop: stop.clone(), cut: CancellationToken::new() };
     let serving = tokio::spawn(async move {
         let dialer = Arc::new(Dialer::new(Arc::new(Engine::Unix(path))));
         let room = Arc::new(Semaphore::new(8));
@@ -38,9 +40,9 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
             })
         });
         let connect = |client: Wire| {
-            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, loop_stop.clone()).run()
+            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone()).run()
         };
-        serve_one(&door, connect, &room, &loop_stop).await;
+        serve_one(door, connect, &room, &ends).await;
     });
     let dockerd = tokio::spawn(async move {
         let mut stream = engine.accept().await.unwrap().0;

@@ -11,7 +11,7 @@ fn said(args: &[&str], passed: Vec<Passed>) -> String {
 
 fn passed(name: &str, address: &str) -> Passed {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()) }
+    Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()), with_file: false }
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn an_address_that_others_reach_is_refused_without_client_certificates_unless_on
     }
     assert_eq!(said(&[], vec![]), "");
     let fault = said(&[], vec![passed("calico-node.socket", "0.0.0.0:2377")]);
-    assert!(fault.contains("systemd passed") && fault.contains("FileDescriptorName=tls"), "{fault}");
+    assert!(fault.contains("was passed") && fault.contains("FileDescriptorName=tls"), "{fault}");
     assert_eq!(said(&[], vec![passed("calico-node.socket", "127.0.0.1:2377")]), "");
 }
 
@@ -68,7 +68,7 @@ fn tls_needs_a_listener_a_certificate_and_its_key() {
         assert!(fault.contains(word), "{args:?}: no {word} in {fault}");
     }
     let fault = said(&[], vec![passed("tls", "0.0.0.0:2376")]);
-    assert!(fault.contains("tls://0.0.0.0:2376, which systemd passed: TLS needs a certificate"), "{fault}");
+    assert!(fault.contains("tls://0.0.0.0:2376, which was passed: TLS needs a certificate"), "{fault}");
     assert!(fault.contains("give --tlscacert"), "{fault}");
 }
 
