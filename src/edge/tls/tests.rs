@@ -163,6 +163,25 @@ async fn a_fin_without_close_notify_is_a_client_that_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_tls_is_an_error_as_often_as_it_is_read() {
+    let signed = Signed::new().await;
+    let certificates = Certificates::load(signed.files()).unwrap();
+    let (client, wire, shaken) = pair(&certificates, signed.client_config(true), |mut client| {
+        client.flush().unwrap();
+        client.sock.write_all(&[0; 64]).unwrap();
+        client
+    })
+    .await;
+    shaken.unwrap();
+    let mut read = BytesMut::new();
+    for _ in 0..3 {
+        let error = within(wire.read(&mut read)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+    drop(client.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_stream_does_not_look_ended() {
     let (client, engine, relay) = tunnelled(|mut client: Client| client.read_to_end(&mut Vec::new())).await;
     // Nothing but the relay's end of the stream is left to say anything.
