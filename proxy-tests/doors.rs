@@ -445,6 +445,10 @@ fn a_unix_door_is_as_open_as_the_engine_s_and_nobody_takes_it_from_another_node(
     assert_eq!(by(GROUP).ok(), "200");
     assert!(!by(54322).succeeded(), "somebody outside the group came in");
 
+    // What ssh:// runs on the far machine: the client's end comes first, the answer after it.
+    let ping = "GET /_ping HTTP/1.1\r\nHost: docker\r\n\r\n";
+    assert!(h1.docker_run(&["system", "dial-stdio"]).input(ping).run().ok().ends_with("\r\n\r\nOK"));
+
     let door = format!("--listen=unix://{}", path.display());
     let said = h2.calico_node(&["--ip", &h2.ip.to_string(), &door]).run().fails_with(1);
     assert!(said.contains(&path.display().to_string()) && said.contains("somebody listens there already"), "{said}");

@@ -283,6 +283,7 @@ fn check_tools() {
         for tool in [
             "awk",
             "birdc",
+            "curl",
             "docker",
             "dockerd",
             "etcd",
@@ -293,10 +294,13 @@ fn check_tools() {
             "iptables-save",
             "nft",
             "nsenter",
+            "openssl",
             "script",
+            "setpriv",
             "setsid",
             "sysctl",
             "tar",
+            "unshare",
             "xargs",
         ] {
             if !std::env::split_paths(&path).any(|folder| folder.join(tool).exists()) {

@@ -309,7 +309,7 @@ impl Wire {
         while !bytes.is_empty() {
             bytes = &bytes[self.write_some(bytes).await?..];
         }
-        Ok(())
+        self.flush().await
     }
 
     /// Writes some of the bytes, at least one.
@@ -351,7 +351,7 @@ impl Wire {
                 drained => drained?,
             }
         }
-        self.flush().await
+        Ok(())
     }
 
     /// Sends our FIN: nothing more comes from here. Over TLS it waits for room in the socket, as every write does.

@@ -38,6 +38,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How much is encrypted at once: what rustls holds of what is not sent yet.
 const CHUNK_BYTES: usize = 64 * 1024;
 
+/// After how many reads that bring no content (a client may send such records without end) others get their turn.
+const RECORDS_AT_ONCE: usize = 16;
+
 /// Where an operator keeps our certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CertificateFiles {
@@ -222,6 +225,10 @@ impl Write for Transport<'_> {
     }
 }
 
+fn not_tls(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
 /// What a handshake waits for.
 enum Awaits {
     Nothing,
@@ -260,7 +267,7 @@ impl TlsStream {
         // An alert that tells the peer what was wrong, or an answer to a change of keys. What cannot be sent now goes out
         // before the next bytes.
         let _ = self.send(session);
-        processed.map(|_| count).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        processed.map(|_| count).map_err(not_tls)
     }
 
     /// Gets to know the client, within 10 s. One that speaks HTTP gets `to_plain`, as it is.
@@ -348,12 +355,15 @@ impl TlsStream {
     /// `WouldBlock`; `UnexpectedEof` after a FIN without close_notify; `InvalidData` if it is not TLS.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut session = self.session();
-        loop {
+        // What was wrong once stays wrong.
+        session.process_new_packets().map_err(not_tls)?;
+        for _ in 0..RECORDS_AT_ONCE {
             match session.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.receive(&mut session)?,
                 read => return read,
             };
         }
+        session.reader().read(buffer)
     }
 
     /// Encrypts some bytes and sends as much as the socket takes; [`flush`](Self::flush) sends the rest.

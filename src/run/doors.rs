@@ -207,7 +207,8 @@ impl Wanted {
                     listeners.push(listener);
                     told.push(listen.to_string());
                 }
-                Err(fault) if spare => tracing::debug!(%fault, "no door on ::1"),
+                // One without the address may do without; one where somebody else has it is to be told.
+                Err(fault @ Fault::World(_)) if spare => tracing::debug!(%fault, "a door less"),
                 Err(fault) => faults.push(fault.to_string()),
             }
         }

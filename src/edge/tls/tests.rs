@@ -163,6 +163,48 @@ async fn a_fin_without_close_notify_is_a_client_that_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_arrives_though_nothing_follows_it() {
+    let signed = Signed::new().await;
+    let certificates = Certificates::load(signed.files()).unwrap();
+    let (written, told) = std::sync::mpsc::channel::<usize>();
+    let (client, wire, shaken) = pair(&certificates, signed.client_config(true), move |mut client| {
+        client.flush().unwrap();
+        let count = told.recv().unwrap();
+        client.read_exact(&mut vec![0; count]).unwrap();
+        client
+    })
+    .await;
+    shaken.unwrap();
+    // Until the client, which does not read, stands in the way.
+    let mut count = 0;
+    let piece = vec![1; 20_000];
+    while timeout(Duration::from_millis(300), wire.write_all(&piece)).await.is_ok_and(|done| done.is_ok()) {
+        count += piece.len();
+    }
+    written.send(count).unwrap();
+    drop(within(client).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_tls_is_an_error_as_often_as_it_is_read() {
+    let signed = Signed::new().await;
+    let certificates = Certificates::load(signed.files()).unwrap();
+    let (client, wire, shaken) = pair(&certificates, signed.client_config(true), |mut client| {
+        client.flush().unwrap();
+        client.sock.write_all(&[0; 64]).unwrap();
+        client
+    })
+    .await;
+    shaken.unwrap();
+    let mut read = BytesMut::new();
+    for _ in 0..3 {
+        let error = within(wire.read(&mut read)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+    drop(client.await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_stream_does_not_look_ended() {
     let (client, engine, relay) = tunnelled(|mut client: Client| client.read_to_end(&mut Vec::new())).await;
     // Nothing but the relay's end of the stream is left to say anything.

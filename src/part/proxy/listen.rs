@@ -177,7 +177,8 @@ impl Drop for SocketFile {
 /// Listens at a TCP address.
 ///
 /// # Errors
-/// `World`: the address is taken or cannot be used. The port 2377 is Swarm's default, and the message says so.
+/// `Conflict`: somebody listens there already; 2377 is Swarm's default, and the message says so. `World`: the address
+/// cannot be used.
 pub(crate) fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, Fault> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -187,9 +188,12 @@ pub(crate) fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, Fau
         socket.listen(BACKLOG)?.into_std()
     };
     bound().map_err(|error: io::Error| {
-        let is_swarms = error.kind() == io::ErrorKind::AddrInUse && address.port() == 2377;
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Fault::World(format!("listen at {address}: {error}"));
+        }
+        let is_swarms = address.port() == 2377;
         let hint = if is_swarms { " (2377 is also the default of docker swarm: give one of them another)" } else { "" };
-        Fault::World(format!("listen at {address}: {error}{hint}"))
+        Fault::Conflict(format!("listen at {address}: {error}{hint}"))
     })
 }
 
@@ -197,14 +201,14 @@ pub(crate) fn bind_tcp(address: SocketAddr) -> Result<std::net::TcpListener, Fau
 /// gives its own.
 ///
 /// # Errors
-/// `World`: somebody listens there already, or the path cannot be used.
+/// `Conflict`: somebody listens there already, or it is no socket. `World`: the path cannot be used.
 pub(crate) async fn bind_unix(
     path: &Path,
     engine: Option<&Path>,
 ) -> Result<(std::os::unix::net::UnixListener, SocketFile), Fault> {
-    let fault = |cause: String| Fault::World(format!("listen at unix://{}: {cause}", path.display()));
-    let world = |error: io::Error| fault(error.to_string());
-    let _locked = lock_folder(path).await.map_err(fault)?;
+    let text = |cause: &dyn fmt::Display| format!("listen at unix://{}: {cause}", path.display());
+    let world = |error: io::Error| Fault::World(text(&error));
+    let _locked = lock_folder(path).await.map_err(|cause| Fault::World(text(&cause)))?;
     remove_stale(path).await.map_err(world)?;
     let bound = || {
         // Whatever the process's umask is, nobody can connect before `listen`.
@@ -221,7 +225,7 @@ pub(crate) async fn bind_unix(
         Ok((socket.listen(BACKLOG)?.into_std()?, file))
     };
     bound().map_err(|error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => fault("somebody listens there already, or it is no socket".to_owned()),
+        io::ErrorKind::AddrInUse => Fault::Conflict(text(&"somebody listens there already, or it is no socket")),
         _ => world(error),
     })
 }

@@ -84,3 +84,18 @@ fn the_engines_own_socket_is_known_by_another_path_to_it() {
     };
     assert!(wrong("engine.sock") && wrong("link/engine.sock") && !wrong("other.sock"));
 }
+
+#[tokio::test]
+async fn a_machine_may_lack_a_default_address_but_nobody_else_may_hold_it() {
+    let open = async |address: &str| {
+        let listen = Listen::Tcp(address.parse().unwrap());
+        let (places, passed, names) = (vec![(listen, true)], vec![], vec![]);
+        Wanted { places, passed, certificates: None, names, engine: None }.open().await
+    };
+    // TEST-NET-1, RFC 5737.
+    assert!(open("192.0.2.1:2377").await.unwrap().listeners.is_empty());
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let fault = open(&taken).await.unwrap_err().to_string();
+    assert!(fault.contains(&taken) && fault.contains("in use"), "{fault}");
+}
