@@ -30,4 +30,5 @@ mod sdk;
 mod streams;
 mod succession;
 mod transparency;
+mod upgrade;
 mod walkthrough;

@@ -343,6 +343,18 @@ impl Host {
         self.await_ready();
     }
 
+    /// The node that runs, out of this host's hands.
+    pub(crate) fn take_node(&self) -> Child {
+        self.node.lock().unwrap().take().expect("a node runs")
+    }
+
+    /// Starts another node that takes the place of the one that runs, which is answered.
+    pub(crate) fn take_over(&self) -> Child {
+        let before = self.take_node();
+        self.spawn_node(&["--take-over"]);
+        before
+    }
+
     /// SIGTERM; the node has to end well.
     pub(crate) fn stop_node(&self) {
         let mut node = self.node.lock().unwrap().take().expect("a node runs");

@@ -9,11 +9,12 @@
 //! HTTP behind, or as a head that is unreadable, and then nothing follows it.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
 
@@ -29,6 +30,10 @@ const LONGEST_BODY: usize = 16 << 20;
 
 /// How long such a body may be with its framing around it.
 const LONGEST_RAW_BODY: usize = 4 * LONGEST_BODY;
+
+/// How long a client may take for a head that it has begun: as long as newer engines give it (moby cmd/dockerd,
+/// `ReadHeaderTimeout`). A connection without a request has no limit, as at dockerd.
+const HEAD_TIME: Duration = Duration::from_mins(5);
 
 /// What a client waits for that asks before it sends a body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -196,6 +201,7 @@ where
 
     /// The next request, once its head is whole.
     async fn next_request(&mut self) -> Result<Request, Then> {
+        let mut limit = None;
         loop {
             match self.heads.next(&self.inbound, self.client.is_tcp()) {
                 Some(Ok(request)) => return Ok(request),
@@ -204,16 +210,28 @@ where
                     return Err(self.say(&answer, Then::Close).await);
                 }
                 Some(Err(Unreadable::Shown(length))) => return Err(self.show(length).await),
-                None if !self.client_ended => self.more().await?,
+                None if !self.client_ended && self.inbound.is_empty() => self.more(None).await?,
+                None if !self.client_ended => {
+                    let limit = *limit.get_or_insert_with(|| Instant::now() + HEAD_TIME);
+                    // Boxed, so that a connection that waits for a request does not keep room for it.
+                    self.more(Some(Box::pin(sleep_until(limit)))).await?;
+                }
                 None if self.inbound.is_empty() => return Err(Then::Drop),
                 None => return Err(self.show(self.inbound.len()).await),
             }
         }
     }
 
-    /// Waits for more of a head, and while there is nothing of one, for the end of the connection or of the process.
-    async fn more(&mut self) -> Result<(), Then> {
-        let is_idle = self.inbound.is_empty();
+    /// Waits for more of a head until its time is over; without a limit there is nothing of one yet, and the end of the
+    /// process is waited for too.
+    async fn more(&mut self, limit: Option<Pin<Box<Sleep>>>) -> Result<(), Then> {
+        let is_idle = limit.is_none();
+        let over = async {
+            match limit {
+                Some(limit) => limit.await,
+                None => std::future::pending().await,
+            }
+        };
         let (upstream, outbound) = self.upstream.parts();
         let from_upstream = async {
             match upstream {
@@ -235,6 +253,8 @@ where
                 }
                 Ok(0) | Err(_) => return Err(Then::Close),
             },
+            // Go says nothing to it either.
+            () = over => return Err(Then::Drop),
             () = self.stop.cancelled(), if is_idle => return Err(Then::Drop),
         }
         Ok(())

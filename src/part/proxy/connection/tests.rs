@@ -384,3 +384,25 @@ async fn an_idle_connection_is_small() {
     let size = size_of_val(&connection.run());
     assert!(size < 3 * 1024, "{size} bytes");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_has_its_time_and_a_connection_without_one_has_no_limit() {
+    let mut rig = rig();
+    // The clock jumps to the next timer whenever nothing is to be done.
+    tokio::time::sleep(100 * HEAD_TIME).await;
+    rig.client.write_all(GET).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, GET).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut rig.client, OK).await;
+    let began = Instant::now();
+    for byte in &GET[..GET.len() - 1] {
+        // It ends while the client still drips.
+        if rig.client.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(HEAD_TIME / 10).await;
+    }
+    rig.running.await.unwrap();
+    assert!(began.elapsed() >= HEAD_TIME, "it ended after {:?}", began.elapsed());
+}

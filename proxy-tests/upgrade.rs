@@ -1,0 +1,123 @@
+//! The node is stopped or replaced: nobody notices who does not have to.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::lab::container::SOON;
+use crate::lab::host::Host;
+use crate::lab::wait::{wait_for, wait_until};
+use crate::lab::{Lab, START, http, send};
+
+/// Whether a client that connects over TCP is answered.
+fn answers_over_tcp(host: &Host) -> bool {
+    let stream = host.space.enter(|| TcpStream::connect(("127.0.0.1", 2377)));
+    stream.is_ok_and(|stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // This client's Host is a stranger's over TCP: it is told so, by whichever node.
+        http::exchange(stream, "GET", "/_ping", None).is_ok_and(|reply| reply.status == 403)
+    })
+}
+
+#[test]
+fn a_new_node_takes_over_and_no_client_is_refused_and_no_stream_is_cut() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let open = h1.docker_over_tcp(&["exec", "-i", "ann", "cat"]);
+    let mut stream = open.background().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut echo) = (stream.stdin.take().unwrap(), BufReader::new(stream.stdout.take().unwrap()));
+    let mut say = |word: &str| {
+        writeln!(stdin, "{word}").unwrap();
+        let mut line = String::new();
+        echo.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), word);
+    };
+    say("before");
+
+    let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut before = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let reply = h1.try_api("GET", "/_ping", None).map(|reply| reply.status);
+                assert_eq!(reply, Some(200), "after {answered:?} answers, on the unix socket");
+                assert!(answers_over_tcp(h1), "after {answered:?} answers, over TCP");
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let before = h1.take_over();
+        wait_until("the new node has taken over", START, || h1.node_log_text().contains("another node has taken over"));
+        h1.await_ready();
+        let until_now = answered.load(Ordering::Relaxed);
+        wait_until("clients are answered", SOON, || answered.load(Ordering::Relaxed) > until_now + 10);
+        over.store(true, Ordering::Relaxed);
+        before
+    });
+
+    // The old one carries its stream, the new one does the rest.
+    say("after");
+    assert!(before.try_wait().unwrap().is_none(), "the old node ended before its stream");
+    let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    assert!(ann.reaches(bob.ip()) && bob.reaches(ann.ip()));
+    lab.assert_consistent();
+    drop(stdin);
+    assert!(stream.wait().unwrap().success());
+    let status = wait_for("the old node ends", SOON, || before.try_wait().unwrap());
+    assert!(status.success(), "the old node ended with {status}");
+    // It has taken nothing of the new one's with it.
+    assert!(h1.try_api("GET", "/_ping", None).is_some() && answers_over_tcp(h1));
+    lab.remove_everything();
+}
+
+#[test]
+fn a_start_that_is_under_way_at_sigterm_comes_to_its_end() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    for round in 0..4 {
+        let name = format!("box{round}");
+        assert_eq!(h1.create(&name, &["CALICO_IP=auto"]).status, 201);
+        let reply = std::thread::scope(|scope| {
+            let starting = scope.spawn(|| h1.try_api("POST", &format!("/containers/{name}/start"), None));
+            wait_until("the container runs", SOON, || {
+                h1.raw_api("GET", &format!("/containers/{name}/json")).json()["State"]["Running"] == true
+                    || starting.is_finished()
+            });
+            h1.stop_node();
+            starting.join().unwrap()
+        });
+        assert_eq!(reply.expect("an answer").status, 204, "round {round}");
+        h1.start_node();
+        lab.assert_consistent();
+    }
+    lab.remove_everything();
+}
+
+#[test]
+fn open_streams_hold_a_stop_up_until_their_time_is_over_or_a_second_signal_comes() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    h1.spawn_node(&["--drain-timeout", "600"]);
+    h1.await_ready();
+    let mut events = UnixStream::connect(h1.proxy_socket()).unwrap();
+    events.set_read_timeout(Some(SOON)).unwrap();
+    events.write_all(b"GET /events HTTP/1.1\r\nHost: docker\r\n\r\n").unwrap();
+    let mut head = [0; 12];
+    events.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    let mut node = h1.take_node();
+    send(&node, Signal::SIGTERM);
+    wait_until("nobody is let in any more", SOON, || h1.try_api("GET", "/_ping", None).is_none());
+    assert!(node.try_wait().unwrap().is_none(), "the open stream did not hold the node");
+    send(&node, Signal::SIGTERM);
+    let status = wait_for("the node ends", SOON, || node.try_wait().unwrap());
+    assert!(status.success(), "the node ended with {status}");
+    // The client sees an end, and not the one that HTTP has.
+    let mut rest = Vec::new();
+    let _ = events.read_to_end(&mut rest);
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "the cut stream looks whole");
+}
