@@ -10,6 +10,8 @@ pub(crate) struct Split<'a> {
     pub(crate) whole: usize,
     /// The last one has no end but the connection's.
     pub(crate) open_ended: bool,
+    /// It says that HTTP has ended.
+    pub(crate) switched: bool,
     /// What follows them, or is no reply.
     rest: &'a [u8],
 }
@@ -23,9 +25,10 @@ struct Reply<'a> {
 
 /// Takes bytes apart into replies. `heads` tells which have no body whatever they say; `ended`: no more bytes will come.
 pub(crate) fn split<'a>(bytes: &'a [u8], heads: &[bool], ended: bool) -> Split<'a> {
-    let mut split = Split { replies: Vec::new(), whole: 0, open_ended: false, rest: bytes };
+    let mut split = Split { replies: Vec::new(), whole: 0, open_ended: false, switched: false, rest: bytes };
     while let Some((reply, rest)) = next(split.rest, heads.get(split.whole).copied().unwrap_or(false), ended) {
         let status = reply.status();
+        split.switched = status == 101;
         split.open_ended = reply.chunks.is_none() && rest.is_none();
         split.rest = rest.unwrap_or_default();
         split.replies.push(reply);

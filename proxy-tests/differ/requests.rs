@@ -197,7 +197,6 @@ pub(crate) fn heads() -> Vec<Request> {
         ("half a head", "GET /_ping HTTP/1.1\r\nHost: loc"),
         ("half a create's head", "POST /containers/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"),
         ("a wait", "POST /containers/box/wait HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"),
-        ("followed logs", "GET /containers/box/logs?follow=1&stdout=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         ("a whole ping", "GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         ("a ping and half", "GET /_ping HTTP/1.1\r\nHost: localhost\r\n\r\nGET /_ping HTTP/1.1\r\nHo"),
         ("junk", "\u{0}\u{1}\u{2}"),

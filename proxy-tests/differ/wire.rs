@@ -137,13 +137,17 @@ pub(crate) fn exchange(host: &Host, way: Way, request: &[u8], heads: &[bool], th
                 writing.finish();
             }
         });
-        let mut end = None;
+        let (mut end, mut is_stream) = (None, false);
         if let Then::Ping(count) = then {
             loop {
                 let replies = normal::split(&bytes, heads, end.is_some());
                 if replies.open_ended {
-                    // A stream: the client has no more to say.
-                    stream.finish();
+                    // A client of a stream of another protocol has no more to say here. To a call that still answers
+                    // in HTTP a FIN would mean that nobody wants to know the rest.
+                    if replies.switched {
+                        stream.finish();
+                    }
+                    is_stream = true;
                     break;
                 }
                 if replies.whole >= count || end.is_some() {
@@ -152,7 +156,7 @@ pub(crate) fn exchange(host: &Host, way: Way, request: &[u8], heads: &[bool], th
                 end = read_some(&mut stream, &mut bytes);
             }
             writer.join().unwrap();
-            if end.is_none() {
+            if end.is_none() && !is_stream {
                 let _ = stream.write_all(LAST_PING);
             }
         }

@@ -313,6 +313,14 @@ impl Host {
         std::fs::read_to_string(self.node_log()).unwrap()
     }
 
+    /// How long the node has been at work, in ticks of 10 ms.
+    pub(crate) fn node_ticks(&self) -> u64 {
+        let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // The name before them has no blank in it.
+        stat.split(' ').skip(13).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
+    }
+
     /// How much memory the node has in use, in bytes.
     pub(crate) fn node_memory(&self) -> usize {
         let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
