@@ -488,4 +488,6 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
 }
 
 #[cfg(test)]
+mod chaos;
+#[cfg(test)]
 mod tests;
