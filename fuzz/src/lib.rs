@@ -67,13 +67,13 @@ pub fn chunks(bytes: &[u8]) {
             found += parted.scan(&bytes[at..], |part| parts.extend_from_slice(part));
         }
         assert_eq!((found, &parted, &parts), (end, &whole, &content));
+        // As the relay does it: what need not be seen is skipped, and the rest comes byte by byte.
         let (mut skipped, mut at) = (framing, 0);
-        while at < end {
-            // As the relay does it: what needs not be seen is skipped.
-            let unseen = usize::try_from(skipped.unseen()).unwrap_or(usize::MAX).min(end - at);
+        while at < bytes.len() && !skipped.is_over() {
+            let unseen = usize::try_from(skipped.unseen()).unwrap_or(usize::MAX).min(bytes.len() - at);
             skipped.skip(unseen as u64);
             at += unseen;
-            if at < end {
+            if unseen == 0 {
                 at += skipped.pass(&bytes[at..=at]);
             }
         }
