@@ -477,7 +477,9 @@ impl<'a, B: Bounds> Flow<'a, B> {
     pub(crate) async fn flush(&mut self, to: &Wire) -> Result<(), Failed> {
         if let Some(pipe) = &mut self.pipe {
             to.write_pipe(pipe).await.map_err(|_| Failed::Writing)?;
-            self.pipe.take().map(Pipe::put_back);
+            if let Some(pipe) = self.pipe.take() {
+                pipe.put_back();
+            }
         }
         Ok(())
     }

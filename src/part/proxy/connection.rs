@@ -311,6 +311,8 @@ where
             Call::Create { .. } => true,
             // It may carry a HostConfig, which is no longer what the create's was.
             Call::Start { .. } => request.classified.is_before_1_24(),
+            // The container that it is about is in the body, and dockerd reads no further than its end.
+            Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => true,
             _ => false,
         };
         let body = match self.gather(&request).await {
