@@ -5,10 +5,12 @@
 //! the main package (`agreement.rs` there); here it is that nothing panics, hangs or depends on how the bytes arrive.
 #![allow(dead_code, reason = "of each module only a part is fuzzed")]
 
+mod edge;
 mod model;
 mod part;
 mod plan;
 
+use edge::relay::Bounds;
 use part::proxy::framing::Framing;
 use part::proxy::head::{Heads, parse_reply, reframed};
 use plan::body;
@@ -59,12 +61,23 @@ pub fn chunks(bytes: &[u8]) {
     for framing in [Framing::CHUNKED, Framing::Length(5), Framing::UntilClose] {
         let (mut whole, mut content) = (framing.clone(), Vec::new());
         let end = whole.scan(bytes, |part| content.extend_from_slice(part));
-        let (mut parted, mut parts) = (framing, Vec::new());
+        let (mut parted, mut parts) = (framing.clone(), Vec::new());
         let mut found = parted.scan(&bytes[..at], |part| parts.extend_from_slice(part));
         if found == at {
             found += parted.scan(&bytes[at..], |part| parts.extend_from_slice(part));
         }
         assert_eq!((found, &parted, &parts), (end, &whole, &content));
+        // As the relay does it: what need not be seen is skipped, and the rest comes byte by byte.
+        let (mut skipped, mut at) = (framing, 0);
+        while at < bytes.len() && !skipped.is_over() {
+            let unseen = usize::try_from(skipped.unseen()).unwrap_or(usize::MAX).min(bytes.len() - at);
+            skipped.skip(unseen as u64);
+            at += unseen;
+            if unseen == 0 {
+                at += skipped.pass(&bytes[at..=at]);
+            }
+        }
+        assert_eq!((at, skipped.is_over()), (end, whole.is_over()));
     }
 }
 

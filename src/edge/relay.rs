@@ -21,6 +21,7 @@ use nix::sys::socket::{
 };
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 
 use super::pipe::Pipe;
 use super::tls::{Certificates, TlsStream};
@@ -476,7 +477,9 @@ impl<'a, B: Bounds> Flow<'a, B> {
     pub(crate) async fn flush(&mut self, to: &Wire) -> Result<(), Failed> {
         if let Some(pipe) = &mut self.pipe {
             to.write_pipe(pipe).await.map_err(|_| Failed::Writing)?;
-            self.pipe.take().map(Pipe::put_back);
+            if let Some(pipe) = self.pipe.take() {
+                pipe.put_back();
+            }
         }
         Ok(())
     }
@@ -557,9 +560,13 @@ pub(crate) async fn drain(client: &Wire) {
 
 /// Carries bytes both ways until both sides have ended, or one is gone. Bytes that were read before go first.
 pub(crate) async fn tunnel(client: &Wire, upstream: &Wire, mut inbound: BytesMut, mut outbound: BytesMut) -> End {
+    let up_ended = Notify::new();
     let up = async {
         match pump(client, upstream, &mut inbound).await {
-            Ok(()) => client.hung_up().await,
+            Ok(()) => {
+                up_ended.notify_one();
+                client.hung_up().await;
+            }
             // Upstream reads no more. Whether it still speaks, the other direction tells.
             Err(Failed::Writing) => drain(client).await,
             Err(Failed::Reading) => {}
@@ -576,6 +583,7 @@ pub(crate) async fn tunnel(client: &Wire, upstream: &Wire, mut inbound: BytesMut
     }
     // dockerd ends most streams by half (moby httputils.CloseStreams); then the client is the one to close.
     tokio::select! {
+        () = up_ended.notified() => End::Finished,
         () = up => End::ClientGone,
         () = upstream.hung_up() => End::Finished,
     }

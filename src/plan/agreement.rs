@@ -10,6 +10,7 @@ use super::body::{self, read_create};
 use super::call::{Call, classify};
 use super::json;
 use crate::model::fault::Fault;
+use crate::model::recreation::RecreationLabels;
 use crate::reference::{ask, hex};
 
 /// What a create body means to dockerd.
@@ -20,6 +21,8 @@ struct Meaning {
     env: Option<Vec<String>>,
     mode: String,
     networks: Option<BTreeMap<String, Vec<String>>>,
+    labels: Option<BTreeMap<String, String>>,
+    ports: bool,
 }
 
 fn values_of<'a>(environment: &'a [String], name: &str) -> BTreeSet<&'a str> {
@@ -66,6 +69,13 @@ fn create_agrees(bytes: &[u8]) -> Result<(), String> {
             }
             if ask_of_us.requested.networks != wanted {
                 return Err(format!("networks {:?}, {wanted:?} to Go", ask_of_us.requested.networks));
+            }
+            let labels: RecreationLabels = go.labels.unwrap_or_default().into_iter().collect();
+            if ask_of_us.labels != labels {
+                return Err(format!("labels {:?}, {labels:?} to Go", ask_of_us.labels));
+            }
+            if ask_of_us.warnings.iter().any(|warning| warning.contains("published ports")) != go.ports {
+                return Err(format!("ports {} to Go, we say {:?}", go.ports, ask_of_us.warnings));
             }
             let compared: String = ask("edit", &[bytes, &edited]);
             if compared == "same" {
@@ -176,8 +186,11 @@ fn host_members() -> impl Strategy<Value = String> {
         1 => member("Binds", list(text(&["/a:/b"]), 3)),
         1 => member("CapAdd", list(text(&["ALL"]), 3)),
         1 => member("LogConfig", Just(r#"{"Type":"none","Config":{"a":"b"}}"#.to_owned())),
-        1 => member("PublishAllPorts", Just("true".to_owned())),
-        1 => member("PortBindings", Just(r#"{"80/tcp":[{"HostPort":"80"}]}"#.to_owned())),
+        1 => member("PublishAllPorts", proptest::sample::select(&["true", "false", "null"]).prop_map(str::to_owned)),
+        1 => member(
+            "PortBindings",
+            proptest::sample::select(&[r#"{"80/tcp":[{"HostPort":"80"}]}"#, "{}", "null"]).prop_map(str::to_owned),
+        ),
         1 => member("Unknown", Just("[{\"NetworkMode\":\"x\"}]".to_owned())),
     ]
 }
@@ -208,13 +221,16 @@ fn create_body() -> impl Strategy<Value = Vec<u8>> {
         "A=b",
         "",
     ]);
+    let label =
+        proptest::sample::select(&["\"calico.replace\"", "\"calico.replac\\u0065\"", "\"Calico.replace\"", "\"a\""]);
+    let labels = (label, text(&["x", "y", ""])).prop_map(|(key, value)| format!("{key}:{value}"));
     let members = prop_oneof![
         6 => member("Env", list(variables, 5)),
         6 => member("HostConfig", object(host_members(), 4)),
         4 => host_members(),
         4 => member("NetworkingConfig", object(networking_members(), 3)),
         1 => member("Cpuset", text(&["0", ""])),
-        1 => member("Labels", Just(r#"{"a":"b"}"#.to_owned())),
+        2 => member("Labels", object(labels, 4)),
         1 => member("Cmd", list(text(&["x"]), 3)),
         1 => member("Image", text(&["x"])),
         1 => member("Volumes", Just("{\"/v\":{}}".to_owned())),

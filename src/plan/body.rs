@@ -363,12 +363,10 @@ impl<'a> Create<'a> {
         {
             edits.push(self.inside(last, "EndpointsConfig", b"null"));
         }
-        match self.host_configs.as_slice() {
-            [] => edits.push(self.host_config_of_the_body()),
-            [one] if self.modes.is_empty() => edits.push(self.inside(one, "NetworkMode", br#""none""#)),
-            [_] => edits.extend(self.modes.iter().map(|(span, _)| (span.clone(), br#""none""#.to_vec()))),
-            // Several that Go merges: one more at the end is merged last.
-            _ => edits.push(self.inside(&self.top, "HostConfig", br#"{"NetworkMode":"none"}"#)),
+        match self.host_configs.last() {
+            None => edits.push(self.host_config_of_the_body()),
+            Some(last) if self.modes.is_empty() => edits.push(self.inside(last, "NetworkMode", br#""none""#)),
+            Some(_) => edits.extend(self.modes.iter().map(|(span, _)| (span.clone(), br#""none""#.to_vec()))),
         }
         edits
     }

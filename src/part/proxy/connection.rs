@@ -331,6 +331,8 @@ where
             Call::Create { .. } => true,
             // It may carry a HostConfig, which is no longer what the create's was.
             Call::Start { .. } => request.classified.is_before_1_24(),
+            // The container that it is about is in the body, and dockerd reads no further than its end.
+            Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => true,
             _ => false,
         };
         let body = match self.gather(&request).await {
@@ -507,5 +509,7 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
     }
 }
 
+#[cfg(test)]
+mod chaos;
 #[cfg(test)]
 mod tests;

@@ -120,7 +120,7 @@ fn the_network_becomes_none_and_nothing_else_changes() {
         ),
         (
             r#"{"HostConfig":{"A":1},"hoſtConfig":{"NetworkMode":"b"},"Env":["CALICO_IP=auto"]}"#,
-            r#"{"HostConfig":{"A":1},"hoſtConfig":{"NetworkMode":"b"},"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"}}"#,
+            r#"{"HostConfig":{"A":1},"hoſtConfig":{"NetworkMode":"none"},"Env":["CALICO_IP=auto"]}"#,
         ),
         (
             r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n"},"NetworkingConfig":{"EndpointsConfig":{"n":{"Aliases":["a"]}},"Y":1}} tail"#,

@@ -315,11 +315,13 @@ async fn work_that_was_begun_is_finished_though_the_client_is_gone() {
 }
 
 #[tokio::test]
-async fn a_create_that_is_too_long_or_broken_goes_nowhere() {
+async fn a_body_that_must_be_read_and_is_too_long_or_broken_goes_nowhere() {
     for (text, status) in [
         (format!("POST /containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n", LONGEST_BODY + 1), "413"),
         ("POST /containers/create HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}".to_owned(), "400"),
         ("POST /v1.18/containers/x/start HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}".to_owned(), "400"),
+        (format!("POST /networks/x/connect HTTP/1.1\r\nContent-Length: {}\r\n\r\n", LONGEST_BODY + 1), "413"),
+        ("POST /networks/x/disconnect HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nz".to_owned(), "400"),
     ] {
         let mut rig = rig();
         rig.client.write_all(text.as_bytes()).await.unwrap();

@@ -86,6 +86,18 @@ fn stream_agrees(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Gives the first request of some bytes another body and has Go read it; the text tells what else it finds changed.
+fn edit_agrees(bytes: &[u8]) -> Result<(), String> {
+    let Some(Ok(request)) = Heads::default().next(bytes, false) else { return Ok(()) };
+    let Some(before) = ask::<Served>("stream", &[bytes]).requests.and_then(|seen| seen.into_iter().next()) else {
+        return Ok(());
+    };
+    let edited = [reframed(&bytes[..request.length], 3).as_slice(), b"abc"].concat();
+    let after = ask::<Served>("stream", &[&edited]).requests.unwrap_or_default();
+    let wanted = Seen { body: hex(b"abc"), error: String::new(), ..before };
+    if after == [wanted] { Ok(()) } else { Err(format!("edited {}: {after:?}", edited.escape_ascii())) }
+}
+
 #[test]
 fn streams_that_were_once_read_otherwise_than_by_go_are_read_alike() {
     let next = "GET /next HTTP/1.1\r\nHost: d\r\n\r\n";
@@ -335,5 +347,6 @@ proptest! {
             bytes[at] = byte;
         }
         stream_agrees(&bytes).map_err(|why| TestCaseError::fail(format!("{}\n{why}", bytes.escape_ascii())))?;
+        edit_agrees(&bytes).map_err(|why| TestCaseError::fail(format!("{}\n{why}", bytes.escape_ascii())))?;
     }
 }
