@@ -299,6 +299,28 @@ fn services_that_compose_recreates_keep_their_addresses() {
     lab.remove_everything();
 }
 
+/// In the foreground compose attaches, follows events and waits.
+#[test]
+fn a_project_in_the_foreground_prints_what_its_services_say_and_ends_with_their_exit_code() {
+    let lab = begin();
+    let h1 = lab.host(1);
+    for over_tcp in [false, true] {
+        let job = Project::new(h1, "job", over_tcp);
+        job.write(
+            "version: '3.7'\nservices:\n  helper: {image: busybox, command: IDLE, environment: [CALICO_IP=auto, CALICO_PROFILE=job]}\n  \
+             task: {image: busybox, command: 'sh -c \"echo begun; sleep 1; echo done; exit 6\"', environment: [CALICO_IP=auto, CALICO_PROFILE=job]}\n",
+        );
+        let ran = job.run("up --no-color -t 1 --exit-code-from task").run();
+        assert_eq!(ran.code, Some(6), "{ran}");
+        for line in ["| begun", "| done", "helper_1", "job_task_1 exited with code 6"] {
+            assert!(ran.out().contains(line), "no {line} in {ran}");
+        }
+        lab.assert_consistent();
+        job.compose("down -t 1");
+    }
+    lab.remove_everything();
+}
+
 /// A service without our variables is dockerd's alone, so all that compose prints is the same.
 #[test]
 fn a_compose_project_of_others_looks_as_without_the_node() {
