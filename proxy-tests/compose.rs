@@ -299,6 +299,28 @@ fn services_that_compose_recreates_keep_their_addresses() {
     lab.remove_everything();
 }
 
+/// In the foreground compose attaches, follows events and waits.
+#[test]
+fn a_project_in_the_foreground_prints_what_its_services_say_and_ends_with_their_exit_code() {
+    let lab = begin();
+    let h1 = lab.host(1);
+    for over_tcp in [false, true] {
+        let job = Project::new(h1, "job", over_tcp);
+        job.write(
+            "version: '3.7'\nservices:\n  helper: {image: busybox, command: IDLE, environment: [CALICO_IP=auto, CALICO_PROFILE=job]}\n  \
+             task: {image: busybox, command: 'sh -c \"echo begun; sleep 1; echo done; exit 6\"', environment: [CALICO_IP=auto, CALICO_PROFILE=job]}\n",
+        );
+        let ran = job.run("up --no-color -t 1 --exit-code-from task").run();
+        assert_eq!(ran.code, Some(6), "{ran}");
+        for line in ["| begun", "| done", "helper_1", "job_task_1 exited with code 6"] {
+            assert!(ran.out().contains(line), "no {line} in {ran}");
+        }
+        lab.assert_consistent();
+        job.compose("down -t 1");
+    }
+    lab.remove_everything();
+}
+
 /// A service without our variables is dockerd's alone, so all that compose prints is the same.
 #[test]
 fn a_compose_project_of_others_looks_as_without_the_node() {
@@ -371,5 +393,49 @@ fn a_service_in_two_networks_is_refused_with_the_reason() {
     assert!(said.contains("two_") && said.contains("Calico"), "{said}");
     assert_eq!(two.container("box").pid(), 0);
     two.compose("down");
+    lab.remove_everything();
+}
+
+/// Compose 1 leaves the old container stopped and renamed when the new one does not start; the next `up` works with both.
+#[test]
+fn a_recreation_that_failed_is_made_good_by_the_next() {
+    let lab = begin();
+    let h1 = lab.host(1);
+    let shop = Project::new(h1, "shop", false);
+    let write = |command: &str, image: &str| {
+        shop.write(&format!(
+            "version: '3.7'\nservices: {{web: {{image: {image}, command: {command}, environment: [CALICO_IP=192.168.1.1, CALICO_PROFILE=web]}}}}\n"
+        ));
+    };
+    write("IDLE", "busybox");
+    shop.compose("up -d");
+    let first = shop.container("web");
+    // The image is not there: nothing has happened to the old one but its stop.
+    write("IDLE", "shop/missing");
+    shop.fails("up -d");
+    lab.assert_consistent();
+    assert_eq!(first.ip().to_string(), "192.168.1.1");
+    // The new one does not start.
+    write("/no/such", "busybox");
+    let said = shop.fails("up -d");
+    assert!(said.contains("/no/such"), "{said}");
+    lab.assert_consistent();
+    // Back again it is the old one that goes on; with something new there is one more.
+    for (command, is_new) in [("IDLE", false), (r#"["sh", "-c", "while :; do sleep 1; done"]"#, true)] {
+        write(command, "busybox");
+        for _ in 0..2 {
+            shop.compose("up -d -t 1");
+            let web = shop.container("web");
+            assert_eq!(web.id != first.id, is_new);
+            assert!(web.pid() != 0 && web.ip().to_string() == "192.168.1.1");
+            lab.assert_consistent();
+        }
+        write("/no/such", "busybox");
+        shop.fails("up -d -t 1");
+        lab.assert_consistent();
+    }
+    assert_eq!(h1.container_ids().len(), 2);
+    shop.compose("down -t 1");
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
     lab.remove_everything();
 }

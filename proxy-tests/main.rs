@@ -27,6 +27,7 @@ mod readme;
 mod refusals;
 mod restarts;
 mod sdk;
+mod shown;
 mod streams;
 mod succession;
 mod transparency;

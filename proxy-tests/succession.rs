@@ -469,3 +469,38 @@ fn a_node_killed_at_any_moment_of_a_recreation_loses_no_address_and_gives_none_t
     lab.assert_consistent_once_leases_ended();
     lab.remove_everything();
 }
+
+/// Whenever the holder goes, the one that takes its place has the address: before, while or after that one is created.
+#[test]
+fn a_holder_may_be_removed_at_any_moment_of_its_successor_s_create() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let mut old = created(h1, "holder0", &place(1));
+    start(&old);
+    for round in 1..=20 {
+        let name = format!("holder{round}");
+        let new = thread::scope(|scope| {
+            let removal = scope.spawn(|| {
+                // What varies is the moment.
+                pause(Duration::from_millis(round * 3 % 40));
+                // By turns through the node and at dockerd.
+                let line = format!("/containers/{}?force=1", old.id);
+                let reply = if round % 2 == 0 {
+                    h1.try_raw_api("DELETE", &line, None)
+                } else {
+                    h1.try_api("DELETE", &line, None)
+                };
+                assert_eq!(reply.expect("an answer").status, 204);
+            });
+            let new = created(h1, &name, &place(1));
+            removal.join().unwrap();
+            new
+        });
+        start(&new);
+        is_held_by(&new);
+        assert_eq!(new.ip().to_string(), ADDRESS);
+        old = new;
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}

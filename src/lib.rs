@@ -38,7 +38,8 @@
 //!    passed on. If any of it fails, it is undone and the container stopped.
 //! 3. The process ends, however: Docker's event makes `settle` look at the container; interface and route go, the record
 //!    is `inactive`, the address stays.
-//! 4. The container is destroyed: record and claim go in one transaction.
+//! 4. The container is destroyed: record and claim go in one transaction. If another container was made to take its place, as
+//!    compose does it, the claim passes over to that one instead.
 //!
 //! The same `settle` serves the proxy, the events and the periodic comparison of all containers with all records, so what
 //! passed the proxy by is mended too.

@@ -73,7 +73,7 @@ def main():
         step()
         assert shown(box)["IPAddress"] == "192.168.1.1"
     image = box.commit("copy")
-    assert client.containers.run("copy", "echo $CALICO_IP", remove=True, entrypoint=["sh", "-c"]).decode() == "192.168.1.1\n"
+    assert client.containers.run("copy", ["echo $CALICO_IP"], remove=True, entrypoint=["sh", "-c"]).decode() == "192.168.1.1\n"
     client.images.remove(image.id, force=True)
 
     # Recreated by our own label: rename, create, stop, start, remove.

@@ -7,7 +7,8 @@
 //! event that is lost, doubled or out of order.
 //!
 //! Invariants: an address has at most one claim, made before a container exists and bound in the same transaction that
-//! writes the endpoint's record; only the destruction of the container removes both. Work on one container is serialised.
+//! writes the endpoint's record; only the destruction of the container removes both, unless another was made to take its
+//! place (see [`succession`]). Work on one container is serialised.
 
 mod adopt;
 mod claims;

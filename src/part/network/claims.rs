@@ -494,21 +494,19 @@ impl Network {
     pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
         let workload = key.workload.as_str();
         let doing = format!("free the addresses of container {}", workload.get(..12).unwrap_or(workload));
-        let claims = self.claims_of(key);
         for _ in 0..ATTEMPTS {
             let (mut when, mut writes) = (Vec::new(), vec![Write::Delete(Key::Endpoint(key.clone()))]);
-            for claim in &claims {
-                let path = Key::Assignment(claim.clone());
-                let Some(found) = self.etcd.get(&path).await? else { continue };
-                let Ok(claim) = serde_json::from_slice::<Claim>(&found.value) else { continue };
-                if let Some(write) = self.changed(&path, claim.without(key))? {
-                    when.push(When::At(path, found.revision));
+            for (claim, held) in self.claims_of(key) {
+                let path = Key::Assignment(claim);
+                if let Some(write) = self.changed(&path, held.claim.without(key))? {
+                    when.push(When::At(path, held.revision));
                     writes.push(write);
                 }
             }
             if let Outcome::Done(revision) = self.etcd.transact(&doing, &when, &writes).await? {
                 return self.store.reach(revision).await;
             }
+            self.catch_up(writes.iter().map(Write::key)).await?;
         }
         Err(Fault::Conflict(format!("{doing}: others kept changing their claims; try again")))
     }

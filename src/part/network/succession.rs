@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
-use crate::model::claim::{Claim, Owner};
+use crate::model::claim::{Change, Claim, Owner};
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
@@ -116,8 +116,8 @@ impl Network {
     /// `Conflict` with the reason. `Ok` says nothing of what happens between this look and the start.
     pub(crate) async fn check_start(&self, name: &str) -> Result<(), Fault> {
         let concerned = self.store.read(|snapshot| {
-            let lost = |record: &Record<_>| lost(record).is_some();
-            snapshot.endpoints_of(&self.ground.host).any(|(_, record)| lost(record))
+            let mut here = snapshot.endpoints_of(&self.ground.host).filter_map(|(_, record)| record.readable());
+            here.any(|endpoint| endpoint.handed_over.is_some())
                 || snapshot.claims.values().filter_map(Record::readable).any(|claim| claim.successor.is_some())
         });
         if !concerned {
@@ -195,19 +195,16 @@ impl Network {
         }
     }
 
-    /// The claims in which an endpoint has a part, as the view has them.
-    pub(super) fn claims_of(&self, endpoint: &EndpointKey) -> Vec<AssignmentKey> {
+    /// The claims in which an endpoint has a part.
+    pub(super) fn claims_of(&self, endpoint: &EndpointKey) -> Vec<(AssignmentKey, Held)> {
         self.store.read(|snapshot| {
-            let its = snapshot.claims.iter().filter(|(_, record)| {
-                record.readable().is_some_and(|claim| claim.without(endpoint) != crate::model::claim::Change::None)
+            let its = snapshot.claims.iter().filter_map(|(key, record)| {
+                let claim = record.readable().filter(|claim| claim.without(endpoint) != Change::None)?;
+                Some((key.clone(), Held { revision: record.revision, claim: claim.clone() }))
             });
-            its.map(|(key, _)| key.clone()).collect()
+            its.collect()
         })
     }
-}
-
-fn lost(record: &Record<crate::model::endpoint::Endpoint>) -> Option<&crate::model::endpoint::HandedOver> {
-    record.readable()?.handed_over.as_ref()
 }
 
 /// Whether an endpoint has all that it was made with.
