@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use self::checks::Only;
 use self::doors::Doors;
 use self::parts::{Cause, Parts, Signals};
 
@@ -104,15 +105,14 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let mut signals = Signals::listen()?;
     let drain_timeout = flags.drain_timeout()?;
     let handover_path = flags.run_dir.join(HANDOVER);
-    let (predecessor, passed) = if flags.take_over { taken_over(&handover_path, passed)? } else { (None, passed) };
+    let (predecessor, taken) = flags.take_over.then(|| taken_over(&handover_path)).transpose()?.unzip();
+    let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
     let doors = doors::wanted(flags, &engine, passed)?;
     checks::run(flags, named.is_none()).await?;
     let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
     if let Some(predecessor) = predecessor {
-        let replaced = tokio::task::spawn_blocking(|| predecessor.replace()).await;
-        let replaced = replaced.map_err(|error| Fault::World(format!("take over: {error}")))?;
-        replaced.map_err(|error| Fault::World(format!("take over: the node before did not give up: {error}")))?;
+        replace(predecessor).await?;
     }
     let only = checks::be_the_only_one(&flags.run_dir)?;
     let host_ip = host_address(flags).await?;
@@ -186,7 +186,19 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let Doors { listeners, files, .. } = doors;
     // Who comes now is refused at once, or waits for the next node.
     drop((listeners, handover_door));
-    let mut faults = parts.stop(&mut signals, drain_timeout).await;
+    end(parts, cause, &mut signals, drain_timeout, (only, files)).await
+}
+
+/// Ends the parts; answers the first fault. What only one node may have is given up before streams have ended, if there
+/// is another node that waits for it.
+async fn end(
+    mut parts: Parts,
+    cause: Cause,
+    signals: &mut Signals,
+    drain_timeout: Duration,
+    (only, files): (Only, Vec<SocketFile>),
+) -> Result<(), Fault> {
+    let mut faults = parts.stop(signals, drain_timeout).await;
     let patience = match cause {
         Cause::Signal => Some(drain_timeout),
         Cause::Fault(fault) => {
@@ -195,13 +207,12 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
         }
         Cause::Successor(successor) => {
             files.into_iter().for_each(SocketFile::leave);
-            drop(only);
-            drop(successor);
+            drop((only, successor));
             tracing::info!("another node has taken over; open streams go on to their end");
             None
         }
     };
-    faults.extend(parts.drain(&mut signals, patience).await);
+    faults.extend(parts.drain(signals, patience).await);
     let mut faults = faults.into_iter();
     let first = faults.next();
     faults.for_each(|fault| tracing::error!(%fault, "a part ended with a fault"));
@@ -209,21 +220,20 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
 }
 
 /// Asks the node that runs here for its listening sockets.
-fn taken_over(
-    path: &Path,
-    passed: Result<Vec<Passed>, Vec<String>>,
-) -> Result<(Option<Predecessor>, Result<Vec<Passed>, Vec<String>>), Fault> {
-    let (predecessor, taken) = handover::ask(path).map_err(|error| {
+fn taken_over(path: &Path) -> Result<(Predecessor, Vec<Passed>), Fault> {
+    handover::ask(path).map_err(|error| {
         Fault::World(format!(
             "take over the node that waits at {}: {error}; without --take-over it is stopped first",
             path.display()
         ))
-    })?;
-    let passed = passed.map(|mut passed| {
-        passed.extend(taken);
-        passed
-    });
-    Ok((Some(predecessor), passed))
+    })
+}
+
+/// Has the node before give up what only one node may have, and waits for it.
+async fn replace(predecessor: Predecessor) -> Result<(), Fault> {
+    let fault = |cause: &dyn std::fmt::Display| Fault::World(format!("take over: the node before: {cause}"));
+    let replaced = tokio::task::spawn_blocking(|| predecessor.replace()).await;
+    replaced.map_err(|error| fault(&error))?.map_err(|error| fault(&error))
 }
 
 /// Waits for a node that takes the place of this one.

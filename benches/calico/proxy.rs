@@ -83,8 +83,8 @@ fn timed(work: impl FnOnce() -> Outcome<()>) -> Outcome<Duration> {
 
 /// Requests a second from several connections at once.
 fn throughput(address: &Address) -> Outcome<f64> {
-    let counts: Vec<Outcome<usize>> = std::thread::scope(|scope| {
-        let ask = || -> Outcome<usize> {
+    let counts: Vec<Outcome<u32>> = std::thread::scope(|scope| {
+        let ask = || -> Outcome<u32> {
             let (mut stream, start, mut count) = (address.connect()?, Instant::now(), 0);
             while start.elapsed() < COUNTED {
                 exchange(&mut *stream, PING)?;
@@ -95,8 +95,8 @@ fn throughput(address: &Address) -> Outcome<f64> {
         let threads: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(ask)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
     });
-    let total: usize = counts.into_iter().sum::<Outcome<usize>>()?;
-    Ok(total as f64 / COUNTED.as_secs_f64())
+    let total: u32 = counts.into_iter().sum::<Outcome<u32>>()?;
+    Ok(f64::from(total) / COUNTED.as_secs_f64())
 }
 
 #[derive(Default, Clone)]

@@ -62,8 +62,8 @@ fn get(one: &Contender, id: &str, length: usize) -> Outcome<()> {
     if got < length { Err(format!("{got} bytes of {length} came").into()) } else { Ok(()) }
 }
 
-pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: usize, rounds: usize) -> Outcome<()> {
-    let length = mib << 20;
+pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: u32, rounds: u32) -> Outcome<()> {
+    let length = (mib as usize) << 20;
     let mut dice = Dice::new();
     let piece: Vec<u8> = (0..PIECE_BYTES).map(|_| u8::try_from(dice.below(256)).unwrap_or_default()).collect();
     let (id, _) = dockerd.create("none", &[])?;
@@ -78,15 +78,15 @@ pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: usize, rounds: u
                 let before = one.usage()?;
                 let start = Instant::now();
                 if way == 0 {
-                    put(one, &id, length, &piece)?
+                    put(one, &id, length, &piece)?;
                 } else {
-                    get(one, &id, length)?
+                    get(one, &id, length)?;
                 }
                 let took = start.elapsed();
                 let after = if one.process.is_some() { one.usage()? } else { Usage::default() };
                 // The first round fills caches and grows files.
                 if round > 0 {
-                    figures.mib_per_s.push_ms(mib as f64 / took.as_secs_f64());
+                    figures.mib_per_s.push_ms(f64::from(mib) / took.as_secs_f64());
                     figures.cpu_s += after.cpu_s - before.cpu_s;
                 }
                 figures.grown_kib = figures.grown_kib.max(after.peak_kib - before.resident_kib);
@@ -94,7 +94,7 @@ pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: usize, rounds: u
         }
     }
     dockerd.remove(&id)?;
-    let gib = mib as f64 / 1024.0 * rounds as f64;
+    let gib = f64::from(mib) / 1024.0 * f64::from(rounds);
     let find = |name| all.iter().position(|one| one.name == name).ok_or("a contender is missing");
     let (tcp, floor) = (find(DIRECT_TCP)?, find(COPY_ONE)?);
     for (way, title) in ["Archive into a container", "Archive out of a container"].into_iter().enumerate() {

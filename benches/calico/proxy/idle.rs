@@ -22,7 +22,7 @@ fn pings(one: &Contender) -> Outcome<Samples> {
     Ok(figures)
 }
 
-fn open(one: &Contender, count: usize) -> Outcome<Vec<Box<dyn Stream>>> {
+fn open(one: &Contender, count: u32) -> Outcome<Vec<Box<dyn Stream>>> {
     (0..count)
         .map(|_| {
             let mut stream = one.address.connect()?;
@@ -32,7 +32,7 @@ fn open(one: &Contender, count: usize) -> Outcome<Vec<Box<dyn Stream>>> {
         .collect()
 }
 
-pub(crate) fn measure(lab: &mut Lab, counts: &[usize]) -> Outcome<()> {
+pub(crate) fn measure(lab: &mut Lab, counts: &[u32]) -> Outcome<()> {
     let socket = lab.folder.join("engine.sock");
     let mut engine = command(&std::env::current_exe()?.display().to_string()).arg("engine").arg(&socket).spawn()?;
     until("start the engine of sockets", Duration::from_secs(10), || {
@@ -51,8 +51,9 @@ pub(crate) fn measure(lab: &mut Lab, counts: &[usize]) -> Outcome<()> {
                     pause(REST);
                     let rested = one.usage()?;
                     let ping = pings(one)?.median();
+                    drop(streams);
                     row.extend([
-                        format!("{:.1}", (held.resident_kib - base.resident_kib) / streams.len() as f64),
+                        format!("{:.1}", (held.resident_kib - base.resident_kib) / f64::from(*count)),
                         format!("{:.1}", (rested.cpu_s - held.cpu_s) / REST.as_secs_f64() * 100.0),
                         format!("{:.2}", ping / empty),
                     ]);

@@ -240,6 +240,8 @@ where
             }
         };
         tokio::select! {
+            // Mostly it is the client that does something.
+            biased;
             read = self.client.read(&mut self.inbound) => match read {
                 Ok(0) => self.client_ended = true,
                 Ok(_) => {}
@@ -297,8 +299,10 @@ where
         let flow = Flow::new(inbound, request.length, request.body.clone());
         let mut up = Up { flow, is_sent: false, client_ended };
         let flowed = tokio::select! {
-            flowed = flow_down(client, wire, outbound, request.is_head) => flowed,
+            // The request goes before a reply can come.
+            biased;
             () = up.flow(client, wire) => Flowed::ClientGone,
+            flowed = flow_down(client, wire, outbound, request.is_head) => flowed,
         };
         match flowed {
             // What was sent behind it dockerd does not read, and neither do we.
