@@ -76,9 +76,9 @@ fn unframed(bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
         let length = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
         let content = &bytes[at + 8..at + 8 + length];
         if head[0] == 1 {
-            out.extend_from_slice(content)
+            out.extend_from_slice(content);
         } else {
-            err.extend_from_slice(content)
+            err.extend_from_slice(content);
         }
         at += 8 + length;
     }
@@ -558,7 +558,7 @@ fn readers_that_stall_cost_no_memory_and_nobody_else_any_time() {
         h1.node_ticks() <= before + 1
     });
     let memory = h1.node_memory();
-    assert!(memory < before.0 + (50 * 512 << 10), "{} bytes grew to {memory}", before.0);
+    assert!(memory < before.0 + 50 * 512 * 1024, "{} bytes grew to {memory}", before.0);
     // What else goes on on this machine takes its time too.
     let mut latency = Duration::MAX;
     wait_until("others are answered as quickly as before", SOON, || {
