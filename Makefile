@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN = $${CARGO_TARGET_DIR:-target}/release
 
-.PHONY: help build demo demo-stop run test fuzz bench lint setup image
+.PHONY: help build demo demo-stop run test fuzz bench bench-proxy lint setup image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,9 +43,13 @@ fuzz: ## fuzz heads, framing, bodies and calls; longer than make test does: make
 	@tools/setup.sh test
 	@tools/fuzz.sh $(or $(ARGS),300)
 
-bench: ## what Calico costs, measured interleaved in one run; prints tables for docs/benchmarks.md
+bench: ## what a container's life costs, measured interleaved in one run; prints tables for docs/benchmarks.md
 	@tools/setup.sh run
-	@tools/bench.sh $(ARGS)
+	@tools/bench.sh start $(ARGS)
+
+bench-proxy: ## what the proxy costs beside HAProxy, nginx and a bare copy of bytes
+	@tools/setup.sh bench
+	@tools/bench.sh proxy $(ARGS)
 
 image: build ## the container image calico-node (needs the image debian:12)
 	docker build --target node -t calico-node .

@@ -20,6 +20,7 @@ mod embedded;
 mod guard;
 mod lab_itself;
 mod lifecycle;
+mod limits;
 mod outside;
 mod policy;
 mod races;

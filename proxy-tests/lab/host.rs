@@ -321,6 +321,18 @@ impl Host {
         stat.split(' ').skip(13).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
 
+    /// How many descriptors the node has open.
+    pub(crate) fn node_descriptors(&self) -> usize {
+        let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    }
+
+    /// How many descriptors the node may have from now on.
+    pub(crate) fn limit_node_descriptors(&self, most: usize) {
+        let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+        Run::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]).run().ok();
+    }
+
     /// How much memory the node has in use, in bytes.
     pub(crate) fn node_memory(&self) -> usize {
         let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -87,10 +87,10 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
                 // A socket that nobody accepts from must not be open.
                 drop(listeners);
                 let dialer = Arc::new(Dialer::new(engine));
-                let connect = |client: Wire| {
+                let connect = |client: Wire, place: OwnedSemaphorePermit| {
                     let upstream = Upstream::new(Arc::clone(&dialer));
                     let stop = ends.stop.clone();
-                    Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names)).run()
+                    Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names)).run(place)
                 };
                 let serving = doors.into_iter().map(|door| serve_one(door, connect, &room, &ends));
                 futures_util::future::join_all(serving).await;
@@ -106,7 +106,7 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
 }
 
 /// Serves one socket on this thread.
-async fn serve_one<F>(door: Door, connect: impl Fn(Wire) -> F, room: &Arc<Semaphore>, ends: &Ends)
+async fn serve_one<F>(door: Door, connect: impl Fn(Wire, OwnedSemaphorePermit) -> F, room: &Arc<Semaphore>, ends: &Ends)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -115,18 +115,14 @@ where
     loop {
         let accept = async {
             // The semaphore is never closed.
-            let place = Arc::clone(room).acquire_owned().await;
-            (door.accept().await, place)
+            let place = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>((door.accept().await?, place))
         };
         tokio::select! {
-            (accepted, place) = accept => match accepted {
-                Ok(client) => {
+            accepted = accept => match accepted {
+                Ok((client, place)) => {
                     exhausted = false;
-                    let connection = connect(client);
-                    connections.spawn(async move {
-                        let _place = place;
-                        connection.await;
-                    });
+                    connections.spawn(connect(client, place));
                 }
                 // A client that left before it was accepted is no reason to pause, but the error of a socket that
                 // cannot be accepted from comes back at once, and would spin.

@@ -124,8 +124,9 @@ where
         Connection { names, ..self }
     }
 
-    /// Serves the client until it, dockerd or the process ends.
-    pub(crate) async fn run(mut self) {
+    /// Serves the client until it, dockerd or the process ends. `_place` is kept until then: as an argument, because a
+    /// future around this one would have room for it twice.
+    pub(crate) async fn run<P>(mut self, _place: P) {
         if !self.greet().await {
             return;
         }

@@ -39,8 +39,8 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
                 upstream: asked.upstream,
             })
         });
-        let connect = |client: Wire| {
-            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone()).run()
+        let connect = |client: Wire, place| {
+            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone()).run(place)
         };
         serve_one(door, connect, &room, &ends).await;
     });

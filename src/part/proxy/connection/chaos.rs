@@ -148,7 +148,7 @@ impl Stage {
         near.set_nodelay(true).unwrap();
         let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Tcp(address.to_string())))));
         let connection = Connection::new(Wire::Tcp(near), upstream, service_fn(marked), CancellationToken::new());
-        Stage { client, engine, running: Some(tokio::spawn(connection.run())) }
+        Stage { client, engine, running: Some(tokio::spawn(connection.run(()))) }
     }
 
     async fn accept(&self) -> TcpStream {

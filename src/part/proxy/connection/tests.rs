@@ -43,7 +43,7 @@ fn rig() -> Rig {
     let stop = CancellationToken::new();
     let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(path.clone())))));
     let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), stop.clone());
-    Rig { client, engine, path, stop, running: tokio::spawn(connection.run()), _folder: folder }
+    Rig { client, engine, path, stop, running: tokio::spawn(connection.run(())), _folder: folder }
 }
 
 impl Rig {
@@ -383,7 +383,7 @@ async fn an_idle_connection_is_small() {
     let (_, near) = UnixStream::pair().unwrap();
     let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(rig.path.clone())))));
     let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), rig.stop.clone());
-    let size = size_of_val(&connection.run());
+    let size = size_of_val(&connection.run(()));
     assert!(size < 3 * 1024, "{size} bytes");
 }
 
