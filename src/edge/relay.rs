@@ -263,9 +263,10 @@ impl Wire {
     }
 
     /// Writes what the kernel takes now, without waiting for the event loop to say that it would.
-    fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+    fn write_now(&self, bytes: &[u8], more: MsgFlags) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
         match self.plain() {
-            Some(socket) => Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?),
+            Some(socket) => Ok(send(socket.as_raw_fd(), bytes, flags)?),
             None => self.try_write(bytes),
         }
     }
@@ -297,8 +298,13 @@ impl Wire {
     /// # Cancel safety
     /// What was written is out of the buffer and of the count, what was not is still in them.
     pub(crate) async fn write_from(&self, buffer: &mut BytesMut, count: &mut usize) -> io::Result<()> {
+        self.write_before(buffer, count, MsgFlags::empty()).await
+    }
+
+    /// The same; with [`MORE`], TCP makes one segment of them and of what is written next.
+    async fn write_before(&self, buffer: &mut BytesMut, count: &mut usize, more: MsgFlags) -> io::Result<()> {
         while *count > 0 {
-            let written = self.write_some(&buffer[..*count]).await?;
+            let written = self.write_some(&buffer[..*count], more).await?;
             buffer.advance(written);
             *count -= written;
         }
@@ -308,14 +314,14 @@ impl Wire {
     /// Writes all bytes.
     pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            bytes = &bytes[self.write_some(bytes).await?..];
+            bytes = &bytes[self.write_some(bytes, MsgFlags::empty()).await?..];
         }
         self.flush().await
     }
 
     /// Writes some of the bytes, at least one.
-    async fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
-        let mut written = self.write_now(bytes);
+    async fn write_some(&self, bytes: &[u8], more: MsgFlags) -> io::Result<usize> {
+        let mut written = self.write_now(bytes, more);
         loop {
             match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -442,6 +448,9 @@ impl Bounds for Boundless {
     }
 }
 
+/// More bytes follow at once: TCP makes one segment of them (`MSG_MORE`, linux/socket.h; nix does not name it).
+const MORE: MsgFlags = MsgFlags::from_bits_retain(0x8000);
+
 /// From how many bytes at a time on a splice pays.
 const SPLICE_FROM: usize = LITTLE_BYTES;
 
@@ -491,13 +500,16 @@ impl<'a, B: Bounds> Flow<'a, B> {
     pub(crate) async fn carry(&mut self, from: &Wire, to: &Wire) -> Result<bool, Failed> {
         loop {
             self.flush(to).await?;
-            to.write_from(self.buffer, &mut self.cleared).await.map_err(|_| Failed::Writing)?;
-            if self.bounds.is_over() {
-                return Ok(true);
-            }
             let unseen = self.bounds.unseen();
             let splices =
                 self.is_busy && unseen >= SPLICE_FROM as u64 && from.plain().is_some() && to.plain().is_some();
+            // The size of a chunk goes with the chunk; nothing else has to wait for what follows it.
+            let is_size = splices && self.cleared <= BETWEEN_BYTES;
+            let more = if is_size { MORE } else { MsgFlags::empty() };
+            to.write_before(self.buffer, &mut self.cleared, more).await.map_err(|_| Failed::Writing)?;
+            if self.bounds.is_over() {
+                return Ok(true);
+            }
             if let Some(mut pipe) = splices.then(Pipe::take).flatten() {
                 match from.fill(&mut pipe, unseen) {
                     Ok(0) => return Ok(false),

@@ -14,6 +14,7 @@ mod framing;
 mod head;
 pub(crate) mod listen;
 mod origin;
+mod turns;
 mod upstream;
 
 use std::num::NonZero;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,8 @@ use tokio_util::task::TaskTracker;
 
 use self::calls::Calls;
 use self::connection::Connection;
-use self::listen::{Door, Listener};
+use self::listen::Listener;
+use self::turns::{Place, Turns};
 use self::upstream::{Dialer, Upstream};
 use crate::edge::relay::{Engine, Wire};
 use crate::model::fault::Fault;
@@ -74,28 +76,31 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
     let Served { listeners, names, engine, network, calls, most } = served;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
     let (engine, room) = (Arc::new(engine), Arc::new(Semaphore::new(most)));
+    let turns = Arc::new(Turns::new(threads));
     let mut carrying: JoinSet<Result<(), Fault>> = JoinSet::new();
-    for _ in 0..threads {
+    for thread in 0..threads {
         let calls = Calls::new(Arc::clone(&network), calls.clone(), Handle::current());
         let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
         let (room, names, ends) = (Arc::clone(&room), Arc::clone(&names), ends.clone());
+        let turns = Arc::clone(&turns);
         carrying.spawn_blocking(move || {
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fault)?;
             runtime.block_on(async {
-                let doors: Vec<Door> = listeners.iter().map(Listener::door).collect::<Result<_, _>>().map_err(fault)?;
-                // A socket that nobody accepts from must not be open.
-                drop(listeners);
                 let dialer = Arc::new(Dialer::new(engine));
-                let connect = |client: Wire, place: OwnedSemaphorePermit| {
+                let connect = |client: Wire, place: Place| {
                     let upstream = Upstream::new(Arc::clone(&dialer));
                     let stop = ends.stop.clone();
                     Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names)).run(place)
                 };
-                let serving = doors.into_iter().map(|door| serve_one(door, connect, &room, &ends));
-                futures_util::future::join_all(serving).await;
-                Ok(())
-            })
+                let at = Post { thread, turns, room, ends: &ends };
+                let accepting = listeners.iter().map(|listener| accept_from(listener, connect, &at));
+                let connections = futures_util::future::join_all(accepting).await;
+                // A socket that nobody accepts from must not be open.
+                drop(listeners);
+                futures_util::future::join_all(connections.into_iter().map(|open| drain(open, &ends))).await;
+            });
+            Ok(())
         });
     }
     drop(listeners);
@@ -105,25 +110,45 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Serves one socket on this thread.
-async fn serve_one<F>(door: Door, connect: impl Fn(Wire, OwnedSemaphorePermit) -> F, room: &Arc<Semaphore>, ends: &Ends)
+/// Where a thread stands.
+struct Post<'a> {
+    thread: usize,
+    turns: Arc<Turns>,
+    room: Arc<Semaphore>,
+    ends: &'a Ends,
+}
+
+/// Takes clients from one socket on this thread until told to stop; answers the connections that are still open.
+async fn accept_from<F>(listener: &Listener, connect: impl Fn(Wire, Place) -> F, at: &Post<'_>) -> JoinSet<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let Post { thread, turns, room, ends } = at;
     let mut connections = JoinSet::new();
+    let mut door = None;
     let mut exhausted = false;
     loop {
         let accept = async {
+            turns.begins(*thread).await;
             // The semaphore is never closed.
-            let place = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>((door.accept().await?, place))
+            let permit = Arc::clone(room).acquire_owned().await.map_err(std::io::Error::other)?;
+            let door = match &mut door {
+                Some(door) => door,
+                none => none.insert(listener.door()?),
+            };
+            tokio::select! {
+                accepted = door.accept() => accepted.map(|client| Some((client, permit))),
+                () = turns.ends(*thread) => Ok(None),
+            }
         };
         tokio::select! {
             accepted = accept => match accepted {
-                Ok((client, place)) => {
+                Ok(Some((client, permit))) => {
                     exhausted = false;
-                    connections.spawn(connect(client, place));
+                    connections.spawn(connect(client, turns.taken(*thread, permit)));
                 }
+                // Another thread's turn: this one is not to be woken for clients any more.
+                Ok(None) => door = None,
                 // A client that left before it was accepted is no reason to pause, but the error of a socket that
                 // cannot be accepted from comes back at once, and would spin.
                 Err(error) => {
@@ -134,10 +159,13 @@ where
                 }
             },
             Some(ended) = connections.join_next() => note_panic(ended),
-            () = ends.stop.cancelled() => break,
+            () = ends.stop.cancelled() => return connections,
         }
     }
-    drop(door);
+}
+
+/// Waits for connections to end; what is still open when it must be is cut.
+async fn drain(mut connections: JoinSet<()>, ends: &Ends) {
     loop {
         tokio::select! {
             ended = connections.join_next() => match ended {

@@ -25,7 +25,7 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
     let engine = UnixListener::bind(&path).unwrap();
     let socket = listen::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = socket.local_addr().unwrap();
-    let door = Listener::tcp(socket, None).unwrap().door().unwrap();
+    let listener = Listener::tcp(socket, None).unwrap();
     let stop = CancellationToken::new();
     let ends = Ends { stop: stop.clone(), cut: CancellationToken::new() };
     let serving = tokio::spawn(async move {
@@ -42,7 +42,9 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
         let connect = |client: Wire, place| {
             Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone()).run(place)
         };
-        serve_one(door, connect, &room, &ends).await;
+        let at = Post { thread: 0, turns: Arc::new(Turns::new(1)), room, ends: &ends };
+        let open = accept_from(&listener, connect, &at).await;
+        drain(open, &ends).await;
     });
     let dockerd = tokio::spawn(async move {
         let mut stream = engine.accept().await.unwrap().0;
