@@ -180,8 +180,13 @@ fn read_some(stream: &mut Stream, bytes: &mut Vec<u8>) -> Option<End> {
             bytes.extend_from_slice(&some[..count]);
             None
         }
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Some(End::Silent),
-        Err(_) => Some(End::Closed),
+        Err(error) => match error.kind() {
+            // A read with a time limit is not taken up again when the process goes on after a stop (signal(7)).
+            ErrorKind::Interrupted => None,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Some(End::Silent),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Some(End::Closed),
+            kind => panic!("read a reply: {kind}: {error}"),
+        },
     }
 }
 

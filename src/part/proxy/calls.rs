@@ -100,6 +100,11 @@ impl Said {
         Said { reply: reply.into(), then: Behind::Next }
     }
 
+    /// Nothing: the request is none of ours.
+    fn pass() -> Self {
+        Said { reply: Bytes::new(), then: Behind::Pass }
+    }
+
     fn fault(manner: Manner, fault: &Fault) -> Self {
         let mut said = Said::ours(match fault {
             // The connection to dockerd is in an unknown state: nothing may follow on it.
@@ -114,7 +119,8 @@ impl Said {
 }
 
 async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<Said, Fault> {
-    let Asked { request, raw, body, upstream } = asked;
+    let Asked { request, raw, is_whole, body, upstream } = asked;
+    let manner = if *is_whole { manner } else { manner.closing() };
     match &request.classified.call {
         Call::Create { name } => create(network, name, &raw[..request.length], raw, body, upstream).await,
         Call::Start { container } => {
@@ -146,9 +152,13 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
             let reply = upstream.exchange(raw).await?;
             Ok(shown(reply, |body| body::shown_in_list(body, |id| network.appearance(id))))
         }
-        Call::NetworkConnect { network: other } => connect(network, manner, "join", other, body, raw, upstream).await,
-        Call::NetworkDisconnect { network: other } => {
-            connect(network, manner, "leave", other, body, raw, upstream).await
+        Call::NetworkConnect { network: other } | Call::NetworkDisconnect { network: other } => {
+            let joins = matches!(request.classified.call, Call::NetworkConnect { .. });
+            match connect(network, manner, if joins { "join" } else { "leave" }, other, body).await? {
+                Some(said) => Ok(said),
+                None if *is_whole => Ok(Said::docker(upstream.exchange(raw).await?)),
+                None => Ok(Said::pass()),
+            }
         }
         Call::Pass => Ok(Said::docker(upstream.exchange(raw).await?)),
     }
@@ -276,28 +286,23 @@ fn shown(reply: Gathered, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Said {
     Said::docker(reply)
 }
 
-/// A connect or disconnect: of a network that a container of ours only shows, nothing is to be done.
+/// A connect or disconnect: of a network that a container of ours only shows, nothing is to be done. `None`: the container
+/// is not ours.
 async fn connect(
     network: &Network,
     manner: Manner,
     verb: &str,
     other: &str,
     body: &[u8],
-    raw: &[u8],
-    upstream: &mut Upstream,
-) -> Result<Said, Fault> {
-    let Some(container) = body::connected_container(body) else {
-        return Ok(Said::docker(upstream.exchange(raw).await?));
-    };
-    let Some(id) = network.ours(&container).await? else {
-        return Ok(Said::docker(upstream.exchange(raw).await?));
-    };
+) -> Result<Option<Said>, Fault> {
+    let Some(container) = body::connected_container(body) else { return Ok(None) };
+    let Some(id) = network.ours(&container).await? else { return Ok(None) };
     if network.shows_network(&id, other) {
-        return Ok(Said::ours(manner.done()));
+        return Ok(Some(Said::ours(manner.done())));
     }
     let text = format!(
         "{verb} network {other:?} with container {}: its network is Calico's alone: create it without CALICO_IP to use Docker's",
         id.short()
     );
-    Ok(Said::ours(manner.error(403, &text)))
+    Ok(Some(Said::ours(manner.error(403, &text))))
 }

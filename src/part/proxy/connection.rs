@@ -46,8 +46,10 @@ const LINGER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) request: Request,
-    /// Head and body as they came.
+    /// Head and body as they came; nothing where the request is not whole, and then it cannot be sent on.
     pub(crate) raw: Bytes,
+    /// Whether the body was read to its end. dockerd reads no further than the end of what it wants to know.
+    pub(crate) is_whole: bool,
     /// The content of the body.
     pub(crate) body: Vec<u8>,
     pub(crate) upstream: Upstream,
@@ -332,19 +334,15 @@ where
 
     /// Gathers a request of ours and has the service answer it.
     async fn ours(&mut self, request: Request) -> Then {
-        let must_be_read = match request.classified.call {
-            Call::Create { .. } => true,
-            // It may carry a HostConfig, which is no longer what the create's was.
-            Call::Start { .. } => request.classified.is_before_1_24(),
-            // The container that it is about is in the body, and dockerd reads no further than its end.
-            Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => true,
-            _ => false,
-        };
-        let body = match self.gather(&request).await {
-            Ok(body) => body,
+        let gathered = self.gather(&request).await;
+        let (raw, body, is_whole) = match gathered {
+            Ok(body) => (self.inbound.split_to(body.end).freeze(), body.content, true),
             Err(Ungathered::Gone) => return Then::Drop,
+            Err(Ungathered::Broken(content)) if request.must_be_seen() == Seen::InPart => {
+                (Bytes::new(), content, false)
+            }
             // dockerd may say what it thinks of it; nothing that we edit is in it.
-            Err(_) if !must_be_read => return self.pass(&request).await,
+            Err(_) if request.must_be_seen() == Seen::Never => return self.pass(&request).await,
             Err(why) => {
                 let (status, cause) = match why {
                     Ungathered::TooLong => (413, format!("it is longer than {LONGEST_BODY} bytes")),
@@ -355,17 +353,19 @@ where
                 return self.say(&answer, Then::Close).await;
             }
         };
-        let raw = self.inbound.split_to(body.end).freeze();
         let upstream = self.upstream.take();
-        let closes = request.closes;
-        let asked = Asked { request, raw, body: body.content, upstream };
+        let closes = request.closes || !is_whole;
+        let asked = Asked { request: request.clone(), raw, is_whole, body, upstream };
         let Ok(service) = self.service.ready().await;
         let Ok(answered) = service.call(asked).await;
         self.upstream = answered.upstream;
+        if answered.then == Behind::Pass {
+            return self.pass(&request).await;
+        }
         let then = self.say(&answered.reply, Then::Next).await;
         match answered.then {
             _ if then != Then::Next => then,
-            Behind::Nothing => Then::Close,
+            Behind::Nothing | Behind::Pass => Then::Close,
             // Where dockerd answered it closes too; where we did, nobody else would.
             Behind::Next if closes => Then::Close,
             Behind::Next => Then::Next,
@@ -408,7 +408,7 @@ where
                 return Err(Ungathered::TooLong);
             }
             if self.client_ended || framing == Framing::Malformed {
-                return Err(Ungathered::Broken);
+                return Err(Ungathered::Broken(content));
             }
             match self.client.read_up_to(&mut self.inbound, READ_BYTES).await {
                 Ok(0) => self.client_ended = true,
@@ -424,8 +424,29 @@ enum Ungathered {
     /// The client is.
     Gone,
     TooLong,
-    /// It ended too early, or its framing cannot be followed.
-    Broken,
+    /// It ended too early, or its framing cannot be followed, after this.
+    Broken(Vec<u8>),
+}
+
+/// What of a body must be seen before dockerd gets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Never,
+    /// As much as dockerd reads of it: the container that the call is about stands there.
+    InPart,
+    Whole,
+}
+
+impl Request {
+    fn must_be_seen(&self) -> Seen {
+        match self.classified.call {
+            Call::Create { .. } => Seen::Whole,
+            // It may carry a HostConfig, which is no longer what the create's was.
+            Call::Start { .. } if self.classified.is_before_1_24() => Seen::Whole,
+            Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => Seen::InPart,
+            _ => Seen::Never,
+        }
+    }
 }
 
 /// A gathered body: its content, and where it ends in what the client sent.

@@ -82,6 +82,8 @@ pub(crate) enum Behind {
     Nothing,
     /// Bytes of another protocol.
     Stream,
+    /// There is no reply yet: the request is to flow as it is.
+    Pass,
 }
 
 impl Gathered {

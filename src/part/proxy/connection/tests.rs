@@ -24,6 +24,14 @@ struct Rig {
 
 /// What the service does here: calls of ours go to dockerd as they came, with a mark at the end of the reply's body.
 async fn marked(mut asked: Asked) -> Result<Answered, Infallible> {
+    if !asked.is_whole {
+        // What was read says whose it is: here it is somebody else's unless it says "ours".
+        let (reply, then) = match asked.body.as_slice() {
+            b"ours" => (Manner::of(&asked.request).closing().error(403, "ours").into(), Behind::Next),
+            _ => (Bytes::new(), Behind::Pass),
+        };
+        return Ok(Answered { reply, then, upstream: asked.upstream });
+    }
     let (reply, then) = match asked.upstream.exchange(&asked.raw).await {
         Ok(reply) => {
             let mut body = reply.body.clone();
@@ -321,7 +329,6 @@ async fn a_body_that_must_be_read_and_is_too_long_or_broken_goes_nowhere() {
         ("POST /containers/create HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}".to_owned(), "400"),
         ("POST /v1.18/containers/x/start HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n{}".to_owned(), "400"),
         (format!("POST /networks/x/connect HTTP/1.1\r\nContent-Length: {}\r\n\r\n", LONGEST_BODY + 1), "413"),
-        ("POST /networks/x/disconnect HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nz".to_owned(), "400"),
     ] {
         let mut rig = rig();
         rig.client.write_all(text.as_bytes()).await.unwrap();
@@ -331,6 +338,24 @@ async fn a_body_that_must_be_read_and_is_too_long_or_broken_goes_nowhere() {
         assert!(answer.contains("calico: read the body"), "{answer}");
         assert!(timeout(Duration::from_millis(20), rig.engine.accept()).await.is_err());
     }
+}
+
+#[tokio::test]
+async fn of_a_connect_that_breaks_off_what_dockerd_reads_decides_and_the_rest_is_its_own_to_judge() {
+    let broken =
+        |body: &str| format!("POST /networks/x/connect HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n{body}\r\nz");
+    let mut theirs = rig();
+    theirs.client.write_all(broken("them").as_bytes()).await.unwrap();
+    let mut engine = theirs.accept().await;
+    expect(&mut engine, broken("them").strip_suffix('z').unwrap().as_bytes()).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut theirs.client, OK).await;
+    let mut ours = rig();
+    ours.client.write_all(broken("ours").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within(ours.client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(timeout(Duration::from_millis(20), ours.engine.accept()).await.is_err());
 }
 
 #[tokio::test]
