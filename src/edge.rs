@@ -22,6 +22,7 @@ pub(crate) mod relay;
 pub(crate) mod ruleset;
 pub(crate) mod sysctl;
 pub(crate) mod tls;
+pub(crate) mod wire;
 
 #[cfg(test)]
 pub(crate) mod testnet;

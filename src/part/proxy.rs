@@ -33,14 +33,14 @@ use self::connection::Connection;
 use self::listen::Listener;
 use self::turns::{Place, Turns};
 use self::upstream::{Dialer, Upstream};
-use crate::edge::relay::{Engine, Wire};
+use crate::edge::wire::{Engine, Wire};
 use crate::model::fault::Fault;
 use crate::part::network::Network;
 
 /// How long accepting pauses when descriptors or memory have run out: the backlog holds the clients meanwhile.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// How many threads carry connections at most: more only wake each other up for every client.
+/// How many threads carry connections at most: dockerd is busy long before so many are.
 const MOST_THREADS: usize = 8;
 
 /// When a proxy ends.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use crate::config::Flags;
 use crate::edge::activation::{Passed, PassedSocket};
 use crate::edge::handover::Told;
-use crate::edge::relay::Engine;
 use crate::edge::tls::{CertificateFiles, Certificates};
+use crate::edge::wire::Engine;
 use crate::model::fault::Fault;
 use crate::part::proxy::listen::{Listen, Listener, SocketFile, bind_tcp, bind_unix};
 

@@ -1,7 +1,10 @@
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use super::super::wire::set_up_tcp;
 use super::*;
 
 fn pair() -> (UnixStream, Wire) {

@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::edge::exec;
-use crate::edge::relay::{End, Wire, tunnel};
+use crate::edge::relay::{End, tunnel};
+use crate::edge::wire::Wire;
 
 type Client = StreamOwned<ClientConnection, std::net::TcpStream>;
 

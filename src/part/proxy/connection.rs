@@ -22,7 +22,8 @@ use super::answer::Manner;
 use super::framing::Framing;
 use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
-use crate::edge::relay::{self, End, Failed, Flow, READ_BYTES, Wire};
+use crate::edge::relay::{self, End, Failed, Flow};
+use crate::edge::wire::{READ_BYTES, Wire};
 use crate::plan::call::Call;
 
 /// How long a body of ours may be (decided; dockerd itself has no limit).

@@ -18,8 +18,8 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tokio::time::sleep;
 
-use crate::edge::relay::{Wire, set_up_tcp};
 use crate::edge::tls::Certificates;
+use crate::edge::wire::{Wire, set_up_tcp};
 use crate::model::fault::Fault;
 
 /// How many connections may wait to be accepted.

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::framing::Framing;
 use super::head::{self, Reply};
-use crate::edge::relay::{Engine, READ_BYTES, Wire};
+use crate::edge::wire::{Engine, READ_BYTES, Wire};
 use crate::model::fault::Fault;
 
 /// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a

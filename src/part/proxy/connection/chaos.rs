@@ -12,7 +12,7 @@ use tower::service_fn;
 
 use super::super::upstream::Dialer;
 use super::*;
-use crate::edge::relay::Engine;
+use crate::edge::wire::Engine;
 
 /// How a stream looks behind its last byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

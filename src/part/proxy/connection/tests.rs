@@ -10,7 +10,7 @@ use tower::service_fn;
 
 use super::super::upstream::Dialer;
 use super::*;
-use crate::edge::relay::Engine;
+use crate::edge::wire::Engine;
 
 /// A proxied client and the fake dockerd's listener.
 struct Rig {

@@ -1,0 +1,404 @@
+//! Wires: sockets as the proxy sees them, be they TCP, unix or TLS.
+//!
+//! All operations take `&self`, so that one task can carry both directions at once, and an empty buffer has no memory: an
+//! idle connection costs its socket and its task. What is there already is read and written without waiting for the event
+//! loop to say that it can be, which saves a turn of it on each message.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
+    sockopt,
+};
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::pipe::Pipe;
+use super::tls::{Certificates, TlsStream};
+use crate::model::fault::Fault;
+
+/// How much is read at once where much comes.
+pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// How much is read at once else: more than most messages have, and as much as a record of TLS holds.
+pub(super) const LITTLE_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static LITTLE: RefCell<Box<[u8]>> = RefCell::new(vec![0; LITTLE_BYTES].into());
+}
+
+/// A silent TCP peer is asked whether it lives after this long, and then as often again.
+const KEEPALIVE_SECONDS: u32 = 5;
+
+/// How many of these questions may stay without answer.
+const KEEPALIVE_COUNT: u32 = 3;
+
+/// How long a client waits before it asks again an engine whose queue of connections is full.
+const QUEUE_PAUSE: Duration = Duration::from_millis(5);
+
+/// How much of a first request is looked for before anybody has said that it is there: a head, as clients send it.
+const FIRST_BYTES: usize = 2048;
+
+/// How often a half-closed unix peer is looked at: epoll has no event of its own for the second half.
+const HANGUP_CHECK: Duration = Duration::from_secs(1);
+
+/// Where a Docker engine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Engine {
+    Unix(PathBuf),
+    /// `HOST:PORT`.
+    Tcp(String),
+}
+
+impl std::str::FromStr for Engine {
+    type Err = Fault;
+    /// `unix://PATH` or `tcp://HOST:PORT`.
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        match text.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Ok(Engine::Unix(path.into())),
+            Some(("tcp", address)) if address.contains(':') => Ok(Engine::Tcp(address.to_owned())),
+            _ => {
+                Err(Fault::Refusal(format!("{text:?} is no Docker engine: it must be unix:///PATH or tcp://HOST:PORT")))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Engine::Unix(path) => write!(f, "unix://{}", path.display()),
+            Engine::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+/// One end of a stream.
+#[derive(Debug)]
+pub(crate) enum Wire {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    /// Boxed, so that the others do not pay for its room.
+    Tls(Box<TlsStream>),
+}
+
+/// Sets a TCP listener so that what it accepts sends at once and finds out when its peer has died: Linux hands these
+/// settings down, which saves asking for them on every connection.
+pub(crate) fn set_up_tcp(listener: &impl AsFd) -> io::Result<()> {
+    setsockopt(listener, sockopt::TcpNoDelay, &true)?;
+    setsockopt(listener, sockopt::KeepAlive, &true)?;
+    setsockopt(listener, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
+    setsockopt(listener, sockopt::TcpKeepInterval, &KEEPALIVE_SECONDS)?;
+    Ok(setsockopt(listener, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?)
+}
+
+/// Connects at once, as unix sockets do; tokio's own connect waits for a turn of the event loop, and fails where the
+/// queue is full, in which a blocking client would wait.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    loop {
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        match connect(socket.as_raw_fd(), &address) {
+            Ok(()) => return UnixStream::from_std(socket.into()),
+            Err(Errno::EAGAIN) => tokio::time::sleep(QUEUE_PAUSE).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Wire {
+    /// A connection to an engine. A path is resolved anew each time: a daemon that starts again makes a new socket.
+    pub(crate) async fn connect(engine: &Engine) -> io::Result<Wire> {
+        match engine {
+            Engine::Unix(path) => Ok(Wire::Unix(connect_unix(path).await?)),
+            Engine::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Wire::Tcp(stream))
+            }
+        }
+    }
+
+    /// An accepted TCP connection with TLS over it. Nothing can be read or written before the
+    /// [`handshake`](Self::handshake).
+    pub(crate) fn accepted_tls(stream: TcpStream, certificates: &Certificates) -> io::Result<Wire> {
+        Ok(Wire::Tls(Box::new(certificates.accept(stream)?)))
+    }
+
+    /// Whether it came over TCP, with TLS or without.
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self, Wire::Tcp(_) | Wire::Tls(_))
+    }
+
+    /// Gets to know a client that is to speak TLS; one that speaks HTTP gets `to_plain`, as it is.
+    ///
+    /// # Errors
+    /// The client is not to be let in.
+    pub(crate) async fn handshake(&self, to_plain: &[u8]) -> io::Result<()> {
+        match self {
+            Wire::Tls(stream) => stream.handshake(to_plain).await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Whether a certificate of ours, which the client has accepted, carries a name.
+    pub(crate) fn is_certified_for(&self, name: &str) -> bool {
+        matches!(self, Wire::Tls(stream) if stream.is_named(name))
+    }
+
+    /// Waits until there are bytes, the peer's FIN or an error.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Wire::Tcp(stream) => stream.readable().await,
+            Wire::Unix(stream) => stream.readable().await,
+            Wire::Tls(stream) => stream.readable().await,
+        }
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Wire::Tcp(stream) => stream.writable().await,
+            Wire::Unix(stream) => stream.writable().await,
+            Wire::Tls(stream) => stream.writable().await,
+        }
+    }
+
+    fn try_read_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(stream) => stream.try_read(bytes),
+            Wire::Unix(stream) => stream.try_read(bytes),
+            Wire::Tls(stream) => stream.try_read(bytes),
+        }
+    }
+
+    /// Appends what has arrived, up to so many bytes.
+    ///
+    /// A little is read into the thread's own memory first: then a message costs a buffer of its own size, and nothing
+    /// is asked for that turns out not to be needed.
+    fn try_read(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        let count = if most <= LITTLE_BYTES {
+            LITTLE.with_borrow_mut(|little| {
+                let count = self.try_read_into(&mut little[..most])?;
+                buffer.extend_from_slice(&little[..count]);
+                Ok::<_, io::Error>(count)
+            })?
+        } else {
+            let held = buffer.len();
+            buffer.resize(held + most, 0);
+            let read = self.try_read_into(&mut buffer[held..]);
+            buffer.truncate(held + read.as_ref().map_or(0, |count| *count));
+            read?
+        };
+        if (1..most).contains(&count) {
+            self.note_drained();
+        }
+        Ok(count)
+    }
+
+    /// Tells the event loop that everything has been read, as a read that finds nothing would, without that read. What
+    /// comes from now on is an event of its own.
+    fn note_drained(&self) {
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        // The error is the message.
+        let _ = match self {
+            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, nothing),
+            Wire::Unix(stream) => stream.try_io(Interest::READABLE, nothing),
+            // What has been read of it says nothing of the socket.
+            Wire::Tls(_) => Ok(()),
+        };
+    }
+
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(stream) => stream.try_write(bytes),
+            Wire::Unix(stream) => stream.try_write(bytes),
+            Wire::Tls(stream) => stream.try_write(bytes),
+        }
+    }
+
+    /// Sends what was taken to be written. Only TLS holds anything back.
+    async fn flush(&self) -> io::Result<()> {
+        match self {
+            Wire::Tls(stream) => stream.flush().await,
+            Wire::Tcp(_) | Wire::Unix(_) => Ok(()),
+        }
+    }
+
+    /// The socket over which bytes go as they are.
+    pub(super) fn plain(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Wire::Tcp(stream) => Some(stream.as_fd()),
+            Wire::Unix(stream) => Some(stream.as_fd()),
+            Wire::Tls(_) => None,
+        }
+    }
+
+    /// Appends what has arrived already, without waiting for the event loop to say so: a client mostly sends with its
+    /// connect. A FIN and errors are left to [`Wire::read`].
+    pub(crate) fn read_ahead(&self, buffer: &mut BytesMut) {
+        let mut first = [0; FIRST_BYTES];
+        if let Some(socket) = self.plain()
+            && let Ok(count) = recv(socket.as_raw_fd(), &mut first, MsgFlags::MSG_DONTWAIT)
+        {
+            buffer.extend_from_slice(&first[..count]);
+        }
+    }
+
+    /// Whether a connection on which nothing was said is still one.
+    pub(crate) fn is_open(&self) -> bool {
+        self.plain().is_some_and(|socket| {
+            recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN)
+        })
+    }
+
+    /// Writes what the kernel takes now, without waiting for the event loop to say that it would.
+    fn write_now(&self, bytes: &[u8], more: MsgFlags) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL | more;
+        match self.plain() {
+            Some(socket) => Ok(send(socket.as_raw_fd(), bytes, flags)?),
+            None => self.try_write(bytes),
+        }
+    }
+
+    /// Appends what has arrived, a little of it; 0 is the peer's FIN. An empty buffer gives up its memory while it waits.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost when the future is dropped before it is ready.
+    pub(crate) async fn read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        self.read_up_to(buffer, LITTLE_BYTES).await
+    }
+
+    /// The same, with another limit than [`LITTLE_BYTES`].
+    pub(crate) async fn read_up_to(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        if buffer.is_empty() {
+            *buffer = BytesMut::new();
+        }
+        loop {
+            self.readable().await?;
+            match self.try_read(buffer, most) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
+
+    /// Writes the first `count` bytes of a buffer and takes them out of it.
+    ///
+    /// # Cancel safety
+    /// What was written is out of the buffer and of the count, what was not is still in them.
+    pub(crate) async fn write_from(&self, buffer: &mut BytesMut, count: &mut usize) -> io::Result<()> {
+        self.write_before(buffer, count, MsgFlags::empty()).await
+    }
+
+    /// The same; with [`MORE`], TCP makes one segment of them and of what is written next.
+    pub(super) async fn write_before(
+        &self,
+        buffer: &mut BytesMut,
+        count: &mut usize,
+        more: MsgFlags,
+    ) -> io::Result<()> {
+        while *count > 0 {
+            let written = self.write_some(&buffer[..*count], more).await?;
+            buffer.advance(written);
+            *count -= written;
+        }
+        self.flush().await
+    }
+
+    /// Writes all bytes.
+    pub(crate) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            bytes = &bytes[self.write_some(bytes, MsgFlags::empty()).await?..];
+        }
+        self.flush().await
+    }
+
+    /// Writes some of the bytes, at least one.
+    async fn write_some(&self, bytes: &[u8], more: MsgFlags) -> io::Result<usize> {
+        let mut written = self.write_now(bytes, more);
+        loop {
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return written,
+            }
+            self.writable().await?;
+            // tokio's own, which remembers for the event loop when the kernel takes no more.
+            written = self.try_write(bytes);
+        }
+    }
+
+    /// Takes what has arrived into an empty pipe, up to so many bytes; 0 is the peer's FIN.
+    pub(super) fn fill(&self, pipe: &mut Pipe, most: u64) -> io::Result<usize> {
+        match self {
+            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
+            Wire::Unix(stream) => stream.try_io(Interest::READABLE, || pipe.fill(stream, most)),
+            Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Writes all that is in a pipe.
+    ///
+    /// # Cancel safety
+    /// What was not written is still in the pipe.
+    pub(super) async fn write_pipe(&self, pipe: &mut Pipe) -> io::Result<()> {
+        while pipe.held() > 0 {
+            let drained = match self {
+                Wire::Tcp(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
+                Wire::Unix(stream) => stream.try_io(Interest::WRITABLE, || pipe.drain(stream)),
+                Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+            };
+            match drained {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await?,
+                drained => drained?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends our FIN: nothing more comes from here. Over TLS it waits for room in the socket, as every write does.
+    pub(crate) async fn finish(&self) {
+        if let Wire::Tls(stream) = self {
+            return stream.finish().await;
+        }
+        // Only a peer that is already gone makes this fail, and that shows in the next read.
+        let _ = self.plain().map(|socket| shutdown(socket.as_raw_fd(), Shutdown::Write));
+    }
+
+    /// Makes the close of a TCP stream a reset, so that a cut stream does not look like an ended one.
+    pub(crate) fn reset_on_close(&self) {
+        let stream = match self {
+            Wire::Tcp(stream) => stream,
+            Wire::Tls(stream) => stream.socket(),
+            Wire::Unix(_) => return,
+        };
+        // A socket that cannot do it closes with a FIN.
+        let _ = stream.set_zero_linger();
+    }
+
+    /// Waits until the peer, which has already sent its FIN, is gone altogether.
+    pub(crate) async fn hung_up(&self) {
+        match self {
+            // A reset or unanswered probes are an error of the socket; a FIN is none.
+            Wire::Tcp(stream) => {
+                let _ = stream.ready(Interest::ERROR).await;
+            }
+            Wire::Tls(stream) => {
+                let _ = stream.socket().ready(Interest::ERROR).await;
+            }
+            Wire::Unix(stream) => loop {
+                match tokio::time::timeout(HANGUP_CHECK, stream.ready(Interest::WRITABLE)).await {
+                    Ok(Ok(ready)) if !ready.is_write_closed() => tokio::time::sleep(HANGUP_CHECK).await,
+                    Err(_) => {}
+                    Ok(_) => return,
+                }
+            },
+        }
+    }
+}
