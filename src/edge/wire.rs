@@ -297,7 +297,7 @@ impl Wire {
         self.write_before(buffer, count, MsgFlags::empty()).await
     }
 
-    /// The same; with [`MORE`], TCP makes one segment of them and of what is written next.
+    /// The same; with `MSG_MORE` TCP makes one segment of them and of what is written next.
     pub(super) async fn write_before(
         &self,
         buffer: &mut BytesMut,
