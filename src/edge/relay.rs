@@ -137,7 +137,8 @@ impl<'a, B: Bounds> Flow<'a, B> {
                         pipe.put_back();
                         from.readable().await.map_err(|_| Failed::Reading)?;
                     }
-                    Err(_) => return Err(Failed::Reading),
+                    // Whether it is the socket that failed or the splice, reading tells.
+                    Err(_) => self.is_busy = false,
                 }
                 continue;
             }

@@ -99,6 +99,8 @@ pub(crate) struct Connection<S> {
     client_ended: bool,
     upstream: Upstream,
     service: S,
+    /// Whether a request is under way: what the client has of its answer is not the whole.
+    is_under_way: bool,
     stop: CancellationToken,
     /// By which names clients may call us, besides those that are known anyhow.
     names: Arc<[String]>,
@@ -116,6 +118,7 @@ where
             client_ended: false,
             upstream,
             service,
+            is_under_way: false,
             stop,
             names: Arc::default(),
         }
@@ -123,8 +126,9 @@ where
 
     /// The same, for clients that may call us by some further names.
     #[must_use]
-    pub(crate) fn known_as(self, names: Arc<[String]>) -> Self {
-        Connection { names, ..self }
+    pub(crate) fn known_as(mut self, names: Arc<[String]>) -> Self {
+        self.names = names;
+        self
     }
 
     /// Serves the client until it, dockerd or the process ends. `_place` is kept until then: as an argument, because a
@@ -140,6 +144,7 @@ where
                 Ok(request) => request,
                 Err(then) => break then,
             };
+            self.is_under_way = true;
             let foreign = request.foreign.as_ref().and_then(|foreign| foreign.reason(|name| self.is_called(name)));
             let then = match (foreign, &request.classified.call) {
                 (Some(reason), _) => {
@@ -150,6 +155,7 @@ where
                 // Boxed, so that a stream that is nothing but a tunnel does not pay for its room.
                 (None, _) => Box::pin(self.ours(request)).await,
             };
+            self.is_under_way = false;
             if then != Then::Next {
                 break then;
             }
@@ -416,6 +422,15 @@ where
                 Ok(_) => {}
                 Err(_) => return Err(Ungathered::Gone),
             }
+        }
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        // Cut by the end of the process, or by a panic: that must not look like the end of an answer.
+        if self.is_under_way {
+            self.client.reset_on_close();
         }
     }
 }

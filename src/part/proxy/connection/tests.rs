@@ -433,3 +433,26 @@ async fn a_head_that_drips_has_its_time_and_a_connection_without_one_has_no_limi
     rig.running.await.unwrap();
     assert!(began.elapsed() >= HEAD_TIME, "it ended after {:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_stream_that_is_cut_by_the_end_of_the_process_is_reset() {
+    let rig = rig();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let near = Wire::Tcp(listener.accept().await.unwrap().0);
+    let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(rig.path.clone())))));
+    let connection = Connection::new(near, upstream, service_fn(marked), rig.stop.clone());
+    let running = tokio::spawn(connection.run(()));
+    let request = b"POST /containers/x/attach HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    client.write_all(request).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, request).await;
+    let switch = b"HTTP/1.1 101 UPGRADED\r\n\r\nhello";
+    engine.write_all(switch).await.unwrap();
+    let mut got = vec![0; switch.len()];
+    within(client.read_exact(&mut got)).await.unwrap();
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    let ended = within(client.read(&mut [0; 8])).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
