@@ -8,7 +8,7 @@ BIN = $${CARGO_TARGET_DIR:-target}/release
 .PHONY: help build demo demo-stop run test fuzz bench bench-proxy lint setup image
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: ## install what building, running and testing need (Debian packages by name, cargo-deny)
 	@tools/setup.sh test

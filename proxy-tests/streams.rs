@@ -429,6 +429,8 @@ fn without_dockerd_the_answer_is_prompt_and_readable_and_a_new_socket_is_found()
             exchange(h1, way, b"GET /containers/json HTTP/1.1\r\nHost: localhost\r\n\r\n", &[false], Then::Ping(1));
         assert_eq!(reply.status(), 502, "{reply}");
     }
+    // Kept under another name, because the number of an inode that is gone is used again.
+    std::fs::hard_link(h1.raw_socket(), h1.raw_socket().with_extension("old")).unwrap();
     let old = std::fs::metadata(h1.raw_socket()).map(|socket| std::os::unix::fs::MetadataExt::ino(&socket));
     h1.spawn_dockerd();
     h1.await_dockerd();
