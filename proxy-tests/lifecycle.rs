@@ -5,6 +5,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::Lab;
+use crate::lab::command::Run;
 use crate::lab::container::{Container, SOON};
 use crate::lab::wait::{wait_for, wait_until};
 
@@ -137,4 +138,25 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
     h1.docker("rm -f ann").ok();
     assert_eq!(h1.etcd().keys("/calico/v1/host/h1/workload/"), [""; 0]);
     assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+}
+
+#[test]
+fn a_wiring_that_was_cut_short_is_completed() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    // As a node leaves it that is killed between the pair and what belongs on it.
+    h1.kill_node();
+    Run::new("nsenter")
+        .arg(format!("--net={}", ann.space().path()))
+        .args(["ip", "address", "flush", "eth1"])
+        .run()
+        .ok();
+    assert!(!bob.reaches(ann.ip()));
+    h1.start_node();
+    bob.comes_to_reach(ann.ip());
+    ann.comes_to_reach(bob.ip());
+    lab.assert_consistent();
+    lab.remove_everything();
 }

@@ -9,7 +9,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteMessage, RouteScope};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -165,6 +165,19 @@ impl Netlink {
         let default =
             RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
         self.route(default, format!("route everything through {} on {name}", wiring.gateway)).await
+    }
+
+    /// Whether everything is routed over an interface: that is the last of what [`address`](Self::address) does.
+    pub(crate) async fn is_addressed(&self, index: u32) -> Result<bool, Fault> {
+        let _dumping = self.dumping.lock().await;
+        let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        let mut found = false;
+        while let Some(route) = routes.try_next().await.map_err(fault("list the container's routes".to_owned()))? {
+            let goes_there =
+                route.attributes.iter().any(|one| matches!(one, RouteAttribute::Oif(output) if *output == index));
+            found |= goes_there && route.header.destination_prefix_length == 0;
+        }
+        Ok(found)
     }
 
     async fn route(&self, message: RouteMessage, doing: String) -> Result<(), Fault> {

@@ -103,9 +103,17 @@ impl Network {
         let mut changed = false;
         for one in recorded {
             let wiring = desired_wiring(&one.endpoint, self.ground.host_ip)?;
-            if !self.is_wired(&wiring, &inside).await? {
-                self.wire(&wiring, &netns, &inside).await?;
-                changed = true;
+            match self.wired(&wiring, &inside).await? {
+                None => {
+                    self.wire(&wiring, &netns, &inside).await?;
+                    changed = true;
+                }
+                // Whoever made the pair was killed before the rest.
+                Some(index) if !inside.is_addressed(index).await? => {
+                    self.complete(&wiring, &inside).await?;
+                    changed = true;
+                }
+                Some(_) => {}
             }
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
@@ -126,21 +134,26 @@ impl Network {
         Ok(changed)
     }
 
-    /// Whether the pair is there, its ends belonging to each other.
-    async fn is_wired(&self, wiring: &Wiring, inside: &Netlink) -> Result<bool, Fault> {
-        let Some(host) = self.netlink.link(&wiring.host_interface).await? else { return Ok(false) };
-        let container = inside.link(&wiring.container_interface).await?;
-        Ok(container.is_some_and(|container| {
+    /// The number of the container's end, if the pair is there and its ends belong to each other.
+    async fn wired(&self, wiring: &Wiring, inside: &Netlink) -> Result<Option<u32>, Fault> {
+        let Some(host) = self.netlink.link(&wiring.host_interface).await? else { return Ok(None) };
+        let container = inside.link(&wiring.container_interface).await?.filter(|container| {
             host.peer == Some(container.index)
                 && container.peer == Some(host.index)
                 && container.mac == Some(wiring.mac)
-        }))
+        });
+        Ok(container.map(|container| container.index))
     }
 
     async fn wire(&self, wiring: &Wiring, netns: &Netns, inside: &Netlink) -> Result<(), Fault> {
         // What is left of an earlier run: the namespace of a dead container goes away in its own time.
         self.netlink.remove(&wiring.host_interface).await?;
         self.netlink.add_pair(wiring, netns).await?;
+        self.complete(wiring, inside).await
+    }
+
+    /// Does all that comes after the pair; what is done already may be done again.
+    async fn complete(&self, wiring: &Wiring, inside: &Netlink) -> Result<(), Fault> {
         // Before the interface is up, so that nothing is ever open on it.
         sysctl::apply_to_interface(&wiring.host_interface)?;
         self.netlink.set_up(&wiring.host_interface).await?;
