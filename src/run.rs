@@ -103,7 +103,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let engine: Engine = flags.docker_host.parse()?;
     let named = flags.etcd()?;
     let mut signals = Signals::listen()?;
-    let drain_timeout = flags.drain_timeout()?;
+    let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);
     let handover_path = flags.run_dir.join(HANDOVER);
     let (predecessor, taken) = flags.take_over.then(|| taken_over(&handover_path)).transpose()?.unzip();
     let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
@@ -111,11 +111,12 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     checks::run(flags, named.is_none()).await?;
     let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
+    let host_ip = host_address(flags).await?;
+    // Whatever can be found wrong before is found before.
     if let Some(predecessor) = predecessor {
         replace(predecessor).await?;
     }
     let only = checks::be_the_only_one(&flags.run_dir)?;
-    let host_ip = host_address(flags).await?;
     let spawner = Spawner::new()?;
     let mut parts = Parts::new();
 
@@ -130,12 +131,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let store = Arc::new(Store::new());
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
-    let ground = Ground {
-        host: host.clone(),
-        host_ip,
-        state_dir: flags.state_dir.clone(),
-        apply_timeout: flags.apply_timeout()?,
-    };
+    let ground = Ground { host: host.clone(), host_ip, state_dir: flags.state_dir.clone(), apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
