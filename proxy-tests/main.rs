@@ -19,6 +19,7 @@ mod doors;
 mod embedded;
 mod guard;
 mod lab_itself;
+mod leaks;
 mod life;
 mod lifecycle;
 mod limits;
