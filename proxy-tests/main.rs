@@ -31,6 +31,7 @@ mod refusals;
 mod restarts;
 mod sdk;
 mod shown;
+mod storm;
 mod streams;
 mod succession;
 mod transparency;
