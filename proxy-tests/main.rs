@@ -17,6 +17,7 @@ mod crashes;
 mod differ;
 mod doors;
 mod embedded;
+mod first_instruction;
 mod guard;
 mod lab_itself;
 mod leaks;
