@@ -27,6 +27,7 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod runtime;
 mod sdk;
 mod shown;
 mod streams;

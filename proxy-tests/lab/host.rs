@@ -45,7 +45,7 @@ fn binary(variable: &str, built: &str) -> String {
 }
 
 impl Host {
-    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool) -> Self {
+    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool, runtime: bool) -> Self {
         let name = format!("h{number}");
         let (space, switch) = (format!("{lab}-{name}"), format!("{lab}-sw"));
         let address = Ipv4Addr::new(172, 25, 0, number);
@@ -71,11 +71,19 @@ impl Host {
         for folder in [host.run_dir(), host.state_dir(), host.folder.join("docker-cli")] {
             std::fs::create_dir_all(folder).unwrap();
         }
-        std::fs::write(host.folder.join("daemon.json"), "{}").unwrap();
+        let daemon = if runtime { host.daemon_config() } else { json!({}) };
+        std::fs::write(host.folder.join("daemon.json"), daemon.to_string()).unwrap();
         // As a machine is that was installed just now. A new namespace has what the machine has.
         host.sh("sysctl -qw net.ipv4.ip_forward=0");
         host.spawn_dockerd();
         host
+    }
+
+    /// What `install-runtime` writes.
+    fn daemon_config(&self) -> Value {
+        let path = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
+        let args = json!(["--run-dir", self.run_dir(), "--state-dir", self.state_dir()]);
+        json!({ "runtimes": { "calico": { "path": path, "runtimeArgs": args } } })
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
