@@ -7,6 +7,7 @@ pub(crate) mod bird;
 pub(crate) mod body;
 pub(crate) mod call;
 pub(crate) mod chain;
+pub(crate) mod daemon_config;
 pub(crate) mod desired;
 pub(crate) mod diff;
 pub(crate) mod filter;
