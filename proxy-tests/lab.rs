@@ -295,6 +295,7 @@ fn check_tools() {
             "nft",
             "nsenter",
             "openssl",
+            "runc",
             "script",
             "setpriv",
             "setsid",

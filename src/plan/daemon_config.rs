@@ -130,10 +130,10 @@ pub(crate) fn uninstall(text: &[u8]) -> Result<Option<Removed>, Fault> {
             "\"default-runtime\" is \"{RUNTIME}\", and dockerd would not start without that: remove it from the file first"
         )));
     }
-    let emptied = json::splice(text, vec![remove(&runtimes.object, &runtimes.members, place)]);
+    let emptied = json::splice(text, vec![remove(text, &runtimes.object, &runtimes.members, place)]);
     let is_alone = runtimes.members.len() == 1;
     let is_ours = is_alone && text.get(runtimes.object.start + 1).copied().is_some_and(json::is_space);
-    let bare = is_ours.then(|| json::splice(text, vec![remove(&file.object, &file.members, runtimes.place)]));
+    let bare = is_ours.then(|| json::splice(text, vec![remove(text, &file.object, &file.members, runtimes.place)]));
     Ok(Some(Removed { emptied, bare }))
 }
 
@@ -221,12 +221,14 @@ fn append(text: &[u8], object: &Span, members: &[Member], new: &[u8]) -> Edit {
 }
 
 /// The edit that takes a member out with one of the commas beside it; what [`append`] put in goes to the byte.
-fn remove(object: &Span, members: &[Member], place: usize) -> Edit {
+fn remove(text: &[u8], object: &Span, members: &[Member], place: usize) -> Edit {
     let Member { start, value, .. } = &members[place];
     let span = match (place.checked_sub(1).and_then(|before| members.get(before)), members.get(place + 1)) {
         (Some(before), _) => before.value.end..value.end,
         (None, Some(after)) => *start..after.start,
-        (None, None) => object.start + 1..value.end,
+        // Into an empty object it was put without blanks, and those behind it were there before.
+        (None, None) if text.get(object.start + 1) == Some(&b'"') => *start..value.end,
+        (None, None) => object.start + 1..object.end - 1,
     };
     (span, Vec::new())
 }

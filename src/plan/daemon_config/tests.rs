@@ -53,7 +53,7 @@ fn a_file_with_nothing_in_it_is_as_good_as_none() {
         let found = installed(text);
         assert_eq!(found, format!("{{\n  \"runtimes\": {{\n    {ENTRY}\n  }}\n}}\n"));
         assert_eq!(install(found.as_bytes(), &entry()), Ok(Installed::Already));
-        assert_eq!(serde_json::from_str::<Value>(&uninstalled(&found)).unwrap(), json!({}));
+        assert_eq!(uninstalled(&found), "{}\n");
         assert_eq!(uninstall(text.as_bytes()), Ok(None));
     }
 }
