@@ -62,10 +62,8 @@ impl Lab {
     }
 
     /// The same, where dockerd does not know our OCI runtime.
-    pub(crate) fn running_without_runtime(hosts: u8) -> Self {
-        let lab = Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: false });
-        lab.start_nodes();
-        lab
+    pub(crate) fn without_runtime(hosts: u8) -> Self {
+        Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: false })
     }
 
     /// One host whose dockerd has its bridge and writes its own firewall rules.
@@ -173,6 +171,13 @@ impl Lab {
     /// A lab of this many hosts with a node on each.
     pub(crate) fn running(hosts: u8) -> Self {
         let lab = Lab::hosts(hosts);
+        lab.start_nodes();
+        lab
+    }
+
+    /// The same, where dockerd does not know our OCI runtime.
+    pub(crate) fn running_without_runtime(hosts: u8) -> Self {
+        let lab = Lab::without_runtime(hosts);
         lab.start_nodes();
         lab
     }
@@ -304,6 +309,7 @@ fn check_tools() {
             "nft",
             "nsenter",
             "openssl",
+            "runc",
             "script",
             "setpriv",
             "setsid",

@@ -18,6 +18,7 @@ mod differ;
 mod doors;
 mod embedded;
 mod guard;
+mod install;
 mod lab_itself;
 mod lifecycle;
 mod limits;

@@ -5,8 +5,10 @@
 
 pub(crate) mod activation;
 pub(crate) mod bird;
+pub(crate) mod config_file;
 pub(crate) mod control;
 pub(crate) mod docker;
+pub(crate) mod dockerd_process;
 pub(crate) mod etcd;
 pub(crate) mod exec;
 pub(crate) mod guard;

@@ -9,5 +9,6 @@ pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod proxy;
 pub(crate) mod runtime;
+pub(crate) mod runtime_entry;
 pub(crate) mod status;
 pub(crate) mod store;

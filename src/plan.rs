@@ -8,6 +8,7 @@ pub(crate) mod body;
 pub(crate) mod bundle;
 pub(crate) mod call;
 pub(crate) mod chain;
+pub(crate) mod daemon_config;
 pub(crate) mod desired;
 pub(crate) mod diff;
 pub(crate) mod filter;
