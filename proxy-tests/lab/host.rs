@@ -1,9 +1,7 @@
 //! One Docker host of a lab: its dockerd, its node, and what is to be seen on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
