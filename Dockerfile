@@ -6,7 +6,8 @@
 #
 # --privileged and --network host: it programs the host's interfaces, routes and firewall. --pid host: it enters the network namespaces of containers by
 # their processes. /run: Docker's socket, and ours for the host's calicoctl. /var/lib/docker/containers: it adds a container's own name to
-# its hosts file. This container itself must not be started through the proxy that it holds.
+# its hosts file. This container itself must not be started through the proxy that it holds. The OCI runtime is called by dockerd and so has to lie
+# where dockerd runs: compose/node.yml says how it gets there.
 
 FROM debian:12 AS node
 RUN apt-get update \
@@ -14,7 +15,7 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         bird2 ca-certificates conntrack etcd-server ipset iproute2 iptables kmod nftables \
     && rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d
-COPY target/release/calico-node target/release/calicoctl /usr/local/bin/
+COPY target/release/calico-node target/release/calicoctl target/release/calico-runtime /usr/local/bin/
 ENTRYPOINT ["calico-node"]
 
 # A whole Docker host in a container, for the lab of compose/three-hosts.yml: dockerd and a node.

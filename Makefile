@@ -13,7 +13,7 @@ help: ## this list
 setup: ## install what building, running and testing need (Debian packages by name, cargo-deny)
 	@tools/setup.sh test
 
-build: ## release build: target/release/calico-node and calicoctl
+build: ## release build: target/release/calico-node, calicoctl and calico-runtime
 	@tools/setup.sh run
 	cargo build --release --locked --bins
 

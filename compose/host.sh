@@ -1,5 +1,6 @@
 #!/bin/sh
-# The first process of a Docker host in a container (Dockerfile, target host): a dockerd, an image busybox, then the node with the options given.
+# The first process of a Docker host in a container (Dockerfile, target host): a dockerd, an image busybox, the OCI
+# runtime, then the node with the options given.
 set -eu
 rm -f /var/run/docker.pid
 # Containers in a container: a dockerd in the first control group of a v2 tree may not hand resources down.
@@ -23,4 +24,5 @@ if ! docker image inspect busybox >/dev/null 2>&1; then
     tar -C "$tree" -c . | docker import --change 'CMD ["sh"]' - busybox:latest
     rm -rf "$tree"
 fi
+calico-node "$@" install-runtime
 exec calico-node "$@"

@@ -12,6 +12,7 @@ use crate::model::bgp::AsNumber;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
 use crate::part::defaults::Host;
+use crate::part::runtime_entry::Site;
 
 /// Calico for plain Docker: gives containers routed, policed addresses.
 ///
@@ -54,6 +55,10 @@ pub(crate) struct Flags {
     /// The engine behind the proxy
     #[arg(long, env = "CALICO_DOCKER_HOST", default_value = "unix:///var/run/docker.sock", value_name = "URL")]
     pub(crate) docker_host: String,
+
+    /// The configuration file of that engine, for install-runtime and uninstall-runtime
+    #[arg(long, env = "CALICO_DOCKER_CONFIG", default_value = "/etc/docker/daemon.json", value_name = "FILE")]
+    docker_config: PathBuf,
 
     /// The etcd cluster, http://host:port or https://host:port; without it a single etcd is run for this host
     #[arg(long, env = "ETCD_ENDPOINTS", value_delimiter = ',', value_name = "URL")]
@@ -131,6 +136,17 @@ pub(crate) struct Flags {
 pub(crate) enum Command {
     /// Remove everything of ours from this host's kernel, and nothing else
     Clean,
+    /// Make the OCI runtime calico known to dockerd, which goes on running
+    ///
+    /// Containers that are made through this node from then on have their network before their first instruction. The
+    /// program is calico-runtime, beside this one.
+    InstallRuntime,
+    /// Take the OCI runtime calico away from dockerd, which goes on running
+    UninstallRuntime {
+        /// Even if there are containers that cannot start without it
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -178,6 +194,20 @@ impl Flags {
     /// By which names clients may call us.
     pub(crate) fn names(&self) -> Vec<String> {
         said(&self.allow_host)
+    }
+
+    /// Where the engine is that is to know our runtime.
+    pub(crate) fn site(&self) -> Result<Site, Fault> {
+        let fault = |cause: String| Fault::World(format!("find the folder of this program: {cause}"));
+        let program = std::env::current_exe().map_err(|error| fault(error.to_string()))?;
+        let folder = program.parent().ok_or_else(|| fault(format!("{} is in none", program.display())))?;
+        Ok(Site {
+            config: self.docker_config.clone(),
+            engine: self.docker_host.parse()?,
+            programs: folder.to_owned(),
+            run_dir: self.run_dir.clone(),
+            state_dir: self.state_dir.clone(),
+        })
     }
 
     pub(crate) fn runs_bird(&self) -> bool {

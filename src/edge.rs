@@ -5,8 +5,10 @@
 
 pub(crate) mod activation;
 pub(crate) mod bird;
+pub(crate) mod config_file;
 pub(crate) mod control;
 pub(crate) mod docker;
+pub(crate) mod dockerd_process;
 pub(crate) mod etcd;
 pub(crate) mod exec;
 pub(crate) mod guard;
@@ -19,10 +21,13 @@ pub(crate) mod links;
 pub(crate) mod netns;
 pub(crate) mod pipe;
 pub(crate) mod relay;
+pub(crate) mod reservations;
 pub(crate) mod ruleset;
+pub(crate) mod run_dir;
 pub(crate) mod sysctl;
 pub(crate) mod tls;
 pub(crate) mod wire;
+pub(crate) mod wiring;
 
 #[cfg(test)]
 pub(crate) mod testnet;

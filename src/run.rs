@@ -10,6 +10,7 @@ mod doors;
 mod embedded;
 mod parts;
 
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -50,11 +51,15 @@ use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy::listen::{Listener, SocketFile, docker_group};
 use crate::part::proxy::{self, Served};
+use crate::part::runtime_entry;
 use crate::part::status::Gauge;
 use crate::part::store::Store;
 
 /// Where a node waits, in its run folder, for one that is to take its place.
 const HANDOVER: &str = "handover.sock";
+
+/// The exit code of a command that needs root and has not got it.
+const NOT_ROOT: u8 = 2;
 
 /// Runs `calico-node`; the exit code is decided here and nowhere else.
 pub(crate) fn node() -> ExitCode {
@@ -67,6 +72,10 @@ pub(crate) fn node() -> ExitCode {
             return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
+    if flags.command.is_some() && !nix::unistd::geteuid().is_root() {
+        eprintln!("calico-node: This command must be run as root.");
+        return ExitCode::from(NOT_ROOT);
+    }
     // Before anything of ours opens a descriptor.
     let passed = activation::take(|name| config::variable(name).and_then(|value| value.into_string().ok()));
     let ended = log::start(flags.log_format, &flags.log_level).and_then(|()| {
@@ -81,6 +90,10 @@ pub(crate) fn node() -> ExitCode {
                     let _only = checks::be_the_only_one(&flags.run_dir)?;
                     clean::run().await
                 }
+                Some(Command::InstallRuntime) => say(&runtime_entry::install(&flags.site()?).await?),
+                Some(Command::UninstallRuntime { force }) => {
+                    say(&runtime_entry::uninstall(&flags.site()?, force).await?)
+                }
                 None => run(&flags, passed).await,
             }
         })
@@ -93,6 +106,14 @@ pub(crate) fn node() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the user what a command has come to.
+fn say(lines: &[String]) -> Result<(), Fault> {
+    lines
+        .iter()
+        .try_for_each(|line| writeln!(std::io::stdout(), "{line}"))
+        .map_err(|error| Fault::World(format!("all is done, but could not be told: write standard output: {error}")))
 }
 
 async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<(), Fault> {
@@ -131,7 +152,8 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let store = Arc::new(Store::new());
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
-    let ground = Ground { host: host.clone(), host_ip, state_dir: flags.state_dir.clone(), apply_timeout };
+    let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
+    let ground = Ground { host: host.clone(), host_ip, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
@@ -271,7 +293,8 @@ fn start_servers(
     gauge: &Arc<Gauge>,
     metrics: Arc<Metrics>,
 ) {
-    let service = Arc::new(Control { network: Arc::clone(network), gauge: Arc::clone(gauge) });
+    let under_way = parts.calls.clone();
+    let service = Arc::new(Control { network: Arc::clone(network), gauge: Arc::clone(gauge), under_way });
     parts.keep("the control socket", |stop| serve(control, service, stop));
     let service = Arc::new(Measures { metrics, gauge: Arc::clone(gauge) });
     parts.keep("the metrics address", |stop| serve(measures, service, stop));

@@ -12,9 +12,10 @@ BIN=${CARGO_TARGET_DIR:-target}/release
 SOCKET=unix:///var/run/docker.sock
 PROXY=localhost:2377
 METRICS=http://127.0.0.1:9091
+DAEMON_JSON=/etc/docker/daemon.json
 PROFILE=demo
 A=calico-demo-a B=calico-demo-b C=calico-demo-c
-unset DOCKER_HOST DOCKER_CONTEXT DOCKER_TLS_VERIFY ETCD_ENDPOINTS ETCD_AUTHORITY
+unset DOCKER_HOST DOCKER_CONTEXT DOCKER_TLS_VERIFY ETCD_ENDPOINTS ETCD_AUTHORITY CALICO_DOCKER_HOST CALICO_DOCKER_CONFIG
 
 step() { printf '\n== %s\n' "$*"; }
 ok() { printf '   ok: %s\n' "$*"; }
@@ -80,6 +81,58 @@ start_dockerd() {
     fi
     until_ok 60 direct version || fail "dockerd does not answer on $SOCKET (see $STATE/dockerd.log or journalctl -u docker)"
     ok "dockerd started: $(direct version --format '{{.Server.Version}}')"
+}
+
+binaries() { [ -x "$BIN/calico-node" ] || cargo build --release --locked --bins; }
+node() { "$BIN/calico-node" --state-dir "$STATE/node" --run-dir "$RUN" "$@"; }
+
+# The OCI runtime, by which containers have their network before their first instruction. Where dockerd cannot be given it, the demo
+# goes on without and says so: the network then comes some milliseconds late.
+install_runtime() {
+    if direct info -f '{{json .Runtimes}}' | jq -e 'has("calico")' >/dev/null; then
+        fail "dockerd knows a runtime calico that this demo did not install: take it away first, with calico-node uninstall-runtime"
+    fi
+    if [ -e "$DAEMON_JSON" ]; then
+        cp -p "$DAEMON_JSON" "$STATE/daemon.json.before"
+    else
+        [ -d "${DAEMON_JSON%/*}" ] || : >"$STATE/docker-folder-made"
+        : >"$STATE/daemon.json-made"
+    fi
+    if node install-runtime >"$STATE/runtime.out" 2>&1; then
+        : >"$STATE/runtime-installed"
+        ok "dockerd knows the OCI runtime calico, by an entry in $DAEMON_JSON"
+    else
+        indent <"$STATE/runtime.out"
+        note "so the demo goes on WITHOUT the OCI runtime"
+        restore_daemon_json
+    fi
+    rm -f "$STATE/runtime.out"
+}
+
+# With --force, which names the containers that were made by hand in the meantime: the node goes, too.
+uninstall_runtime() {
+    [ -f "$STATE/daemon.json.before" ] || [ -f "$STATE/daemon.json-made" ] || return 0
+    binaries
+    node uninstall-runtime --force >"$STATE/runtime.out" 2>&1 || {
+        indent <"$STATE/runtime.out"
+        fail "calico-node uninstall-runtime"
+    }
+    grep 'cannot start without it' "$STATE/runtime.out" | indent
+    rm -f "$STATE/runtime.out"
+    restore_daemon_json
+    ok "dockerd has no runtime calico any more"
+}
+
+# The file without our entry is what it was, to the byte; one that was not there is taken away.
+restore_daemon_json() {
+    if [ -f "$STATE/daemon.json.before" ]; then
+        cmp -s "$STATE/daemon.json.before" "$DAEMON_JSON" || note "$DAEMON_JSON was changed by somebody else meanwhile, which stays"
+    elif [ "$(cat "$DAEMON_JSON" 2>/dev/null)" = '{}' ]; then
+        rm -f "$DAEMON_JSON"
+        # Unless dockerd has put something of its own in there.
+        [ ! -f "$STATE/docker-folder-made" ] || rmdir "${DAEMON_JSON%/*}" 2>/dev/null || true
+    fi
+    rm -f "$STATE/daemon.json.before" "$STATE/daemon.json-made" "$STATE/docker-folder-made" "$STATE/runtime-installed"
 }
 
 make_image() {
@@ -149,6 +202,22 @@ show_reachability() {
         through exec "$name" ip -4 addr show dev eth1 | grep -qF "inet $address/" || fail "$name has no $address on its eth1"
         ok "$name has $address, in docker inspect and on its eth1"
     done
+
+    if [ -f "$STATE/runtime-installed" ]; then
+        step "their network was there before their first instruction"
+        for name in "$A" "$B" "$C"; do
+            runtime=$(direct inspect -f '{{.HostConfig.Runtime}}' "$name")
+            [ "$runtime" = calico ] || fail "docker inspect shows Runtime $runtime for $name, not calico"
+        done
+        ok "docker inspect shows Runtime calico for all three"
+        echo "   \$ docker run --rm -e CALICO_IP=auto -e CALICO_PROFILE=$PROFILE busybox ping -c 1 -W 1 $b"
+        through run --rm -e CALICO_IP=auto -e "CALICO_PROFILE=$PROFILE" busybox ping -c 1 -W 1 "$b" >"$STATE/run.out" 2>&1 || {
+            indent <"$STATE/run.out"
+            fail "a container whose first instruction is a ping does not reach $B"
+        }
+        indent <"$STATE/run.out"
+        ok "a container that pings at once, and ends, was answered"
+    fi
 
     step "who reaches whom"
     reaches "$A" "$b" | indent
@@ -225,12 +294,13 @@ start() {
     tools/setup.sh run
     ok "packages and Rust are there"
     cargo build --release --locked --bins
-    ok "release build: $BIN/calico-node, $BIN/calicoctl"
+    ok "release build: $BIN/calico-node, $BIN/calicoctl, $BIN/calico-runtime"
     mkdir -p "$STATE"
     stop_containers_and_node
     step "dockerd, an image, the node"
     start_dockerd
     make_image
+    install_runtime
     start_node
     show_reachability
     show_state
@@ -251,11 +321,12 @@ stop_containers_and_node() {
     else
         note "dockerd does not run: containers of the demo, if there are any, stay"
     fi
+    uninstall_runtime
     [ -f "$STATE/node.pid" ] || return 0
     end "$STATE/node.pid" calico-node 30
     ok "node stopped"
-    [ -x "$BIN/calico-node" ] || cargo build --release --locked --bins
-    "$BIN/calico-node" --state-dir "$STATE/node" --run-dir "$RUN" clean || fail "calico-node clean"
+    binaries
+    node clean || fail "calico-node clean"
     [ ! -f "$STATE/run-dir-made" ] || rm -rf "$RUN"
     if [ -f "$STATE/ip_forward" ] && [ ! -f "$STATE/dockerd-started" ]; then
         sysctl -q "net.ipv4.ip_forward=$(cat "$STATE/ip_forward")"

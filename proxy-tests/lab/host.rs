@@ -46,7 +46,7 @@ fn binary(variable: &str, built: &str) -> String {
 }
 
 impl Host {
-    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool) -> Self {
+    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool, runtime: bool) -> Self {
         let name = format!("h{number}");
         let (space, switch) = (format!("{lab}-{name}"), format!("{lab}-sw"));
         let address = Ipv4Addr::new(172, 25, 0, number);
@@ -72,11 +72,19 @@ impl Host {
         for folder in [host.run_dir(), host.state_dir(), host.folder.join("docker-cli")] {
             std::fs::create_dir_all(folder).unwrap();
         }
-        std::fs::write(host.folder.join("daemon.json"), "{}").unwrap();
+        let daemon = if runtime { host.daemon_config() } else { json!({}) };
+        std::fs::write(host.daemon_json(), daemon.to_string()).unwrap();
         // As a machine is that was installed just now. A new namespace has what the machine has.
         host.sh("sysctl -qw net.ipv4.ip_forward=0");
         host.spawn_dockerd();
         host
+    }
+
+    /// What `install-runtime` writes.
+    fn daemon_config(&self) -> Value {
+        let path = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
+        let args = json!(["--run-dir", self.run_dir(), "--state-dir", self.state_dir()]);
+        json!({ "runtimes": { "calico": { "path": path, "runtimeArgs": args } } })
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
@@ -109,7 +117,17 @@ impl Host {
 
     // ---- dockerd
 
+    /// The file that configures dockerd.
+    pub(crate) fn daemon_json(&self) -> PathBuf {
+        self.folder.join("daemon.json")
+    }
+
     pub(crate) fn spawn_dockerd(&self) {
+        self.spawn_dockerd_with(&[]);
+    }
+
+    /// A dockerd with these further options.
+    pub(crate) fn spawn_dockerd_with(&self, options: &[&str]) {
         let mut command = self.command("dockerd");
         if !self.bridge {
             command = command.args(["--bridge", "none", "--iptables=false", "--ip-forward=false"]);
@@ -118,7 +136,8 @@ impl Host {
         let command = command
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
-            .args(["--config-file", &path("daemon.json")]);
+            .args(["--config-file", &path("daemon.json")])
+            .args(options);
         *self.dockerd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("dockerd.log")));
     }
 
@@ -204,6 +223,15 @@ impl Host {
     /// Sends dockerd a signal: `STOP` makes it accept connections and say nothing.
     pub(crate) fn signal_dockerd(&self, signal: Signal) {
         send(self.dockerd.lock().unwrap().as_ref().expect("dockerd runs"), signal);
+    }
+
+    pub(crate) fn dockerd_pid(&self) -> u32 {
+        self.dockerd.lock().unwrap().as_ref().expect("dockerd runs").id()
+    }
+
+    /// The OCI runtime of a name, as dockerd says that it knows it; null: not at all.
+    pub(crate) fn runtime(&self, name: &str) -> Value {
+        self.raw_api("GET", "/info").json()["Runtimes"][name].clone()
     }
 
     /// The file in which dockerd keeps what a container has said.
@@ -297,6 +325,7 @@ impl Host {
             .env("CALICO_RUN_DIR", self.run_dir())
             .env("CALICO_STATE_DIR", self.state_dir())
             .env("CALICO_DOCKER_HOST", format!("unix://{}", self.raw_socket().display()))
+            .env("CALICO_DOCKER_CONFIG", self.daemon_json())
             .env("DOCKER_HOST", format!("unix://{}", self.raw_socket().display()))
     }
 
@@ -304,6 +333,30 @@ impl Host {
     pub(crate) fn calico_node(&self, args: &[&str]) -> Run {
         let program = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
         self.node_env(self.command(&program)).args(args)
+    }
+
+    /// A calico-node of another folder, with this host's environment.
+    pub(crate) fn calico_node_in(&self, folder: &Path, args: &[&str]) -> Run {
+        self.node_env(self.command(&folder.join("calico-node").display().to_string())).args(args)
+    }
+
+    /// A folder with calico-node and, beside it, a runtime that is the machine's own.
+    pub(crate) fn programs(&self) -> PathBuf {
+        let folder = self.scratch().join("programs");
+        if !folder.exists() {
+            std::fs::create_dir(&folder).unwrap();
+            let node = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
+            std::fs::copy(node, folder.join("calico-node")).unwrap();
+            let runtime = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
+            std::fs::copy(runtime, folder.join("calico-runtime")).unwrap();
+        }
+        folder
+    }
+
+    /// Makes that runtime known to dockerd, and tells what was said of it.
+    #[track_caller]
+    pub(crate) fn install_runtime(&self) -> String {
+        self.calico_node_in(&self.programs(), &["install-runtime"]).run().ok()
     }
 
     /// calicoctl with this host's environment; another binary can be named by `CALICOCTL_BIN`.

@@ -20,6 +20,8 @@ pub(crate) type Span = Range<usize>;
 pub(crate) struct Member {
     /// Decoded: escapes resolved, invalid UTF-8 replaced.
     pub(crate) key: String,
+    /// Where its key begins, with the quotation mark.
+    pub(crate) start: usize,
     pub(crate) value: Span,
 }
 
@@ -64,7 +66,7 @@ pub(crate) fn members(bytes: &[u8], span: &Span) -> Option<Vec<Member>> {
         let start = skip_space(bytes, at + 1);
         let value = start..skip_value(bytes, start)?;
         at = skip_separator(bytes, value.end);
-        found.push(Member { key: string(bytes, &key)?, value });
+        found.push(Member { key: string(bytes, &key)?, start: key.start, value });
     }
     Some(found)
 }
@@ -200,7 +202,7 @@ pub(crate) fn quote_all(texts: &[String]) -> Vec<u8> {
     serde_json::Value::from(texts.to_vec()).to_string().into_bytes()
 }
 
-fn is_space(byte: u8) -> bool {
+pub(super) fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 

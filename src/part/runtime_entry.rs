@@ -1,0 +1,300 @@
+//! Our OCI runtime in dockerd's configuration: put in and taken out, with dockerd running.
+//!
+//! dockerd reads its file again on SIGHUP, and containers do not notice. It answers a signal with nothing, and what it
+//! does not like it says in its own log alone; so what it came to is read off `GET /info`. A file that dockerd does not
+//! take up would keep it from its next start: then the old one is put back. Nothing is touched before everything that
+//! can be looked at has been.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use crate::edge::config_file::ConfigFile;
+use crate::edge::docker::Docker;
+use crate::edge::dockerd_process::{self, Dockerd};
+use crate::edge::wire::Engine;
+use crate::model::fault::Fault;
+use crate::plan::daemon_config::{self, Entry, Installed, RUNTIME};
+
+/// How long dockerd may take to do as its file says.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How many containers are inspected at a time.
+const INSPECTIONS: usize = 8;
+
+/// A dockerd with its configuration, and what is to be found where.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) config: PathBuf,
+    pub(crate) engine: Engine,
+    /// The folder of our programs.
+    pub(crate) programs: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Makes our runtime known to dockerd; answers what there is to say of it.
+///
+/// # Errors
+/// Configuration and dockerd are as they were.
+pub(crate) async fn install(site: &Site) -> Result<Vec<String>, Fault> {
+    let told = async {
+        let program = site.programs.join("calico-runtime");
+        check_program(&program)?;
+        let entry = site.entry(&program)?;
+        let file = ConfigFile::at(&site.config)?;
+        let place = file.path().display();
+        let old = file.read()?;
+        let plan = daemon_config::install(old.as_deref().unwrap_or_default(), &entry)
+            .map_err(|fault| fault.during(&format!("read {place}")))?;
+        let by_hand = format!("put {entry} into \"runtimes\" of {place}");
+        let running = site.running(&file, old.as_deref(), &by_hand).await?;
+        if let Some((dockerd, _)) = &running
+            && !dockerd.sees(&program, &program)
+        {
+            return Err(Fault::Refusal(format!(
+                "{dockerd} does not find {}, as when this runs in a container and dockerd does not: copy calico-node and \
+                 calico-runtime to where dockerd runs, and do this there",
+                program.display()
+            )));
+        }
+
+        let (new, mut told) = match plan {
+            Installed::Already => (None, vec![format!("{place} has the runtime {RUNTIME} already")]),
+            Installed::Changed { text, replaced } => {
+                let mut told = vec![format!("the runtime {RUNTIME} was put into {place}")];
+                told.extend(replaced.map(|old| format!("it took the place of another entry of that name: {old}")));
+                (Some(text), told)
+            }
+        };
+        let Some((dockerd, docker)) = running else {
+            if let Some(new) = &new {
+                file.replace(old.as_deref(), Some(new))?;
+            }
+            told.push(site.not_running());
+            return Ok(told);
+        };
+        let wanted = Some((entry.path, entry.args));
+        if new.is_some() || docker.runtime(RUNTIME).await? != wanted {
+            let change = Change { file: &file, old: old.as_deref(), new: new.as_deref() };
+            change.carry_out(&dockerd, &docker, |seen| *seen == wanted).await?;
+        }
+        told.push(format!("{dockerd} has it"));
+        Ok(told)
+    };
+    told.await.map_err(|fault: Fault| fault.during(&format!("install the runtime {RUNTIME}")))
+}
+
+/// Takes our runtime away from dockerd; answers what there is to say of it. Containers that are made for it are a reason
+/// against it, unless it is forced.
+///
+/// # Errors
+/// Configuration and dockerd are as they were.
+pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, Fault> {
+    let told = async {
+        let file = ConfigFile::at(&site.config)?;
+        let place = file.path().display();
+        let old = file.read()?;
+        let removed = daemon_config::uninstall(old.as_deref().unwrap_or_default())
+            .map_err(|fault| fault.during(&format!("read {place}")))?;
+        let by_hand = format!("take \"{RUNTIME}\" out of \"runtimes\" in {place}");
+        let running = site.running(&file, old.as_deref(), &by_hand).await?;
+
+        let mut told = vec![match &removed {
+            Some(_) => format!("the runtime {RUNTIME} was taken out of {place}"),
+            None => format!("{place} has no runtime {RUNTIME}"),
+        }];
+        let Some((dockerd, docker)) = running else {
+            if let Some(removed) = removed {
+                file.replace(old.as_deref(), Some(&removed.bare.unwrap_or(removed.emptied)))?;
+                told.push(
+                    "containers that are made for it do not start without it; they could not be looked for".to_owned(),
+                );
+            }
+            told.push(site.not_running());
+            return Ok(told);
+        };
+        if removed.is_some() || docker.runtime(RUNTIME).await?.is_some() {
+            let users = users(&docker).await?;
+            if !users.is_empty() {
+                let list =
+                    format!("{} made for it and cannot start without it: {}", are(users.len()), users.join(", "));
+                if !force {
+                    return Err(Fault::Refusal(format!("{list}; remove or recreate them first, or give --force")));
+                }
+                told.push(list);
+            }
+            let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
+            let change = Change { file: &file, old: old.as_deref(), new: emptied };
+            change.carry_out(&dockerd, &docker, Option::is_none).await?;
+            if let Some(bare) = removed.as_ref().and_then(|removed| removed.bare.as_deref()) {
+                file.replace(emptied, Some(bare))?;
+            }
+        }
+        told.push(format!("{dockerd} has none of that name"));
+        Ok(told)
+    };
+    told.await.map_err(|fault: Fault| fault.during(&format!("uninstall the runtime {RUNTIME}")))
+}
+
+fn are(containers: usize) -> String {
+    if containers == 1 { "1 container is".to_owned() } else { format!("{containers} containers are") }
+}
+
+fn check_program(program: &Path) -> Result<(), Fault> {
+    let doing = || format!("find the program {}", program.display());
+    let found = std::fs::metadata(program)
+        .map_err(|error| Fault::Refusal(format!("{}: {error}; it belongs beside calico-node", doing())))?;
+    if !found.is_file() || found.permissions().mode() & 0o111 == 0 {
+        return Err(Fault::Refusal(format!("{}: it is no program", doing())));
+    }
+    Ok(())
+}
+
+/// The containers that are made for our runtime, by name and short id.
+async fn users(docker: &Docker) -> Result<Vec<String>, Fault> {
+    let inspections = stream::iter(docker.list().await?).map(|listed| async move {
+        let runtime = docker.runtime_of(&listed.id).await?;
+        Ok::<_, Fault>(
+            (runtime.as_deref() == Some(RUNTIME)).then(|| format!("{} ({})", listed.name, listed.id.short())),
+        )
+    });
+    let found: Vec<Option<String>> = inspections.buffered(INSPECTIONS).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+impl Site {
+    /// # Errors
+    /// `Refusal`: JSON cannot hold one of the paths.
+    fn entry(&self, program: &Path) -> Result<Entry, Fault> {
+        let text = |path: &Path| {
+            let whole = std::path::absolute(path).map_err(|error| error.to_string());
+            let text =
+                whole.and_then(|whole| whole.into_os_string().into_string().map_err(|_| "it is no UTF-8".to_owned()));
+            text.map_err(|cause| Fault::Refusal(format!("name {} to dockerd: {cause}", path.display())))
+        };
+        let args = ["--run-dir".to_owned(), text(&self.run_dir)?, "--state-dir".to_owned(), text(&self.state_dir)?];
+        Ok(Entry { path: text(program)?, args: args.to_vec() })
+    }
+
+    /// The dockerd that runs, once it answers; `None`: none does.
+    ///
+    /// # Errors
+    /// It cannot be told to read its file, or reads another one.
+    async fn running(
+        &self,
+        file: &ConfigFile,
+        config: Option<&[u8]>,
+        by_hand: &str,
+    ) -> Result<Option<(Dockerd, Docker)>, Fault> {
+        let pidfile = config.and_then(daemon_config::pidfile).map(PathBuf::from);
+        let found = dockerd_process::find(&self.engine, pidfile.as_deref()).await.map_err(|fault| {
+            Fault::Refusal(format!(
+                "{fault}; nothing was changed. By hand: {by_hand}, and send dockerd SIGHUP (systemctl reload docker, or \
+                 kill -HUP with its process id)"
+            ))
+        })?;
+        let Some(dockerd) = found else { return Ok(None) };
+        let theirs = dockerd.config_file();
+        if !dockerd.sees(&theirs, file.path()) {
+            return Err(Fault::Refusal(format!(
+                "{dockerd} reads {} and not {}: name its file by --docker-config",
+                theirs.display(),
+                file.path().display()
+            )));
+        }
+        // 20.10 forgets the runtimes of its command line when its file names some (seen at `GET /info`), and containers that
+        // are made for them start no more.
+        if dockerd.has_option("--add-runtime") {
+            return Err(Fault::Refusal(format!(
+                "{dockerd} was started with --add-runtime, and its file is to name runtimes as well, of which it would keep \
+                 the latter alone; nothing was changed. Move the runtimes of that flag to \"runtimes\" in {}, restart \
+                 dockerd, and try again",
+                file.path().display()
+            )));
+        }
+        // A dockerd that is still starting would be ended by the signal.
+        let docker = Docker::new(&self.engine.to_string());
+        docker.ping().await?;
+        Ok(Some((dockerd, docker)))
+    }
+
+    fn not_running(&self) -> String {
+        format!("dockerd does not run (nobody listens at {}): it reads its file when it starts", self.engine)
+    }
+}
+
+/// A change of dockerd's configuration file.
+struct Change<'a> {
+    file: &'a ConfigFile,
+    old: Option<&'a [u8]>,
+    /// `None`: the file says already what it should.
+    new: Option<&'a [u8]>,
+}
+
+impl Change<'_> {
+    /// Writes the new text and waits until dockerd has taken it up.
+    ///
+    /// # Errors
+    /// dockerd has not; then the file is as it was, and dockerd was told so.
+    async fn carry_out(
+        &self,
+        dockerd: &Dockerd,
+        docker: &Docker,
+        is_done: impl Fn(&Option<(String, Vec<String>)>) -> bool,
+    ) -> Result<(), Fault> {
+        if self.new.is_some() {
+            self.file.replace(self.old, self.new)?;
+        }
+        let cause = match dockerd.reload() {
+            Ok(()) if taken_up(dockerd, docker, is_done).await => return Ok(()),
+            Ok(()) => self.why_not(dockerd),
+            Err(fault) => fault.to_string(),
+        };
+        let place = self.file.path().display();
+        if self.new.is_none() {
+            return Err(Fault::World(format!("{cause}; {place} says what it should and was not changed")));
+        }
+        let undone = self.file.replace(self.new, self.old).and_then(|()| dockerd.reload());
+        Err(Fault::World(match undone {
+            Ok(()) => format!("{cause}; {place} is as it was before"),
+            Err(fault) => format!("{cause}; it could not be put back as it was before: {fault}"),
+        }))
+    }
+
+    /// Why dockerd did not do as its file says, as far as can be seen from here.
+    fn why_not(&self, dockerd: &Dockerd) -> String {
+        if dockerd.has_ended() {
+            return format!("{dockerd} has ended when it read the file again; its log says why");
+        }
+        format!(
+            "{dockerd} did not take up what {} says within {PATIENCE:?}; its log says why (journalctl -u docker): often \
+             something else in the file is wrong",
+            self.file.path().display()
+        )
+    }
+}
+
+/// Whether dockerd's runtimes come to be as they should.
+async fn taken_up(
+    dockerd: &Dockerd,
+    docker: &Docker,
+    is_done: impl Fn(&Option<(String, Vec<String>)>) -> bool,
+) -> bool {
+    let taken_up = async {
+        loop {
+            match docker.runtime(RUNTIME).await {
+                Ok(seen) if is_done(&seen) => return true,
+                Err(_) if dockerd.has_ended() => return false,
+                // It answers again, or the time is up.
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, taken_up).await.unwrap_or(false)
+}
