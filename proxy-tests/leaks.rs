@@ -15,7 +15,7 @@ use crate::lab::container::SOON;
 use crate::lab::host::{Host, IDLE};
 use crate::lab::traces::Traces;
 use crate::lab::wait::{pause, wait_until};
-use crate::lab::{Lab, START, counts, setting};
+use crate::lab::{Lab, START, counts, setting, tell};
 
 /// A host with all that its first container brings for good: a profile, its sets, the connections to dockerd.
 fn begin() -> (Lab, Traces) {
@@ -278,7 +278,11 @@ fn a_random_walk_of_many_clients_with_everything_killed_in_turns_leaves_nothing(
         }
     });
     let answers = walk.answers.lock().unwrap();
-    println!("{answers:#?}");
+    let mut calls: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for ((call, status), times) in answers.iter() {
+        calls.entry(call).or_default().push(format!("{status} × {times}"));
+    }
+    tell(&["call", "answers"], calls.iter().map(|(call, answers)| vec![(*call).to_owned(), answers.join(", ")]));
     for (call, status) in [("create", 201), ("start", 204), ("restart", 204), ("rm -f", 204)] {
         assert!(answers.contains_key(&(call, status)), "no {call} was answered with {status}: {answers:?}");
     }
