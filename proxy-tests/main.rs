@@ -32,6 +32,7 @@ mod restarts;
 mod runtime;
 mod sdk;
 mod shown;
+mod steps;
 mod streams;
 mod succession;
 mod transparency;
