@@ -50,7 +50,7 @@ fn a_process_finds_its_network_at_once_whoever_starts_it() {
 
 #[test]
 fn a_known_container_starts_while_node_or_etcd_is_away_and_a_new_one_is_refused() {
-    let mut lab = Lab::running(1);
+    let lab = Lab::running(1);
     for name in ["ann", "bob"] {
         let last = if name == "ann" { 1 } else { 2 };
         lab.host(1).run(name, &format!("-e CALICO_IP=192.168.1.{last} -e CALICO_PROFILE=web"));

@@ -55,6 +55,7 @@ impl Wirer {
         fail_point("wire: the route stands");
         // The last of it is what `is_addressed` looks for.
         inside.address(wiring).await?;
+        self.links.await_operating(&wiring.host_interface).await?;
         fail_point("wire: all is done");
         Ok(true)
     }
