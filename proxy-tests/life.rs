@@ -108,7 +108,8 @@ fn a_container_that_runs_out_of_memory_is_dark_until_its_next_start() {
     for _ in 0..2 {
         wait_until("she has run out of memory three times", START, || {
             let seen = eve.raw_inspect();
-            seen["RestartCount"] == 2 && seen["State"]["Status"] == "exited" && seen["State"]["OOMKilled"] == true
+            // What dies as quickly as this, dockerd does not always call out of memory.
+            seen["RestartCount"] == 2 && seen["State"]["Status"] == "exited" && seen["State"]["ExitCode"] == 137
         });
         lab.assert_consistent();
         assert_eq!(eve.record()["state"], "inactive");
@@ -378,13 +379,12 @@ fn with_live_restore_no_end_of_dockerd_or_of_the_node_loses_a_packet() {
     lab.remove_everything();
 }
 
-/// Calls that nobody on the host hears of but dockerd.
-fn unheard(host: &Host) {
-    for line in ["rm -f gone", "restart -t 0 ann", "stop -t 0 bob", "start idle", "rename cat tom"] {
+/// Calls that nobody on the host hears of but dockerd, more than dockerd remembers.
+fn unheard(host: &Host, lines: &[&str]) {
+    for line in lines {
         host.raw_docker(line).ok();
     }
-    // More than dockerd remembers.
-    for (from, to) in [("tom", "cat"), ("cat", "tom")].into_iter().cycle().take(301) {
+    for (from, to) in [("cat", "tom"), ("tom", "cat")].into_iter().cycle().take(300) {
         let path = format!("/containers/{from}/rename?name={to}");
         assert_eq!(host.try_raw_api("POST", &path, None).expect("an answer").status, 204);
     }
@@ -395,38 +395,44 @@ fn events_that_are_lost_are_made_up_for() {
     // With our runtime such starts are refused: nobody answers the hook.
     let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
+    h1.configure_dockerd("live-restore", json!(true));
+    h1.signal_dockerd(Signal::SIGHUP);
+    wait_until("dockerd keeps containers", SOON, || h1.raw_api("GET", "/info").json()["LiveRestoreEnabled"] == true);
     let ann = h1.run("ann", WEB);
     let bob = h1.run("bob", WEB);
     h1.run("cat", WEB);
     let idle = h1.run("idle", WEB);
-    for dockerd_goes in [false, true] {
+    let ends = ["rm -f gone", "stop -t 0 bob"];
+    let all = ["rm -f gone", "stop -t 0 bob", "restart -t 0 ann", "start idle"];
+    // A node that listens to nobody; one that listens to nobody while dockerd goes; none at all.
+    for (round, lines) in [&ends[..], &ends[..], &all[..]].into_iter().enumerate() {
         h1.run("gone", WEB);
-        h1.docker("stop -t 0 idle").ok();
         h1.docker("start bob").ok();
+        h1.docker("stop -t 0 idle").ok();
         lab.assert_consistent();
-        if dockerd_goes {
-            h1.configure_dockerd("live-restore", json!(true));
-            h1.signal_dockerd(Signal::SIGHUP);
-            wait_until("dockerd keeps containers", SOON, || {
-                h1.raw_api("GET", "/info").json()["LiveRestoreEnabled"] == true
-            });
+        if round < 2 {
+            h1.signal_node(Signal::SIGSTOP);
+        } else {
+            h1.kill_node();
         }
-        h1.signal_node(Signal::SIGSTOP);
-        unheard(h1);
-        if dockerd_goes {
+        unheard(h1, lines);
+        if round == 1 {
             h1.kill_dockerd();
             h1.spawn_dockerd();
             h1.await_dockerd();
         }
-        h1.signal_node(Signal::SIGCONT);
+        if round < 2 {
+            h1.signal_node(Signal::SIGCONT);
+        } else {
+            h1.spawn_node(&[]);
+        }
         lab.assert_consistent();
         h1.await_ready();
         assert_eq!(bob.record()["state"], "inactive");
-        reach_each_other(&[&ann, &idle]);
-        // Its name is looked up and not remembered.
         assert_eq!(h1.container("cat").id, h1.docker("inspect -f {{.Id}} cat").ok());
         lab.assert_consistent();
     }
+    reach_each_other(&[&ann, &idle]);
     lab.remove_everything();
 }
 
