@@ -6,11 +6,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
@@ -48,6 +49,8 @@ pub(crate) struct Link {
     /// For a veth: the index of its peer, in the peer's namespace.
     pub(crate) peer: Option<u32>,
     pub(crate) mac: Option<Mac>,
+    /// Whether packets pass: it is up, and the kernel has taken notice that its other end is too.
+    pub(crate) operates: bool,
 }
 
 /// The error number of a kernel's refusal, positive; `None` for other errors.
@@ -92,6 +95,25 @@ impl Netlink {
             Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
             Err(error) => Err(fault(format!("look for interface {name}"))(error)),
         }
+    }
+
+    /// Waits until packets pass a link both of whose ends are up: the kernel takes notice of that in its own time, and drops
+    /// what comes before (linux net/core/link_watch.c, `linkwatch_do_dev`).
+    ///
+    /// # Errors
+    /// It takes longer than a second, or the link is gone.
+    pub(crate) async fn await_operating(&self, name: &IfName) -> Result<(), Fault> {
+        let operates = async {
+            loop {
+                match self.link(name).await? {
+                    Some(link) if link.operates => return Ok(()),
+                    Some(_) => tokio::time::sleep(Duration::from_micros(200)).await,
+                    None => return Err(Fault::World(format!("wait for interface {name}: it is gone"))),
+                }
+            }
+        };
+        let late = |_| Fault::World(format!("wait for interface {name}: it does not operate after 1 s, as it should"));
+        tokio::time::timeout(Duration::from_secs(1), operates).await.map_err(late)?
     }
 
     /// Removes a link by name; one that is not there is no error.
@@ -292,10 +314,11 @@ fn default_interface() -> Option<String> {
 }
 
 fn read_link(message: &LinkMessage) -> Link {
-    let mut link = Link { index: message.header.index, peer: None, mac: None };
+    let mut link = Link { index: message.header.index, peer: None, mac: None, operates: false };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::OperState(state) => link.operates = *state == State::Up,
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
             _ => {}
         }
