@@ -524,6 +524,63 @@ fn what_is_taken_away_by_hand_is_put_back(lab: &Lab) {
     lab.remove_everything();
 }
 
+/// What is recorded of containers, here and of their addresses.
+const OF_CONTAINERS: [&str; 2] = ["/calico/v1/host/h1/workload/", "/calico/v1/ipam/v4/assignment/"];
+
+#[test]
+fn a_datastore_that_is_put_back_to_an_older_state_comes_to_agree_with_what_is_there() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", WEB);
+    for node_runs in [true, false] {
+        h1.run("gone", WEB);
+        h1.docker("stop -t 0 ann").ok();
+        lab.assert_consistent();
+        let old: Vec<_> = OF_CONTAINERS.iter().flat_map(|prefix| h1.etcd().entries(prefix)).collect();
+        h1.docker("rm -f gone").ok();
+        h1.docker("start ann").ok();
+        let new = h1.run(&format!("new{node_runs}"), WEB);
+        lab.assert_consistent();
+        if !node_runs {
+            h1.stop_node();
+        }
+        for prefix in OF_CONTAINERS {
+            h1.etcd().ctl(&["del", "--prefix", prefix]).run().ok();
+        }
+        for (key, entry) in old {
+            h1.etcd().put(&key, &entry.value);
+        }
+        if !node_runs {
+            h1.start_node();
+        }
+        lab.assert_consistent();
+        reach_each_other(&[&ann, &new]);
+    }
+    lab.remove_everything();
+}
+
+#[test]
+fn a_network_of_dockers_beside_ours_does_not_take_the_way_out() {
+    let lab = Lab::bridged();
+    lab.start_nodes();
+    let h1 = lab.host(1);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    // At dockerd itself: through the node it is refused.
+    assert_eq!(h1.docker("network connect bridge ann").code, Some(1));
+    h1.raw_docker("network disconnect none ann").ok();
+    // It finds the way out taken, and leaves an interface without one; the next start has ours alone again.
+    let said = h1.raw_docker("network connect bridge ann").fails_with(1);
+    assert!(said.contains("gateway"), "{said}");
+    reach_each_other(&[&ann, &bob]);
+    h1.docker("restart -t 0 ann").ok();
+    let routes = h1.raw_docker("exec ann ip route").ok();
+    let ways_out: Vec<&str> = routes.lines().filter(|route| route.starts_with("default ")).collect();
+    assert_eq!(ways_out.len(), 1, "{routes}");
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 fn a_client_that_goes_away_leaves_its_container_whole_or_none(lab: &Lab) {
     let h1 = lab.host(1);
     let call = |path: &str, body: &Value| {
