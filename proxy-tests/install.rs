@@ -12,11 +12,6 @@ use crate::lab::host::{Host, IDLE};
 /// A configuration as an operator may have it.
 const THEIRS: &str = "{\n\t\"max-concurrent-uploads\" : 7,\n\t\"runtimes\": { \"spare\": {\"path\":\"runc\"} },\n\t\"labels\":[ \"a=b\" ]\n}\n\n";
 
-/// One host whose dockerd knows no runtime of ours yet.
-fn fresh() -> Lab {
-    Lab::hosts(1)
-}
-
 /// What tells one state of a file from another, also where the same was written again.
 fn state(path: &Path) -> (Vec<u8>, u64, i64, i64, u32, u32, u32) {
     let (text, found) = (fs::read(path).unwrap(), fs::metadata(path).unwrap());
@@ -42,7 +37,7 @@ fn make(host: &Host, name: &str) -> String {
 
 #[test]
 fn dockerd_knows_the_runtime_once_it_is_installed_and_has_not_been_restarted_nor_its_file_changed_otherwise() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     let real = h1.scratch().join("kept-elsewhere.json");
     fs::write(&real, THEIRS).unwrap();
@@ -94,7 +89,7 @@ fn dockerd_knows_the_runtime_once_it_is_installed_and_has_not_been_restarted_nor
 
 #[test]
 fn another_runtime_of_the_name_gives_way_and_a_file_without_runtimes_loses_nothing() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.install_runtime();
     let text = fs::read_to_string(h1.daemon_json()).unwrap();
@@ -134,7 +129,7 @@ fn another_runtime_of_the_name_gives_way_and_a_file_without_runtimes_loses_nothi
 
 #[test]
 fn containers_that_need_the_runtime_are_named_before_it_goes_unless_it_is_forced() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.install_runtime();
     h1.raw_docker("create --name other --net=none busybox").ok();
@@ -168,7 +163,7 @@ fn containers_that_need_the_runtime_are_named_before_it_goes_unless_it_is_forced
 
 #[test]
 fn a_file_that_dockerd_does_not_take_up_is_put_back_as_it_was() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     // It came into the file after dockerd had read it.
     let wrong = "{ \"no-such-option\": 1 }";
@@ -186,7 +181,7 @@ fn a_file_that_dockerd_does_not_take_up_is_put_back_as_it_was() {
 
 #[test]
 fn while_dockerd_is_down_its_file_is_changed_and_it_reads_it_at_its_start() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.kill_dockerd();
     let said = h1.install_runtime();
@@ -208,7 +203,7 @@ fn while_dockerd_is_down_its_file_is_changed_and_it_reads_it_at_its_start() {
 
 #[test]
 fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_that_is_meant() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     let (programs, before) = (h1.programs(), state(&h1.daemon_json()));
     let refused = |options: &[&str], reason: &str| {

@@ -51,12 +51,26 @@ struct Plan {
     bridge: bool,
     /// No etcd beside the hosts: each node runs its own.
     embedded: bool,
+    /// dockerd knows our OCI runtime.
+    runtime: bool,
 }
 
 impl Lab {
     /// Hosts whose dockerd leaves the network alone, and one etcd for all.
     pub(crate) fn hosts(hosts: u8) -> Self {
-        Lab::make(Plan { hosts, bridge: false, embedded: false })
+        Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: true })
+    }
+
+    /// The same, where dockerd does not know our OCI runtime.
+    pub(crate) fn without_runtime(hosts: u8) -> Self {
+        Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: false })
+    }
+
+    /// The same with a node on each.
+    pub(crate) fn running_without_runtime(hosts: u8) -> Self {
+        let lab = Lab::without_runtime(hosts);
+        lab.start_nodes();
+        lab
     }
 
     /// One host whose dockerd has its bridge and writes its own firewall rules.
@@ -66,12 +80,12 @@ impl Lab {
 
     /// The same, several of them.
     pub(crate) fn bridged_hosts(hosts: u8) -> Self {
-        Lab::make(Plan { hosts, bridge: true, embedded: false })
+        Lab::make(Plan { hosts, bridge: true, embedded: false, runtime: true })
     }
 
     /// One host and no etcd.
     pub(crate) fn without_etcd() -> Self {
-        Lab::make(Plan { hosts: 1, bridge: false, embedded: true })
+        Lab::make(Plan { hosts: 1, bridge: false, embedded: true, runtime: true })
     }
 
     fn make(plan: Plan) -> Self {
@@ -89,7 +103,7 @@ impl Lab {
         }
         for number in 1..=plan.hosts {
             let etcd = (!plan.embedded).then(|| lab.etcd());
-            lab.hosts.push(Host::make(&lab.name, &lab.folder, number, etcd, plan.bridge));
+            lab.hosts.push(Host::make(&lab.name, &lab.folder, number, etcd, plan.bridge, plan.runtime));
         }
         for host in &lab.hosts {
             host.await_dockerd();

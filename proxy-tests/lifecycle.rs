@@ -116,7 +116,7 @@ fn short_lives_leave_nothing_behind() {
 /// A record that could not be read was taken for none: the start succeeded, with a dead interface.
 #[test]
 fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_same() {
-    let lab = Lab::running(1);
+    let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
     h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
     h1.docker("stop -t 0 ann").ok();

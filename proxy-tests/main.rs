@@ -28,6 +28,7 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod runtime;
 mod sdk;
 mod shown;
 mod streams;

@@ -21,10 +21,13 @@ pub(crate) mod links;
 pub(crate) mod netns;
 pub(crate) mod pipe;
 pub(crate) mod relay;
+pub(crate) mod reservations;
 pub(crate) mod ruleset;
+pub(crate) mod run_dir;
 pub(crate) mod sysctl;
 pub(crate) mod tls;
 pub(crate) mod wire;
+pub(crate) mod wiring;
 
 #[cfg(test)]
 pub(crate) mod testnet;

@@ -76,3 +76,9 @@ pub fn calico_node_main() -> ExitCode {
 pub fn calicoctl_main() -> ExitCode {
     part::ctl::calicoctl_main()
 }
+
+/// Runs `calico-runtime` with these arguments, its own name left out.
+#[must_use]
+pub fn calico_runtime_main(args: Vec<std::ffi::OsString>) -> ExitCode {
+    part::runtime::calico_runtime_main(args)
+}

@@ -152,7 +152,8 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let store = Arc::new(Store::new());
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
-    let ground = Ground { host: host.clone(), host_ip, state_dir: flags.state_dir.clone(), apply_timeout };
+    let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
+    let ground = Ground { host: host.clone(), host_ip, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
@@ -292,7 +293,8 @@ fn start_servers(
     gauge: &Arc<Gauge>,
     metrics: Arc<Metrics>,
 ) {
-    let service = Arc::new(Control { network: Arc::clone(network), gauge: Arc::clone(gauge) });
+    let under_way = parts.calls.clone();
+    let service = Arc::new(Control { network: Arc::clone(network), gauge: Arc::clone(gauge), under_way });
     parts.keep("the control socket", |stop| serve(control, service, stop));
     let service = Arc::new(Measures { metrics, gauge: Arc::clone(gauge) });
     parts.keep("the metrics address", |stop| serve(measures, service, stop));

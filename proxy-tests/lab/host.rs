@@ -1,9 +1,7 @@
 //! One Docker host of a lab: its dockerd, its node, and what is to be seen on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::Permissions;
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -47,7 +45,7 @@ fn binary(variable: &str, built: &str) -> String {
 }
 
 impl Host {
-    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool) -> Self {
+    pub(super) fn make(lab: &str, folder: &Path, number: u8, etcd: Option<Etcd>, bridge: bool, runtime: bool) -> Self {
         let name = format!("h{number}");
         let (space, switch) = (format!("{lab}-{name}"), format!("{lab}-sw"));
         let address = Ipv4Addr::new(172, 25, 0, number);
@@ -73,11 +71,19 @@ impl Host {
         for folder in [host.run_dir(), host.state_dir(), host.folder.join("docker-cli")] {
             std::fs::create_dir_all(folder).unwrap();
         }
-        std::fs::write(host.daemon_json(), "{}").unwrap();
+        let daemon = if runtime { host.daemon_config() } else { json!({}) };
+        std::fs::write(host.daemon_json(), daemon.to_string()).unwrap();
         // As a machine is that was installed just now. A new namespace has what the machine has.
         host.sh("sysctl -qw net.ipv4.ip_forward=0");
         host.spawn_dockerd();
         host
+    }
+
+    /// What `install-runtime` writes.
+    fn daemon_config(&self) -> Value {
+        let path = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
+        let args = json!(["--run-dir", self.run_dir(), "--state-dir", self.state_dir()]);
+        json!({ "runtimes": { "calico": { "path": path, "runtimeArgs": args } } })
     }
 
     pub(crate) fn run_dir(&self) -> PathBuf {
@@ -274,22 +280,22 @@ impl Host {
         self.node_env(self.command(&folder.join("calico-node").display().to_string())).args(args)
     }
 
-    /// A folder with calico-node and, beside it, a runtime that is the machine's own.
+    /// A folder with a calico-node and a calico-runtime that nobody else uses.
     pub(crate) fn programs(&self) -> PathBuf {
         let folder = self.scratch().join("programs");
         if !folder.exists() {
             std::fs::create_dir(&folder).unwrap();
-            let node = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
-            std::fs::copy(node, folder.join("calico-node")).unwrap();
-            // Without what is meant for ours: `--run-dir X --state-dir Y`.
-            let runtime = folder.join("calico-runtime");
-            std::fs::write(&runtime, "#!/bin/sh\nshift 4\nexec runc \"$@\"\n").unwrap();
-            std::fs::set_permissions(&runtime, Permissions::from_mode(0o755)).unwrap();
+            for (name, variable, built) in [
+                ("calico-node", "CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node")),
+                ("calico-runtime", "CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime")),
+            ] {
+                std::fs::copy(binary(variable, built), folder.join(name)).unwrap();
+            }
         }
         folder
     }
 
-    /// Makes that runtime known to dockerd, and tells what was said of it.
+    /// Makes the runtime of that folder known to dockerd, and tells what was said of it.
     #[track_caller]
     pub(crate) fn install_runtime(&self) -> String {
         self.calico_node_in(&self.programs(), &["install-runtime"]).run().ok()

@@ -56,11 +56,18 @@ impl From<Unanswered> for Fault {
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
     socket: PathBuf,
+    patience: Duration,
 }
 
 impl Control {
     pub(crate) fn in_run_dir(run_dir: &Path) -> Self {
-        Control { socket: run_dir.join(SOCKET) }
+        Control { socket: run_dir.join(SOCKET), patience: ANSWER_TIMEOUT }
+    }
+
+    /// The same, but no answer is waited for any longer than this.
+    #[must_use]
+    pub(crate) fn waiting_at_most(self, patience: Duration) -> Self {
+        Control { patience, ..self }
     }
 
     pub(crate) async fn get<Answer: DeserializeOwned>(&self, target: &str) -> Result<Answer, Unanswered> {
@@ -83,10 +90,10 @@ impl Control {
         body: Bytes,
     ) -> Result<Answer, Unanswered> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(target, &error))?;
-        match timeout(ANSWER_TIMEOUT, self.exchange(stream, method, target, body)).await {
+        match timeout(self.patience, self.exchange(stream, method, target, body)).await {
             Ok(Ok((status, body))) => self.read(target, status, &body),
             Ok(Err(unanswered)) => Err(unanswered),
-            Err(_) => Err(self.broken(target, &format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))),
+            Err(_) => Err(self.broken(target, &format!("no answer within {} s", self.patience.as_secs()))),
         }
     }
 

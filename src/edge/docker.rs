@@ -5,14 +5,16 @@
 
 use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, InspectNetworkOptions, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt};
 use tokio::sync::OnceCell;
 
+use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::recreation::RecreationLabels;
+use crate::plan::runtime::Runtimes;
 
 /// How long one of our own calls may take, in seconds; `stop` adds its grace.
 const CALL_TIMEOUT_S: u64 = 30;
@@ -44,6 +46,10 @@ pub(crate) struct Container {
     /// `NAME=value` entries, the image's among them.
     pub(crate) env: Vec<String>,
     pub(crate) labels: RecreationLabels,
+    /// Whether its restart policy has it run whenever nobody stopped it.
+    pub(crate) restarts: bool,
+    /// The runtime that dockerd starts it with.
+    pub(crate) runtime: String,
 }
 
 /// A line of the container list.
@@ -57,18 +63,14 @@ pub(crate) struct Listed {
     pub(crate) created_s: i64,
 }
 
-/// Something that happened to a container.
+/// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Event {
-    pub(crate) id: ContainerId,
-    pub(crate) kind: EventKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EventKind {
-    Start,
-    Die,
-    Destroy,
+pub(crate) enum Event {
+    Started(ContainerId),
+    /// A container's process has ended, or it is gone.
+    Ended(ContainerId),
+    /// dockerd has read its configuration again.
+    Reloaded,
 }
 
 /// A name as one segment of a path, which bollard puts together from it as it is.
@@ -123,6 +125,28 @@ impl Docker {
         client.ping().await.map(drop).map_err(|error| self.fault("ping", &error))
     }
 
+    /// The runtimes that it knows.
+    pub(crate) async fn runtimes(&self) -> Result<Runtimes, Fault> {
+        let client = self.client().await?;
+        let info = client.info().await.map_err(|error| self.fault("ask for the runtimes", &error))?;
+        let known = info.runtimes.unwrap_or_default().into_iter().map(|(name, runtime)| {
+            let args = runtime.runtime_args.unwrap_or_default();
+            (name, OciRuntime { path: runtime.path.unwrap_or_default(), args })
+        });
+        Ok(Runtimes { default: info.default_runtime.unwrap_or_default(), known: known.collect() })
+    }
+
+    /// Starts a container; one that runs already is no error.
+    pub(crate) async fn start(&self, id: &ContainerId) -> Result<(), Fault> {
+        let client = self.client().await?;
+        match client.start_container(id.as_str(), None::<StartContainerOptions>).await {
+            Err(error) if status_of(&error) != Some(304) => {
+                Err(self.fault(&format!("start container {}", id.short()), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A container by name, id or part of an id; `None` if there is none.
     pub(crate) async fn inspect(&self, name: &str) -> Result<Option<Container>, Fault> {
         let client = self.client().await?;
@@ -137,6 +161,8 @@ impl Docker {
         let running = state.running.unwrap_or(false);
         let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| running && *pid > 0);
         let config = found.config.unwrap_or_default();
+        let host = found.host_config.unwrap_or_default();
+        let policy = host.restart_policy.and_then(|policy| policy.name).map(|name| name.to_string());
         Ok(Some(Container {
             id,
             name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
@@ -144,9 +170,11 @@ impl Docker {
             is_up: running || state.restarting.unwrap_or(false),
             hostname: config.hostname.unwrap_or_default(),
             hosts_path: found.hosts_path.filter(|path| !path.is_empty()),
-            network_mode: found.host_config.and_then(|host| host.network_mode).unwrap_or_default(),
+            network_mode: host.network_mode.unwrap_or_default(),
             env: config.env.unwrap_or_default(),
             labels: config.labels.into_iter().flatten().collect(),
+            restarts: policy.is_some_and(|policy| !matches!(policy.as_str(), "" | "no")),
+            runtime: host.runtime.unwrap_or_default(),
         }))
     }
 
@@ -180,24 +208,6 @@ impl Docker {
         Ok(listed.collect())
     }
 
-    /// The OCI runtime of a name, as dockerd is set to call it: its path and its arguments. `None` if it has none.
-    pub(crate) async fn runtime(&self, name: &str) -> Result<Option<(String, Vec<String>)>, Fault> {
-        let client = self.client().await?;
-        let info = client.info().await.map_err(|error| self.fault("ask for the runtimes", &error))?;
-        let found = info.runtimes.unwrap_or_default().remove(name);
-        Ok(found.map(|runtime| (runtime.path.unwrap_or_default(), runtime.runtime_args.unwrap_or_default())))
-    }
-
-    /// The OCI runtime that a container is made for; `None` if the container is gone.
-    pub(crate) async fn runtime_of(&self, id: &ContainerId) -> Result<Option<String>, Fault> {
-        let client = self.client().await?;
-        match client.inspect_container(id.as_str(), None::<InspectContainerOptions>).await {
-            Ok(found) => Ok(Some(found.host_config.and_then(|host| host.runtime).unwrap_or_default())),
-            Err(error) if status_of(&error) == Some(404) => Ok(None),
-            Err(error) => Err(self.fault(&format!("inspect container {}", id.short()), &error)),
-        }
-    }
-
     /// Stops a container; one that is gone or stopped already is no error.
     pub(crate) async fn stop(&self, id: &ContainerId) -> Result<(), Fault> {
         let client = self.client().await?;
@@ -226,20 +236,22 @@ impl Docker {
     /// found by listing.
     pub(crate) async fn events(&self) -> Result<impl Stream<Item = Result<Event, Fault>> + Send + '_, Fault> {
         let client = self.client().await?;
-        let filters =
-            std::collections::HashMap::from([("type", vec!["container"]), ("event", vec!["start", "die", "destroy"])]);
+        let filters = std::collections::HashMap::from([
+            ("type", vec!["container", "daemon"]),
+            ("event", vec!["start", "die", "destroy", "reload"]),
+        ]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
         let events = client.events(Some(options)).filter_map(move |message| {
             let event = match message {
                 Ok(message) => {
-                    let kind = match message.action.as_deref() {
-                        Some("start") => Some(EventKind::Start),
-                        Some("die") => Some(EventKind::Die),
-                        Some("destroy") => Some(EventKind::Destroy),
+                    let id = || message.actor.as_ref()?.id.as_ref()?.parse().ok();
+                    match message.action.as_deref() {
+                        Some("start") => id().map(Event::Started),
+                        Some("die" | "destroy") => id().map(Event::Ended),
+                        Some("reload") => Some(Event::Reloaded),
                         _ => None,
-                    };
-                    let id = message.actor.and_then(|actor| actor.id).and_then(|id| id.parse().ok());
-                    kind.zip(id).map(|(kind, id)| Ok(Event { id, kind }))
+                    }
+                    .map(Ok)
                 }
                 Err(error) => Some(Err(self.fault("read events", &error))),
             };

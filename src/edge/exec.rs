@@ -6,6 +6,7 @@
 //! forks them all. The alternative, a list of process ids to clean up at the next start, kills strangers when ids are
 //! used again.
 
+use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -78,6 +79,13 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
     let complaint = String::from_utf8_lossy(&output.stderr);
     let complaint: String = complaint.trim().chars().take(COMPLAINT_LONGEST).collect();
     Err(world(format!("{}: {complaint}", output.status)))
+}
+
+/// Becomes another program; comes back only if that cannot be.
+pub(crate) fn become_program(program: &str, args: &[OsString]) -> Fault {
+    use std::os::unix::process::CommandExt as _;
+    let error = command(program).args(args).as_std_mut().exec();
+    Fault::World(format!("run {program}: {error}"))
 }
 
 /// What a child that lives with the node is started as.

@@ -9,6 +9,7 @@ use super::exec::run;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::diff::{ChainStep, SeenTable, parse, render};
+use crate::plan::filter;
 
 /// What is there of ours in the tables that we use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,4 +74,23 @@ pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
     let saved = run(&tool(family, "save"), &["-t", "filter"], "").await?.stdout;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
+}
+
+/// Checks that packets still come to our chains first: the policy in them is of use only then.
+///
+/// # Errors
+/// `World`, naming the chain whose jump is not there.
+pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    for (kernel, chain, _) in filter::jumps() {
+        let rules = run(program, &["-w", "-S", kernel], "").await?.stdout;
+        let jump = format!("-j {chain}");
+        if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&jump)) {
+            return Err(Fault::World(format!("check chain {kernel}: nothing in it leads to {chain}")));
+        }
+    }
+    Ok(())
 }

@@ -3,7 +3,9 @@
 //! The peer is born inside the container's namespace under its final name, so nothing is ever moved or renamed and no
 //! half-made interface shows up on the host. rtnetlink is named here and in `kernel_routes` only.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::PoisonError;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -18,7 +20,7 @@ use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
 use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
 use crate::plan::address::Connected;
-use crate::plan::wiring::{HOST_MAC, LINK_GROUP, Wiring};
+use crate::plan::wiring::{HOST_MAC, LEAVING_GROUP, LINK_GROUP, Wiring};
 
 /// An rtnetlink socket and the task that serves it.
 #[derive(Debug)]
@@ -27,6 +29,9 @@ pub(crate) struct Netlink {
     /// The kernel serves one dump at a time on a socket and refuses a second with EBUSY (linux net/netlink/af_netlink.c,
     /// `__netlink_dump_start`).
     dumping: Mutex<()>,
+    /// Links that somebody waits to see removed, by index, and the right to remove them.
+    leaving: std::sync::Mutex<BTreeSet<u32>>,
+    removing: Mutex<()>,
     task: JoinHandle<()>,
 }
 
@@ -70,7 +75,8 @@ impl Netlink {
     pub(crate) fn open() -> Result<Self, Fault> {
         let (connection, handle, _) =
             rtnetlink::new_connection().map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
-        Ok(Netlink { handle, dumping: Mutex::new(()), task: tokio::spawn(connection) })
+        let (dumping, removing, leaving) = (Mutex::default(), Mutex::default(), std::sync::Mutex::default());
+        Ok(Netlink { handle, dumping, leaving, removing, task: tokio::spawn(connection) })
     }
 
     /// A socket in another namespace.
@@ -90,11 +96,37 @@ impl Netlink {
 
     /// Removes a link by name; one that is not there is no error.
     pub(crate) async fn remove(&self, name: &IfName) -> Result<(), Fault> {
-        let Some(link) = self.link(name).await? else { return Ok(()) };
-        match self.handle.link().del(link.index).execute().await {
-            // It went with its container's namespace meanwhile.
+        match self.link(name).await? {
+            Some(link) => {
+                self.remove_link(link.index).await.map_err(|fault| fault.during(&format!("interface {name}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a link by its index, which is never given out again; one that is not there is no error.
+    ///
+    /// The kernel takes some 20 ms to be sure that nobody uses a link any more, and as long for many at once. So who comes
+    /// while links are being removed waits, and then all that wait go together.
+    pub(crate) async fn remove_link(&self, index: u32) -> Result<(), Fault> {
+        let leaving = || self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving().insert(index);
+        let _turn = self.removing.lock().await;
+        let together = std::mem::take(&mut *leaving());
+        if together.len() > 1 {
+            for index in together {
+                let message = LinkUnspec::new_with_index(index).link_group(LEAVING_GROUP).build();
+                // One that is gone already is what we want, and what else stays behind is told below.
+                let _ = self.handle.link().set(message).execute().await;
+            }
+            let mut group = self.handle.link().del(0);
+            group.message_mut().attributes.push(LinkAttribute::Group(LEAVING_GROUP));
+            let _ = group.execute().await;
+        }
+        match self.handle.link().del(index).execute().await {
+            // It went with the others, or with its container's namespace.
             Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
-            other => other.map_err(fault(format!("remove interface {name}"))),
+            other => other.map_err(fault(format!("remove the link of index {index}"))),
         }
     }
 
@@ -104,7 +136,8 @@ impl Netlink {
         let mut links = self.handle.link().get().execute();
         let mut ours = Vec::new();
         while let Some(message) = links.try_next().await.map_err(fault("list the host's interfaces".to_owned()))? {
-            let grouped = message.attributes.contains(&LinkAttribute::Group(LINK_GROUP));
+            let is_in = |group| message.attributes.contains(&LinkAttribute::Group(group));
+            let grouped = is_in(LINK_GROUP) || is_in(LEAVING_GROUP);
             let name = message.attributes.iter().find_map(|attribute| match attribute {
                 LinkAttribute::IfName(name) => name.parse::<IfName>().ok(),
                 _ => None,
@@ -289,6 +322,25 @@ mod tests {
         for answer in futures_util::future::join_all(asked).await {
             assert!(answer.is_ok(), "{answer:?}");
         }
+    }
+
+    #[test]
+    fn links_that_are_removed_at_once_go_and_no_others() {
+        crate::edge::testnet::in_own_network(|| async {
+            let netlink = Netlink::open().unwrap();
+            let names: Vec<IfName> = (0..20).map(|number| format!("cali{number}").parse().unwrap()).collect();
+            for name in &names {
+                crate::edge::testnet::sh(&format!("ip link add {name} type veth peer name p{name}")).await;
+            }
+            let (kept, gone) = names.split_last().unwrap();
+            for result in futures_util::future::join_all(gone.iter().map(|name| netlink.remove(name))).await {
+                assert_eq!(result, Ok(()));
+            }
+            for name in gone {
+                assert_eq!(netlink.link(name).await, Ok(None));
+            }
+            assert!(netlink.link(kept).await.unwrap().is_some());
+        });
     }
 
     #[tokio::test]

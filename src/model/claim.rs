@@ -71,6 +71,19 @@ impl Change {
 }
 
 impl Claim {
+    /// The claim of an endpoint whose container has been there for long.
+    pub(crate) fn bound_again(endpoint: &EndpointKey, name: &str, since: String) -> Claim {
+        let owner = Owner {
+            host: endpoint.host.clone(),
+            orchestrator: endpoint.orchestrator.clone(),
+            workload: Some(endpoint.workload.clone()),
+            endpoint: endpoint.endpoint.clone(),
+            name: name.to_owned(),
+            since,
+        };
+        Claim { v: 1, state: ClaimState::Bound, owner, request: String::new(), successor: None }
+    }
+
     /// The claim once its successor has the address; `None` if there is none.
     pub(crate) fn passed_over(&self) -> Option<Claim> {
         let Successor { owner, request } = self.successor.clone()?;
@@ -135,7 +148,7 @@ impl Claim {
 
 impl Owner {
     /// Whether it is the container of an endpoint. Ids of endpoints alone do not tell: others may choose theirs freely.
-    fn is(&self, endpoint: &EndpointKey) -> bool {
+    pub(crate) fn is(&self, endpoint: &EndpointKey) -> bool {
         self.endpoint == endpoint.endpoint
             && self.workload.as_ref() == Some(&endpoint.workload)
             && self.host == endpoint.host

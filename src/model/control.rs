@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::name::{ContainerId, HostName, IfName};
+use super::reservation::Reservation;
 
 /// The socket's name in the run folder.
 pub(crate) const SOCKET: &str = "control.sock";
@@ -18,6 +19,10 @@ pub(crate) const ADD: &str = "/v1/containers/add";
 pub(crate) const REMOVE: &str = "/v1/containers/remove";
 /// `GET` with a query that [`resolve_target`] writes, answered by [`ContainerNamed`].
 pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
+/// `POST` [`ContainerNamed`], answered by [`ContainerWiring`]: the OCI hook asks before it wires.
+pub(crate) const STARTING: &str = "/v1/containers/starting";
+/// `POST` [`ContainerNamed`], answered by the same: the OCI hook has wired.
+pub(crate) const WIRED: &str = "/v1/containers/wired";
 /// `GET`, answered by [`Status`].
 pub(crate) const STATUS: &str = "/v1/status";
 
@@ -43,6 +48,17 @@ pub(crate) struct ContainerAdded {
 pub(crate) struct ContainerRemove {
     /// Its name, id or part of the id.
     pub(crate) container: String,
+}
+
+/// What a starting container is to be wired with. An answer of success says that its policy stands in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ContainerWiring {
+    /// The container is none of ours.
+    NotOurs,
+    Wire(Reservation),
+    /// The node has not heard of its datastore yet: what it left in the kernel before may stand.
+    Unknown,
 }
 
 /// The container that a name stands for.

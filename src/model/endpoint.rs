@@ -19,7 +19,34 @@ pub(crate) enum State {
     Inactive,
 }
 
-/// What the create request asked Docker's own networking for before we overwrote it.
+/// Who wired a container when it was last started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WiredBy {
+    /// The hook of the OCI runtime, before the first instruction of the process.
+    Runtime,
+    /// The node, once it had heard of the start.
+    Node,
+}
+
+impl WiredBy {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            WiredBy::Runtime => "runtime",
+            WiredBy::Node => "node",
+        }
+    }
+}
+
+/// A runtime that a container asked for and that ours stands in front of: the program, and what it is given first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OciRuntime {
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+}
+
+/// What the create request asked dockerd for before we overwrote it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Requested {
     /// `HostConfig.NetworkMode` as it was sent; empty if none was.
@@ -31,6 +58,9 @@ pub(crate) struct Requested {
     /// The ids that dockerd knew those networks by at the create: compose 2 looks for them in the list of containers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) network_ids: BTreeMap<String, String>,
+    /// The runtime that does the container's work, where it is not runc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runtime: Option<OciRuntime>,
 }
 
 impl Requested {
@@ -77,6 +107,8 @@ pub(crate) struct Endpoint {
     pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Option<Requested>,
     pub(crate) handed_over: Option<HandedOver>,
+    /// `None` before the first start.
+    pub(crate) wired_by: Option<WiredBy>,
     pub(crate) rest: BTreeMap<String, serde_json::Value>,
 }
 
@@ -138,6 +170,8 @@ struct Written {
     requested: Option<Requested>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     handed_over: Option<HandedOver>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wired_by: Option<WiredBy>,
     #[serde(flatten)]
     rest: BTreeMap<String, serde_json::Value>,
 }
@@ -184,6 +218,7 @@ impl TryFrom<Written> for Endpoint {
             ipv6_gateway: written.ipv6_gateway,
             requested: written.requested,
             handed_over: written.handed_over,
+            wired_by: written.wired_by,
             rest: written.rest,
         })
     }
@@ -204,6 +239,7 @@ impl From<Endpoint> for Written {
             ipv6_gateway: endpoint.ipv6_gateway,
             requested: endpoint.requested,
             handed_over: endpoint.handed_over,
+            wired_by: endpoint.wired_by,
             rest: endpoint.rest,
         }
     }

@@ -28,6 +28,7 @@ use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
 use crate::edge::ruleset::{self, RulesetEvents};
+use crate::edge::run_dir::Marks;
 use crate::edge::{iptables, sysctl};
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
@@ -149,6 +150,7 @@ pub(crate) async fn run(
         speaker: None,
         audit_every: AUDIT_EVERY,
         told: BTreeMap::new(),
+        marks: Marks::programmed(&settings.run_dir),
     };
     let bird = settings.bgp.then(|| Bird::new(spawner.clone(), &settings.run_dir));
     // When the agent ends by itself BIRD ends with it, and the other way round.
@@ -182,6 +184,7 @@ struct Agent {
     audit_every: Duration,
     /// The faults that the log tells of.
     told: BTreeMap<String, String>,
+    marks: Marks,
 }
 
 /// What woke the loop.
@@ -355,7 +358,7 @@ impl Agent {
 
     /// Tells what came of an apply, if anything did.
     fn publish(&mut self, pending: &Changes) {
-        let Agent { programmed, desired, kernel, known, told, .. } = self;
+        let Agent { programmed, desired, kernel, known, told, marks, .. } = self;
         let revision = known.unwrap_or_default();
         let mut faults = desired.faults.clone();
         faults.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
@@ -384,16 +387,29 @@ impl Agent {
             programmed.revision = revision;
             programmed.in_sync = in_sync;
             programmed.faults = faults;
+            let before = programmed.endpoints.len();
             for key in keys {
                 match desired.endpoint(key).filter(|(_, endpoint)| kernel.holds(endpoint)) {
                     Some((revision, endpoint)) => {
                         let active = endpoint.is_active() && kernel.routes_to(endpoint, &desired.routes);
-                        programmed.endpoints.insert(key.endpoint.clone(), EndpointProgrammed { revision, active });
+                        let stands = EndpointProgrammed { revision, active };
+                        if programmed.endpoints.insert(key.endpoint.clone(), stands).is_none() {
+                            mark(marks.set(key.endpoint.as_str(), ""));
+                        }
                     }
                     None => {
                         programmed.endpoints.remove(&key.endpoint);
+                        mark(marks.clear(key.endpoint.as_str()));
                     }
                 }
+            }
+            // Those of an earlier run, once everything has been looked at.
+            if before == 0 && in_sync {
+                let strangers = marks
+                    .all()
+                    .into_iter()
+                    .filter(|id| id.parse::<EndpointId>().is_ok_and(|id| !programmed.endpoints.contains_key(&id)));
+                strangers.for_each(|id| mark(marks.clear(&id)));
             }
             true
         });
@@ -434,6 +450,13 @@ impl Agent {
         for (object, why) in faults {
             tracing::warn!(object, why, "kernel settings of an interface are not as they should be");
         }
+    }
+}
+
+/// The marks are for a hook that finds no node; without one it refuses a start.
+fn mark(marked: Result<(), Fault>) {
+    if let Err(fault) = marked {
+        tracing::warn!(%fault, "a mark of what the kernel holds is not right");
     }
 }
 

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
+use tokio_util::task::TaskTracker;
 
 use crate::edge::http::{Answer, Asked, Service};
 use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, Failed, REMOVE, RESOLVE, STATUS, resolve_name,
+    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, Failed, REMOVE, RESOLVE, STARTING, STATUS,
+    WIRED, resolve_name,
 };
 use crate::model::fault::Fault;
 use crate::model::wish::Wish;
@@ -18,6 +20,8 @@ use crate::part::status::Gauge;
 pub(crate) struct Control {
     pub(crate) network: Arc<Network>,
     pub(crate) gauge: Arc<Gauge>,
+    /// The work on networks that is under way.
+    pub(crate) under_way: TaskTracker,
 }
 
 /// Answers on the metrics address.
@@ -49,6 +53,23 @@ impl Control {
         Ok(Answer::json(200, &ContainerNamed { container }))
     }
 
+    async fn starting(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let ContainerNamed { container } = read(asked)?;
+        Ok(Answer::json(200, &self.network.starting(&container).await?))
+    }
+
+    /// Answers at once: the process waits for the hook, and nothing that it needs is still to be done.
+    fn wired(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let named: ContainerNamed = read(asked)?;
+        let (network, container) = (Arc::clone(&self.network), named.container.clone());
+        self.under_way.spawn(async move {
+            if let Err(fault) = network.wired(&container).await {
+                tracing::warn!(container = container.short(), %fault, "a start is not recorded yet");
+            }
+        });
+        Ok(Answer::json(200, &named))
+    }
+
     async fn resolve(&self, asked: &Asked) -> Result<Answer, Fault> {
         let name = resolve_name(&asked.query)
             .ok_or_else(|| Fault::Refusal(format!("read the query {:?}: it must be name=…", asked.query)))?;
@@ -62,6 +83,8 @@ impl Service for Control {
         let answer = match (asked.method.as_str(), asked.path.as_str()) {
             ("POST", ADD) => self.add(&asked).await,
             ("POST", REMOVE) => self.remove(&asked).await,
+            ("POST", STARTING) => self.starting(&asked).await,
+            ("POST", WIRED) => self.wired(&asked),
             ("GET", RESOLVE) => self.resolve(&asked).await,
             ("GET", STATUS) => Ok(Answer::json(200, &self.gauge.status().await)),
             (method, path) => {

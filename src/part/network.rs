@@ -15,12 +15,13 @@ mod claims;
 mod creating;
 mod reconcile;
 mod settle;
+mod starting;
 mod succession;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -28,7 +29,9 @@ use tokio::sync::watch;
 
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
-use crate::edge::links::Netlink;
+use crate::edge::reservations::Reservations;
+use crate::edge::run_dir::Marks;
+use crate::edge::wiring::Wirer;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
@@ -38,6 +41,7 @@ use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
 use crate::plan::body::Appearance;
+use crate::plan::runtime::Runtimes;
 
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]
@@ -46,6 +50,7 @@ pub(crate) struct Ground {
     /// The next hop of every container here.
     pub(crate) host_ip: Ipv4Addr,
     pub(crate) state_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     /// How long a start waits for the agent.
     pub(crate) apply_timeout: Duration,
 }
@@ -56,7 +61,15 @@ pub(crate) struct Network {
     store: Arc<Store>,
     etcd: Etcd,
     docker: Docker,
-    netlink: Netlink,
+    wirer: Wirer,
+    /// What each container of ours is wired with, on this host's disk.
+    reservations: Reservations,
+    /// The endpoints whose policy stands, as an earlier run may have left them.
+    programmed_marks: Marks,
+    /// The containers whose start the OCI hook has refused.
+    refused: Marks,
+    /// The runtimes that dockerd knows, as of its last start or reload.
+    runtimes: RwLock<Runtimes>,
     metrics: Arc<Metrics>,
     programmed: watch::Receiver<Programmed>,
     /// The lease that pending claims hang on; `None` while there is none.
@@ -93,11 +106,15 @@ impl Network {
         programmed: watch::Receiver<Programmed>,
     ) -> Result<Self, Fault> {
         Ok(Network {
+            reservations: Reservations::in_state_dir(&ground.state_dir),
+            programmed_marks: Marks::programmed(&ground.run_dir),
+            refused: Marks::refused(&ground.run_dir),
+            runtimes: RwLock::default(),
             ground,
             store,
             etcd,
             docker,
-            netlink: Netlink::open()?,
+            wirer: Wirer::open()?,
             metrics,
             programmed,
             lease: watch::Sender::new(None),
@@ -113,8 +130,28 @@ impl Network {
         *self.docker_up.borrow()
     }
 
-    /// The endpoints of a container on this host.
+    /// Whether the datastore has been heard of since this node began.
+    fn is_loaded(&self) -> bool {
+        self.store.synced().borrow().revision > 0
+    }
+
+    /// The runtimes that dockerd knows.
+    pub(crate) fn runtimes(&self) -> Runtimes {
+        self.runtimes.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks dockerd anew which runtimes it knows.
+    pub(crate) async fn learn_runtimes(&self) -> Result<(), Fault> {
+        let known = self.docker.runtimes().await?.of_run_dir(&self.ground.run_dir);
+        *self.runtimes.write().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(())
+    }
+
+    /// The endpoints of a container on this host. Until the datastore is heard of, this host's disk is asked.
     fn recorded(&self, id: &ContainerId) -> Vec<Recorded> {
+        if !self.is_loaded() {
+            return self.reserved_here(id).unwrap_or_default();
+        }
         self.store.read(|snapshot| {
             let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
             of_container
@@ -128,6 +165,9 @@ impl Network {
 
     /// Where the endpoints of a container on this host are recorded, each with why it cannot be read, if it cannot.
     fn keys(&self, id: &ContainerId) -> Vec<(EndpointKey, Option<String>)> {
+        if !self.is_loaded() {
+            return self.recorded(id).into_iter().map(|one| (one.key, None)).collect();
+        }
         self.store.read(|snapshot| {
             let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
             of_container.map(|(key, record)| (key.clone(), record.value.as_ref().err().cloned())).collect()
@@ -136,6 +176,9 @@ impl Network {
 
     /// The ids of the containers that this host has endpoints of, readable or not.
     fn containers(&self) -> Vec<ContainerId> {
+        if !self.is_loaded() {
+            return self.reservations.containers().unwrap_or_default();
+        }
         self.store.read(|snapshot| {
             let ours =
                 snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.orchestrator == Orchestrator::docker());
@@ -147,23 +190,23 @@ impl Network {
 
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
     pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
-        if self.store.synced().borrow().revision == 0 {
-            return self.not_ours_for_certain(name).await;
-        }
         let known = self.containers();
-        if known.is_empty() {
+        if known.is_empty() && self.is_loaded() {
             return Ok(None);
         }
-        if let Ok(id) = name.parse::<ContainerId>() {
+        if let Ok(id) = name.parse::<ContainerId>()
+            && self.is_loaded()
+        {
             return Ok(known.contains(&id).then_some(id));
         }
-        let found = self.docker.inspect(name).await?.map(|container| container.id);
-        Ok(found.filter(|id| known.contains(id)))
-    }
-
-    /// Before the first load nobody knows which containers are ours, and a start must not succeed with a dead interface.
-    async fn not_ours_for_certain(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
         let Some(container) = self.docker.inspect(name).await? else { return Ok(None) };
+        if known.contains(&container.id) {
+            return Ok(Some(container.id));
+        }
+        if self.is_loaded() {
+            return Ok(None);
+        }
+        // Nobody knows for certain that it is not ours, and a start must not succeed with a dead interface.
         let asked = container.env.iter().any(|entry| entry.starts_with("CALICO_IP="));
         if asked && container.network_mode == "none" {
             return Err(Fault::Away(format!(
@@ -195,7 +238,7 @@ impl Network {
 
     /// The addresses that no container may have.
     async fn reserved(&self) -> Result<Reserved, Fault> {
-        let connected = self.netlink.host_addresses().await?;
+        let connected = self.wirer.links.host_addresses().await?;
         Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
     }
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::body::{self, read_create};
 use super::call::{Call, classify};
 use super::json;
+use super::runtime::Runtimes;
 use crate::model::fault::Fault;
 use crate::model::recreation::RecreationLabels;
 use crate::reference::{ask, hex};
@@ -32,7 +33,7 @@ fn values_of<'a>(environment: &'a [String], name: &str) -> BTreeSet<&'a str> {
 /// Compares our reading and our edit of a create body with Go's; the text tells how they differ.
 fn create_agrees(bytes: &[u8]) -> Result<(), String> {
     let go: Meaning = ask("create", &[bytes]);
-    let ours = read_create(bytes, "");
+    let ours = read_create(bytes, "", &Runtimes::default());
     if !go.error.is_empty() {
         // dockerd refuses the body, so it must refuse what we make of it.
         let Ok(Some((_, edited))) = ours else { return Ok(()) };

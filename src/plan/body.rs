@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::json::{self, Edit, Member, Span};
+use super::runtime::{RUNTIME, Runtimes, Way};
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, Mac};
@@ -43,15 +44,28 @@ const BARE_ENDPOINT: &[u8] = br#"{"IPAMConfig":null,"Links":null,"Aliases":null,
 ///
 /// # Errors
 /// `Refusal`: a wish that cannot be read, or that contradicts another part of the body.
-pub(crate) fn read_create(bytes: &[u8], name: &str) -> Result<Option<(Ask, Vec<u8>)>, Fault> {
+pub(crate) fn read_create(bytes: &[u8], name: &str, runtimes: &Runtimes) -> Result<Option<(Ask, Vec<u8>)>, Fault> {
     let Some(create) = Create::scan(bytes) else { return Ok(None) };
     let Some((addresses, profiles)) = create.wish()? else { return Ok(None) };
     let mode = create.network_mode()?;
     let wish = Wish::parse(&addresses, profiles.as_deref())?;
-    let requested = create.requested(mode);
-    let warnings = create.warnings(&requested);
+    let mut requested = create.requested(mode);
+    let mut warnings = create.warnings(&requested);
+    let way = runtimes.choose(create.runtimes.iter().rev().find_map(|(_, name)| name.as_deref()).unwrap_or_default());
+    let by_runtime = match way {
+        Way::Runtime(behind) => {
+            requested.runtime = behind;
+            true
+        }
+        Way::Node(why) => {
+            warnings.push(format!(
+                "calico: the network may come some milliseconds after the container's first instruction: {why}"
+            ));
+            false
+        }
+    };
     let ask = Ask { wish, name: name.to_owned(), requested, labels: create.labels.clone(), warnings };
-    Ok(Some((ask, json::splice(bytes, create.edits()))))
+    Ok(Some((ask, json::splice(bytes, create.edits(by_runtime)))))
 }
 
 /// The members of a body that dockerd 20.10 takes for those of a host configuration where the body has none. Source: moby
@@ -139,6 +153,8 @@ struct Create<'a> {
     host_configs: Vec<Span>,
     /// The values of `NetworkMode` that count: strings and nulls.
     modes: Vec<(Span, Option<String>)>,
+    /// Those of `Runtime`.
+    runtimes: Vec<(Span, Option<String>)>,
     publishes: bool,
     /// The variables as Go has them in the end.
     environment: Vec<String>,
@@ -252,11 +268,14 @@ impl<'a> Create<'a> {
         let merged_host = merged(bytes, &host_configs)?;
         // Without a HostConfig dockerd 20.10 takes the members of the body itself for one.
         let host = if host_configs.is_empty() { &members } else { &merged_host };
-        let mut modes = Vec::new();
-        for span in values(host, "NetworkMode") {
-            let mode = if json::is_null(bytes, &span) { None } else { Some(json::string(bytes, &span)?) };
-            modes.push((span, mode));
-        }
+        let texts = |field: &str| {
+            let text = |span: Span| {
+                let text = if json::is_null(bytes, &span) { None } else { Some(json::string(bytes, &span)?) };
+                Some((span, text))
+            };
+            values(host, field).into_iter().map(text).collect::<Option<Vec<_>>>()
+        };
+        let (modes, runtimes) = (texts("NetworkMode")?, texts("Runtime")?);
         let bound = since_null(bytes, values(host, "PortBindings"))
             .iter()
             .any(|span| json::members(bytes, span).is_some_and(|ports| !ports.is_empty()));
@@ -276,6 +295,7 @@ impl<'a> Create<'a> {
             top,
             host_configs,
             modes,
+            runtimes,
             publishes: bound || all,
             environment: overwritten(&lists),
             environments: lists.into_iter().flatten().map(|list| list.into_iter().flatten().collect()).collect(),
@@ -354,19 +374,32 @@ impl<'a> Create<'a> {
         warnings
     }
 
-    /// NetworkMode becomes `none`. The endpoints go too: with any left, dockerd joins that network all the same. They are
-    /// taken back rather than cut out, so that dockerd still sees what is wrong in them.
-    fn edits(&self) -> Vec<Edit> {
+    /// NetworkMode becomes `none`, and the runtime ours where ours is to wire. The endpoints go too: with any left, dockerd
+    /// joins that network all the same. They are taken back rather than cut out, so that dockerd still sees what is wrong
+    /// in them.
+    fn edits(&self, by_runtime: bool) -> Vec<Edit> {
         let mut edits = Vec::new();
         if let Some(last) = &self.networking
             && !self.networks.is_empty()
         {
             edits.push(self.inside(last, "EndpointsConfig", b"null"));
         }
-        match self.host_configs.last() {
-            None => edits.push(self.host_config_of_the_body()),
-            Some(last) if self.modes.is_empty() => edits.push(self.inside(last, "NetworkMode", br#""none""#)),
-            Some(_) => edits.extend(self.modes.iter().map(|(span, _)| (span.clone(), br#""none""#.to_vec()))),
+        let runtime = by_runtime.then(|| json::quote(RUNTIME));
+        let Some(last) = self.host_configs.last() else {
+            edits.push(self.host_config_of_the_body(runtime.as_deref()));
+            return edits;
+        };
+        let mut is_empty = json::members(self.bytes, last).is_none_or(|members| members.is_empty());
+        let none: Option<&[u8]> = Some(br#""none""#);
+        for (field, spans, value) in
+            [("NetworkMode", &self.modes, none), ("Runtime", &self.runtimes, runtime.as_deref())]
+        {
+            let Some(value) = value else { continue };
+            edits.extend(spans.iter().map(|(span, _)| (span.clone(), value.to_vec())));
+            if spans.is_empty() {
+                edits.push(json::append_member(self.bytes, last, is_empty, field, value));
+                is_empty = false;
+            }
         }
         edits
     }
@@ -380,16 +413,22 @@ impl<'a> Create<'a> {
     /// The edit that gives a body without HostConfig one. Where dockerd finds one it no longer looks for its members in
     /// the body itself, so those are repeated in it. A network mode there would do for dockerd 20.10, but later ones
     /// read a HostConfig only.
-    fn host_config_of_the_body(&self) -> Edit {
+    fn host_config_of_the_body(&self, runtime: Option<&[u8]>) -> Edit {
         let legacy = |member: &&Member| LEGACY.iter().any(|field| member.is(field));
         let mut host = vec![b'{'];
-        for member in self.members.iter().filter(legacy).filter(|member| !member.is("NetworkMode")) {
+        let ours = |member: &&Member| member.is("NetworkMode") || (runtime.is_some() && member.is("Runtime"));
+        for member in self.members.iter().filter(legacy).filter(|member| !ours(member)) {
             host.extend_from_slice(&json::quote(&member.key));
             host.push(b':');
             host.extend_from_slice(&self.bytes[member.value.clone()]);
             host.push(b',');
         }
-        host.extend_from_slice(br#""NetworkMode":"none"}"#);
+        host.extend_from_slice(br#""NetworkMode":"none""#);
+        if let Some(runtime) = runtime {
+            host.extend_from_slice(br#","Runtime":"#);
+            host.extend_from_slice(runtime);
+        }
+        host.push(b'}');
         let (at, mut text) = self.inside(&self.top, "HostConfig", &host);
         // dockerd reads `Cpuset` only where there is a host configuration, of either kind: here there was none.
         if !self.members.iter().any(|member| legacy(&member)) && !values(&self.members, "Cpuset").is_empty() {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::model::endpoint::Endpoint;
 use crate::model::key::EndpointKey;
-use crate::model::name::{EndpointId, HostName, ProfileName, TagName};
+use crate::model::name::{EndpointId, HostName, Orchestrator, ProfileName, TagName};
 use crate::model::pool::{Family, Pool};
 use crate::model::profile::Rules;
 use crate::model::snapshot::{Record, Snapshot};
@@ -24,7 +24,7 @@ use super::chain::{Chain, ChainName};
 use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
 use super::nat;
-use super::routes::Routes;
+use super::routes::{Route, Routes};
 use super::sets::{self, SetName, Sets};
 
 mod tree;
@@ -181,6 +181,19 @@ impl Desired {
     pub(crate) fn owner(&self, interface: &str) -> Option<&EndpointKey> {
         let suffix = interface.strip_prefix(crate::model::name::INTERFACE_PREFIX)?;
         self.placed.get(suffix).map(|placed| &placed.key)
+    }
+
+    /// Whether a route that nobody wants may stay: that of one of Docker's containers on its own interface. Who wires the
+    /// container makes it before the record says `active`, and it goes with the interface.
+    pub(crate) fn may_stay(&self, route: &Route) -> bool {
+        let address = route.net.addr();
+        route.interface.as_ref().is_some_and(|interface| {
+            let placed = filter::suffix(interface).and_then(|suffix| self.placed.get(suffix));
+            let its = placed.is_some_and(|placed| {
+                placed.key.orchestrator == Orchestrator::docker() && placed.record.addresses.contains(&address)
+            });
+            its && *route == Route::to(address, interface.clone())
+        })
     }
 
     /// The endpoints of this host that are programmed.

@@ -44,14 +44,19 @@ pub(crate) enum RouteStep {
     Remove(Route),
 }
 
-/// The steps for one address.
-pub(crate) fn steps_for(address: IpAddr, wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
+/// The steps for one address. A route that nobody wants stays if it `may_stay`.
+pub(crate) fn steps_for(
+    address: IpAddr,
+    wanted: &Routes,
+    seen: &BTreeSet<Route>,
+    may_stay: impl Fn(&Route) -> bool,
+) -> Vec<RouteStep> {
     let right = wanted.get(&address).map(|name| Route::to(address, name.clone()));
     let net = IpNet::from(address);
     let first = Route { net, interface: None, table: 0, metric: 0 };
     let there = seen.range(first..).take_while(|route| route.net == net);
-    let mut steps: Vec<RouteStep> =
-        there.filter(|route| Some(*route) != right.as_ref()).cloned().map(RouteStep::Remove).collect();
+    let stays = |route: &Route| right.as_ref().map_or_else(|| may_stay(route), |right| route == right);
+    let mut steps: Vec<RouteStep> = there.filter(|route| !stays(route)).cloned().map(RouteStep::Remove).collect();
     if let (Some(right), Some(name)) = (right, wanted.get(&address))
         && !seen.contains(&right)
     {
@@ -60,13 +65,14 @@ pub(crate) fn steps_for(address: IpAddr, wanted: &Routes, seen: &BTreeSet<Route>
     steps
 }
 
-/// The steps from what is there to what should be, removals first.
-pub(crate) fn steps(wanted: &Routes, seen: &BTreeSet<Route>) -> Vec<RouteStep> {
+/// The steps from what is there to what should be, removals first. Of the routes that nobody wants those to one address
+/// stay that `may_stay`.
+pub(crate) fn steps(wanted: &Routes, seen: &BTreeSet<Route>, may_stay: impl Fn(&Route) -> bool) -> Vec<RouteStep> {
     let full = |route: &&Route| route.net.prefix_len() == route.net.max_prefix_len();
     let mut steps: Vec<RouteStep> = seen.iter().filter(|route| !full(route)).cloned().map(RouteStep::Remove).collect();
     let addresses: BTreeSet<IpAddr> =
         seen.iter().filter(full).map(|route| route.net.addr()).chain(wanted.keys().copied()).collect();
-    steps.extend(addresses.into_iter().flat_map(|address| steps_for(address, wanted, seen)));
+    steps.extend(addresses.into_iter().flat_map(|address| steps_for(address, wanted, seen, &may_stay)));
     steps
 }
 
@@ -99,15 +105,20 @@ mod tests {
         };
         let seen = |routes: &Routes| routes.iter().map(|(address, name)| Route::to(*address, name.clone())).collect();
         let wanted = pairs(&[("10.0.0.1", "cali1"), ("10.0.0.2", "cali2")]);
-        let found = steps(&wanted, &seen(&pairs(&[("10.0.0.2", "cali9"), ("10.0.0.3", "cali3")])));
+        let there = seen(&pairs(&[("10.0.0.2", "cali9"), ("10.0.0.3", "cali3")]));
+        let found = steps(&wanted, &there, |_| false);
         assert_eq!(found.len(), 4, "{found:?}");
         assert!(matches!((&found[1], &found[2]), (RouteStep::Remove(_), RouteStep::Put(..))), "{found:?}");
-        assert_eq!(steps(&wanted, &seen(&wanted)), []);
+        assert_eq!(steps(&wanted, &seen(&wanted), |_| false), []);
+        // What may stay does so only where nothing else is wanted.
+        let unwanted: IpAddr = "10.0.0.3".parse().unwrap();
+        let fewer: Vec<RouteStep> = found.into_iter().filter(|step| step.address() != unwanted).collect();
+        assert_eq!((fewer.len(), steps(&wanted, &there, |_| true)), (3, fewer));
     }
 
     #[test]
     fn a_route_of_ours_for_more_than_an_address_goes_away() {
         let wide = Route { net: "10.0.0.0/24".parse().unwrap(), interface: None, table: MAIN_TABLE, metric: 0 };
-        assert_eq!(steps(&Routes::new(), &BTreeSet::from([wide.clone()])), [RouteStep::Remove(wide)]);
+        assert_eq!(steps(&Routes::new(), &BTreeSet::from([wide.clone()]), |_| true), [RouteStep::Remove(wide)]);
     }
 }

@@ -13,6 +13,9 @@ pub(crate) const HOST_MAC: Mac = Mac([0xee; 6]);
 /// The interface group of every host side (decided), so that all can be found and removed at once.
 pub(crate) const LINK_GROUP: u32 = 97;
 
+/// The group of interfaces that are being removed together. Nobody else comes upon this number: it spells `cali`.
+pub(crate) const LEAVING_GROUP: u32 = 0x6361_6c69;
+
 /// A veth pair with what belongs on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wiring {

@@ -332,13 +332,15 @@ impl Kernel {
     async fn apply_routes(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
         let steps = if scope.look.is_some() {
             self.unrouted.clear();
-            routes::steps(&desired.routes, &self.routes)
+            routes::steps(&desired.routes, &self.routes, |route| desired.may_stay(route))
         } else {
             let mut addresses = scope.changes.routes.clone();
             addresses.extend(std::mem::take(&mut self.unrouted).into_keys());
             addresses
                 .into_iter()
-                .flat_map(|address| routes::steps_for(address, &desired.routes, &self.routes))
+                .flat_map(|address| {
+                    routes::steps_for(address, &desired.routes, &self.routes, |route| desired.may_stay(route))
+                })
                 .collect()
         };
         scope.tell_drift(steps.iter().map(|step| format!("route to {}", step.address())));

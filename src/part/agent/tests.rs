@@ -43,7 +43,7 @@ async fn left(desired: &Desired) -> String {
     let filter = diff::steps(&desired.filter, &seen.filter, None);
     let nat = diff::steps(&desired.nat, &seen.nat, None);
     let steps = [sets::steps(&desired.sets, &there), sets::removals(&desired.sets, &there)].concat();
-    let moves = routes::steps(&desired.routes, &routes);
+    let moves = routes::steps(&desired.routes, &routes, |route| desired.may_stay(route));
     if filter.is_empty() && nat.is_empty() && steps.is_empty() && moves.is_empty() {
         return String::new();
     }

@@ -9,7 +9,7 @@ use super::datastore::Datastore;
 use super::place::Place;
 use super::table::Table;
 use super::{Answer, Failure};
-use crate::model::endpoint::State;
+use crate::model::endpoint::{State, WiredBy};
 use crate::model::key::EndpointKey;
 use crate::model::name::ProfileName;
 use crate::model::snapshot::{Record, Snapshot};
@@ -94,6 +94,7 @@ pub(super) fn detailed(snapshot: &Snapshot, filter: &Filter) -> Answer {
         "MAC",
         "Profiles",
         "State",
+        "Wired by",
     ]);
     let mut json = Vec::new();
     let mut unreadable = Vec::new();
@@ -118,6 +119,7 @@ pub(super) fn detailed(snapshot: &Snapshot, filter: &Filter) -> Answer {
             mac,
             profiles,
             state(record).to_owned(),
+            record.readable().and_then(|endpoint| endpoint.wired_by).map_or("", WiredBy::as_str).to_owned(),
         ]);
         json.push(as_json(key, record));
     }
@@ -155,6 +157,7 @@ fn as_json(key: &EndpointKey, record: &Stored) -> Value {
             object["container_interface"] = json!(endpoint.container_interface);
             object["ipv4_gateway"] = json!(endpoint.ipv4_gateway);
             object["ipv6_gateway"] = json!(endpoint.ipv6_gateway);
+            object["wired_by"] = json!(endpoint.wired_by);
         }
         Err(why) => object["error"] = json!(why),
     }

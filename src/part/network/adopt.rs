@@ -84,9 +84,10 @@ impl Network {
             return Err(Fault::Refusal(format!("remove container {name}: it is not in Calico")));
         }
         for one in &recorded {
-            self.netlink.remove(&one.endpoint.interface).await?;
+            self.wirer.links.remove(&one.endpoint.interface).await?;
             self.free(&one.key).await?;
         }
+        self.reservations.remove(&id)?;
         Ok(id)
     }
 }

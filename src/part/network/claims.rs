@@ -82,7 +82,7 @@ fn random<const N: usize>() -> Result<[u8; N], Fault> {
     Ok(bytes)
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
@@ -388,6 +388,12 @@ impl Network {
             }
             if let Outcome::Done(revision) = self.etcd.transact("bind the claim", &when, &writes).await? {
                 self.store.reach(revision).await?;
+                if let Err(fault) = self.reserve(id) {
+                    return Err(match self.free(&key).await {
+                        Ok(()) => fault,
+                        Err(undo) => fault.during(&format!("{undo}; before that")),
+                    });
+                }
                 return Ok(warnings(prepared, &made));
             }
             for one in &mut claimed {
@@ -424,6 +430,7 @@ impl Network {
             ipv6_gateway: None,
             requested: Some(prepared.ask.requested.clone()),
             handed_over: None,
+            wired_by: None,
             rest: BTreeMap::new(),
         }
     }
@@ -555,6 +562,5 @@ fn warnings(prepared: &Prepared, made: &[ProfileName]) -> Vec<String> {
             "calico: profile {profile} did not exist and was made: its members reach each other, and everything goes out"
         ));
     }
-    warnings.push("calico: the network may come some milliseconds after the container's first instruction".to_owned());
     warnings
 }

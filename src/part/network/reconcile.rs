@@ -4,7 +4,7 @@
 //! for work, since dockerd drops the events of a listener that stalls. After every connection, and on a clock, all
 //! containers are listed and compared with the records, because events get lost when dockerd is killed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
-use crate::edge::docker::Listed;
+use crate::edge::docker::{Event, Listed};
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
 use crate::model::name::ContainerId;
@@ -92,7 +92,7 @@ impl Network {
                 continue;
             };
             for one in self.recorded(&id) {
-                let wired = self.netlink.link(&one.endpoint.interface).await?.is_some();
+                let wired = self.wirer.links.link(&one.endpoint.interface).await?.is_some();
                 if one.endpoint.is_active() != running || wired != running {
                     unsettled.push(id.clone());
                     break;
@@ -100,6 +100,49 @@ impl Network {
             }
         }
         Ok(unsettled)
+    }
+
+    /// The containers that are kept on this host's disk and not in the datastore: they are gone and their addresses still to
+    /// be freed, or the datastore has lost them.
+    fn reserved_only(&self) -> Result<Vec<ContainerId>, Fault> {
+        let known: HashSet<ContainerId> = self.containers().into_iter().collect();
+        let mut reserved = self.reservations.containers()?;
+        reserved.retain(|id| !known.contains(id));
+        Ok(reserved)
+    }
+
+    /// Starts the containers whose start the OCI hook had to refuse, and that their restart policy wants to run.
+    async fn start_refused(&self) {
+        for id in self.refused.all() {
+            let started = async {
+                let id: ContainerId = id.parse().map_err(|error| Fault::World(format!("read its id: {error}")))?;
+                // Whatever comes of it: a hook that refuses again says so again.
+                self.refused.clear(id.as_str())?;
+                match self.docker.inspect(id.as_str()).await? {
+                    Some(container) if container.restarts && !container.is_up => {
+                        tracing::info!(container = id.short(), "starting it: its start was refused before");
+                        self.docker.start(&id).await
+                    }
+                    _ => Ok(()),
+                }
+            };
+            if let Err(fault) = started.await {
+                tracing::warn!(container = id, %fault, "a container whose start was refused is not started yet");
+            }
+        }
+    }
+
+    /// Learns which runtimes dockerd knows now. What was known before stays in force if it does not say.
+    async fn look_at_runtimes(&self) {
+        let before = self.runtimes().has_ours();
+        match self.learn_runtimes().await {
+            Err(fault) => tracing::warn!(%fault, "the runtimes of dockerd are not known"),
+            Ok(()) if self.runtimes().has_ours() == before => {}
+            Ok(()) if before => {
+                tracing::warn!("dockerd knows runtime calico no more: containers are wired once they run")
+            }
+            Ok(()) => tracing::info!("dockerd knows runtime calico: containers are wired before they run"),
+        }
     }
 
     /// Takes one create request of this host out of all claims.
@@ -128,6 +171,7 @@ impl Work {
             Ok(events) => pin!(events),
             Err(fault) => return fault,
         };
+        network.look_at_runtimes().await;
         network.docker_up.send_replace(true);
         *wait = RETRY.0;
         let mut synced = network.store.synced();
@@ -139,8 +183,11 @@ impl Work {
                 biased;
                 event = events.next() => match event {
                     Some(Ok(event)) => {
-                        tracing::debug!(container = event.id.short(), kind = ?event.kind, "event");
-                        self.begin(event.id, Duration::ZERO);
+                        tracing::debug!(?event);
+                        match event {
+                            Event::Started(id) | Event::Ended(id) => self.begin(id, Duration::ZERO),
+                            Event::Reloaded => network.look_at_runtimes().await,
+                        }
                     }
                     Some(Err(fault)) => return fault,
                     None => return Fault::DockerAway("read events: the stream ended".to_owned()),
@@ -173,13 +220,15 @@ impl Work {
         if let Err(fault) = network.release_orphans().await {
             tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
         }
-        let ids = if first { network.containers() } else { network.unsettled(&listed).await? };
+        let mut ids = if first { network.containers() } else { network.unsettled(&listed).await? };
+        ids.extend(network.reserved_only()?);
         for id in ids {
             // One that failed lately has its own clock.
             if !self.waits.contains_key(&id) {
                 self.begin(id, Duration::ZERO);
             }
         }
+        network.start_refused().await;
         Ok(())
     }
 

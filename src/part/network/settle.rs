@@ -1,27 +1,33 @@
 //! Settling: making the network of one container what Docker's word on the container requires.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
-
-use tokio::io::AsyncWriteExt;
 
 use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
-use crate::edge::links::Netlink;
 use crate::edge::netns::Netns;
-use crate::edge::sysctl;
-use crate::model::endpoint::{Endpoint, State};
+use crate::edge::wiring::add_hosts_line;
+use crate::model::endpoint::{Endpoint, State, WiredBy};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
-use crate::model::name::{ContainerId, EndpointId};
+use crate::model::name::{ContainerId, EndpointId, IfName};
+use crate::part::agent::EndpointProgrammed;
 use crate::plan::desired::endpoint_object;
-use crate::plan::wiring::{Wiring, desired_wiring, hosts_line};
+use crate::plan::wiring::desired_wiring;
 
-/// How often a record that somebody else changes meanwhile is written again.
+/// How often a record that somebody else changes meanwhile is looked at again.
 const ATTEMPTS: usize = 20;
+
+/// What was found of an endpoint before dockerd was asked: only that may be taken away on its word.
+pub(super) struct Found {
+    recorded: Recorded,
+    /// The index of the host's side of its link, if there was one.
+    link: Option<u32>,
+}
 
 impl Network {
     /// Makes the network of a container what Docker's word on the container requires: wired and routed while it runs,
@@ -37,135 +43,170 @@ impl Network {
     pub(crate) async fn settle(&self, id: &ContainerId, through_us: bool) -> Result<(), Fault> {
         let lock = self.lock(id);
         let _serial = lock.lock().await;
-        let keys = self.keys(id);
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let recorded = self.recorded(id);
-        let Some(container) = self.docker.inspect(id.as_str()).await? else {
-            return self.bury(id).await;
-        };
-        if let Some((key, Some(why))) = keys.iter().find(|(_, unreadable)| unreadable.is_some())
-            && container.pid.is_some()
-        {
-            let fault = Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint));
-            return self.give_up(&container, &recorded, fault, through_us).await;
-        }
-        let Some(pid) = container.pid else {
-            return self.darken(&recorded).await;
-        };
-        let started = Instant::now();
-        match self.light(&container, pid, &recorded).await {
-            Ok(changed) => {
-                if changed {
-                    self.metrics.wiring.observe(started.elapsed().as_secs_f64());
-                }
-                Ok(())
+        for _ in 0..ATTEMPTS {
+            let keys = self.keys(id);
+            if keys.is_empty() && !self.is_reserved(id) {
+                return Ok(());
             }
-            Err(fault) => self.give_up(&container, &recorded, fault, through_us).await,
+            let found = self.find(id).await?;
+            let Some(container) = self.docker.inspect(id.as_str()).await? else {
+                return self.bury(id).await;
+            };
+            if keys.is_empty() {
+                self.restore(&container).await?;
+                continue;
+            }
+            self.reserve(id)?;
+            let Some(pid) = container.pid else {
+                if self.darken(&found).await? {
+                    return Ok(());
+                }
+                continue;
+            };
+            if let Some((key, Some(why))) = keys.iter().find(|(_, unreadable)| unreadable.is_some()) {
+                let fault = Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint));
+                return self.give_up(&container, fault, through_us).await;
+            }
+            let started = Instant::now();
+            return match self.light(&container, pid).await {
+                Ok(changed) => {
+                    if changed {
+                        self.metrics.wiring.observe(started.elapsed().as_secs_f64());
+                    }
+                    Ok(())
+                }
+                Err(fault) => self.give_up(&container, fault, through_us).await,
+            };
         }
+        Err(Fault::Conflict(format!("settle container {}: others kept changing its record; try again", id.short())))
     }
 
-    /// Removes all that is left of a container that is gone. Its lock is held.
-    pub(super) async fn bury(&self, id: &ContainerId) -> Result<(), Fault> {
-        let keys = self.keys(id);
-        let interfaces = self.recorded(id).into_iter().map(|one| one.endpoint.interface);
-        let unread = keys.iter().filter(|(_, unreadable)| unreadable.is_some());
-        for interface in interfaces.chain(unread.filter_map(|(key, _)| key.endpoint.interface())) {
-            self.netlink.remove(&interface).await?;
+    /// What there is of a container's endpoints.
+    pub(super) async fn find(&self, id: &ContainerId) -> Result<Vec<Found>, Fault> {
+        let mut found = Vec::new();
+        for recorded in self.recorded(id) {
+            let link = self.wirer.links.link(&recorded.endpoint.interface).await?.map(|link| link.index);
+            found.push(Found { recorded, link });
         }
-        for (key, _) in &keys {
+        Ok(found)
+    }
+
+    /// Removes all that is left of a container that is gone. Its lock is held. While etcd is away its reservation stays: by
+    /// that the release is not forgotten.
+    pub(super) async fn bury(&self, id: &ContainerId) -> Result<(), Fault> {
+        let keys = self.keys(id).into_iter().map(|(key, _)| key);
+        let mut ends: BTreeMap<EndpointKey, Option<IfName>> =
+            keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
+        ends.extend(self.reserved_here(id)?.into_iter().chain(self.recorded(id)).map(|one| {
+            let Recorded { key, endpoint, .. } = one;
+            (key, Some(endpoint.interface))
+        }));
+        for interface in ends.values().flatten() {
+            self.wirer.links.remove(interface).await?;
+        }
+        if !self.is_loaded() {
+            return Err(Fault::Away(format!(
+                "free the addresses of container {}: etcd at {} has not answered yet",
+                id.short(),
+                self.etcd.address()
+            )));
+        }
+        for key in ends.keys() {
             self.free(key).await?;
         }
+        self.reservations.remove(id)?;
+        self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
     }
 
-    /// Says in the record that there is no interface, and takes it away, even if the former is not possible now.
-    pub(super) async fn darken(&self, recorded: &[Recorded]) -> Result<(), Fault> {
-        let mut done = Ok(());
-        for one in recorded {
+    /// Says in the records that there is no interface, and takes those away that were found, even if the former is not
+    /// possible now. Answers whether that is all: a record that somebody has changed since it was found is left, since the
+    /// container may have been started again.
+    pub(super) async fn darken(&self, found: &[Found]) -> Result<bool, Fault> {
+        let mut done = Ok(true);
+        for Found { recorded, link } in found {
             // The record first, so that the agent does not look for the way back of a route that went with its interface.
-            if one.endpoint.is_active() {
-                done = done.and(self.update(one, |endpoint| endpoint.state = State::Inactive).await.map(drop));
+            if recorded.endpoint.is_active() {
+                let inactive = Endpoint { state: State::Inactive, ..recorded.endpoint.clone() };
+                let replaced = self.replace(recorded, &inactive).await;
+                done = done.and_then(|all| Ok(replaced?.is_some() && all));
             }
-            done = done.and(self.netlink.remove(&one.endpoint.interface).await);
+            if let Some(index) = link {
+                let removed = self.wirer.links.remove_link(*index).await;
+                done = done.and_then(|all| removed.map(|()| all));
+            }
         }
         done
     }
 
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
-    async fn light(&self, container: &Container, pid: i32, recorded: &[Recorded]) -> Result<bool, Fault> {
-        recorded.iter().try_for_each(has_lost_nothing)?;
-        self.take_over(&container.id).await?;
-        let netns = Netns::of_container(&container.id, pid)?;
-        let inside = Netlink::open_in(&netns)?;
+    async fn light(&self, container: &Container, pid: i32) -> Result<bool, Fault> {
+        let id = &container.id;
+        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
+        self.take_over(id).await?;
+        let netns = Netns::of_container(id, pid)?;
         let mut changed = false;
-        for one in recorded {
+        for one in &self.recorded(id) {
+            self.await_policy(one).await?;
             let wiring = desired_wiring(&one.endpoint, self.ground.host_ip)?;
-            match self.wired(&wiring, &inside).await? {
-                None => {
-                    self.wire(&wiring, &netns, &inside).await?;
-                    changed = true;
-                }
-                // Whoever made the pair was killed before the rest.
-                Some(index) if !inside.is_addressed(index).await? => {
-                    self.complete(&wiring, &inside).await?;
-                    changed = true;
-                }
-                Some(_) => {}
-            }
+            let wired = self.wirer.wire(&wiring, &netns).await?;
+            changed |= wired;
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
-                add_hosts_line(Path::new(path), &addresses, &container.hostname).await?;
+                add_hosts_line(Path::new(path), &addresses, &container.hostname)?;
             }
-            let gateway = Some(IpAddr::V4(wiring.gateway));
-            let mut revision = one.revision;
-            if !one.endpoint.is_active() || one.endpoint.ipv4_gateway != gateway {
-                let active = |endpoint: &mut Endpoint| {
-                    endpoint.state = State::Active;
-                    endpoint.ipv4_gateway = gateway;
-                };
-                revision = self.update(one, active).await?;
-                changed = true;
+            let by = if wired { Some(WiredBy::Node) } else { one.endpoint.wired_by };
+            match self.activate(one, by).await {
+                Ok(None) => self.await_route(&one.key.endpoint, one.revision).await?,
+                Ok(Some(revision)) => {
+                    changed = true;
+                    self.await_route(&one.key.endpoint, revision).await?;
+                }
+                // The policy stands and so does the route. The record follows when etcd is back.
+                Err(fault @ Fault::Away(_)) => {
+                    tracing::debug!(container = id.short(), %fault, "the start is not recorded yet");
+                }
+                Err(fault) => return Err(fault),
             }
-            self.await_programmed(&one.key.endpoint, revision).await?;
         }
         Ok(changed)
     }
 
-    /// The number of the container's end, if the pair is there and its ends belong to each other.
-    async fn wired(&self, wiring: &Wiring, inside: &Netlink) -> Result<Option<u32>, Fault> {
-        let Some(host) = self.netlink.link(&wiring.host_interface).await? else { return Ok(None) };
-        let container = inside.link(&wiring.container_interface).await?.filter(|container| {
-            host.peer == Some(container.index)
-                && container.peer == Some(host.index)
-                && container.mac == Some(wiring.mac)
-        });
-        Ok(container.map(|container| container.index))
+    /// Says in a record that the endpoint is wired, and by whom; answers the revision of the change if there was any.
+    pub(super) async fn activate(&self, one: &Recorded, by: Option<WiredBy>) -> Result<Option<i64>, Fault> {
+        let (mut recorded, gateway) = (one.clone(), Some(IpAddr::V4(self.ground.host_ip)));
+        for _ in 0..ATTEMPTS {
+            let state = State::Active;
+            let active = Endpoint { state, ipv4_gateway: gateway, wired_by: by, ..recorded.endpoint.clone() };
+            if active == recorded.endpoint {
+                return Ok(None);
+            }
+            if let Some(revision) = self.replace(&recorded, &active).await? {
+                return Ok(Some(revision));
+            }
+            recorded = self.read_endpoint(&one.key).await?;
+        }
+        Err(Fault::Conflict(format!("update endpoint {}: others kept changing it; try again", one.key.endpoint)))
     }
 
-    async fn wire(&self, wiring: &Wiring, netns: &Netns, inside: &Netlink) -> Result<(), Fault> {
-        // What is left of an earlier run: the namespace of a dead container goes away in its own time.
-        self.netlink.remove(&wiring.host_interface).await?;
-        self.netlink.add_pair(wiring, netns).await?;
-        self.complete(wiring, inside).await
+    /// Waits until the agent has routed an endpoint at or after a revision of its record.
+    async fn await_route(&self, endpoint: &EndpointId, revision: i64) -> Result<(), Fault> {
+        if !self.store.is_connected() {
+            // It was made with the interface, and the agent hears of nothing new.
+            return Ok(());
+        }
+        self.await_programmed(endpoint, |one| one.revision >= revision && one.active).await
     }
 
-    /// Does all that comes after the pair; what is done already may be done again.
-    async fn complete(&self, wiring: &Wiring, inside: &Netlink) -> Result<(), Fault> {
-        // Before the interface is up, so that nothing is ever open on it.
-        sysctl::apply_to_interface(&wiring.host_interface)?;
-        self.netlink.set_up(&wiring.host_interface).await?;
-        inside.address(wiring).await
-    }
-
-    /// Waits until chains, sets and route of an endpoint stand, at or after a revision of its record.
-    async fn await_programmed(&self, endpoint: &EndpointId, revision: i64) -> Result<(), Fault> {
+    /// Waits until what the agent has programmed of an endpoint is right.
+    pub(super) async fn await_programmed(
+        &self,
+        endpoint: &EndpointId,
+        is_right: impl Fn(&EndpointProgrammed) -> bool,
+    ) -> Result<(), Fault> {
         let mut programmed = self.programmed.clone();
-        let done = programmed.wait_for(|programmed| {
-            programmed.endpoints.get(endpoint).is_some_and(|one| one.revision >= revision && one.active)
-        });
+        let done = programmed.wait_for(|programmed| programmed.endpoints.get(endpoint).is_some_and(&is_right));
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
@@ -178,18 +219,14 @@ impl Network {
     }
 
     /// Undoes a wiring that failed, and answers what the caller must know.
-    async fn give_up(
-        &self,
-        container: &Container,
-        recorded: &[Recorded],
-        fault: Fault,
-        through_us: bool,
-    ) -> Result<(), Fault> {
+    async fn give_up(&self, container: &Container, fault: Fault, through_us: bool) -> Result<(), Fault> {
         let id = &container.id;
-        let recorded: Vec<Recorded> = if recorded.is_empty() { Vec::new() } else { self.recorded(id) };
         let mut undo = Vec::new();
-        if let Err(fault) = self.darken(&recorded).await {
-            undo.push(fault.to_string());
+        let undone = async { self.darken(&self.find(id).await?).await };
+        match undone.await {
+            Ok(true) => {}
+            Ok(false) => undo.push("somebody else changed its record meanwhile".to_owned()),
+            Err(fault) => undo.push(fault.to_string()),
         }
         // A process that ended before it could be wired has not failed to be wired. dockerd may not know of the end yet.
         if container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err()) {
@@ -207,47 +244,29 @@ impl Network {
         Err(fault.during(&doing))
     }
 
-    /// Changes a record by compare-and-swap; answers the revision at which it stands now.
-    ///
-    /// # Errors
-    /// `Conflict` if the record is gone or somebody else keeps changing it.
-    async fn update(&self, one: &Recorded, change: impl Fn(&mut Endpoint)) -> Result<i64, Fault> {
+    /// Puts another record in the place of one; `None` if somebody has changed it meanwhile.
+    async fn replace(&self, one: &Recorded, endpoint: &Endpoint) -> Result<Option<i64>, Fault> {
         let key = Key::Endpoint(one.key.clone());
+        let write = [Write::Put(key.clone(), to_json(endpoint)?)];
         let doing = format!("update endpoint {}", one.key.endpoint);
-        let (mut endpoint, mut revision) = (one.endpoint.clone(), one.revision);
-        for _ in 0..ATTEMPTS {
-            change(&mut endpoint);
-            let write = [Write::Put(key.clone(), to_json(&endpoint)?)];
-            if let Outcome::Done(revision) =
-                self.etcd.transact(&doing, &[When::At(key.clone(), revision)], &write).await?
-            {
-                self.store.reach(revision).await?;
-                return Ok(revision);
-            }
-            (endpoint, revision) = self.read_endpoint(&one.key, &doing).await?;
+        if !self.store.is_connected() {
+            return Err(Fault::Away(format!("{doing}: etcd at {} is away", self.etcd.address())));
         }
-        Err(Fault::Conflict(format!("{doing}: others kept changing it; try again")))
+        match self.etcd.transact(&doing, &[When::At(key, one.revision)], &write).await? {
+            Outcome::Done(revision) => {
+                self.store.reach(revision).await?;
+                Ok(Some(revision))
+            }
+            Outcome::Lost => Ok(None),
+        }
     }
 
-    async fn read_endpoint(&self, key: &EndpointKey, doing: &str) -> Result<(Endpoint, i64), Fault> {
+    async fn read_endpoint(&self, key: &EndpointKey) -> Result<Recorded, Fault> {
+        let doing = format!("update endpoint {}", key.endpoint);
         let found = self.etcd.get(&Key::Endpoint(key.clone())).await?;
         let found = found.ok_or_else(|| Fault::Conflict(format!("{doing}: its record is gone")))?;
         let endpoint = serde_json::from_slice(&found.value)
             .map_err(|error| Fault::World(format!("{doing}: its record cannot be read: {error}")))?;
-        Ok((endpoint, found.revision))
+        Ok(Recorded { key: key.clone(), endpoint, revision: found.revision })
     }
-}
-
-/// Adds the container's own name to its hosts file, in place as Docker's bridge does it, unless it is there.
-async fn add_hosts_line(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
-    let fault =
-        |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
-    let Some(line) = hosts_line(addresses, hostname) else { return Ok(()) };
-    let text = tokio::fs::read_to_string(path).await.map_err(fault)?;
-    if text.lines().any(|one| one == line.trim_end()) {
-        return Ok(());
-    }
-    let mut file = tokio::fs::OpenOptions::new().append(true).open(path).await.map_err(fault)?;
-    file.write_all(line.as_bytes()).await.map_err(fault)?;
-    file.flush().await.map_err(fault)
 }

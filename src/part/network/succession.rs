@@ -7,8 +7,8 @@
 //!
 //! Invariant: one holder at any time. A holder that lost its address says so in its record and never gets a network again.
 //!
-//! Locks: who passes an address over holds the successor's lock and takes the holder's. A successor is always created after
-//! its holder, so no two wait for each other.
+//! Locks: who passes an address over takes the holder's lock, and may hold the successor's. A successor is always created
+//! after its holder, so no two wait for each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,6 +64,21 @@ impl Network {
             }
         }
         Ok(found)
+    }
+
+    /// The key of an address's claim, and the claim if there is one.
+    pub(super) fn claim_of(&self, address: IpAddr) -> Result<(AssignmentKey, Option<Held>), Fault> {
+        self.store.read(|snapshot| {
+            let pool = snapshot
+                .pool_of(address)
+                .ok_or_else(|| Fault::Conflict(format!("its address {address} is in no pool any more")))?;
+            let key = AssignmentKey { pool: pool.cidr, address };
+            let Some(record) = snapshot.claims.get(&key) else { return Ok((key, None)) };
+            let claim = record
+                .readable()
+                .ok_or_else(|| Fault::Conflict(format!("the claim of its address {address} cannot be read")))?;
+            Ok((key, Some(Held { revision: record.revision, claim: claim.clone() })))
+        })
     }
 
     /// The claim of an address that a container of this host holds.
@@ -134,7 +149,7 @@ impl Network {
         Ok(())
     }
 
-    /// Takes over what a container waits for. Its own lock is held.
+    /// Takes over what a container waits for.
     ///
     /// # Errors
     /// `Conflict` while a holder runs; nothing of that holder's has passed over then.
@@ -147,11 +162,14 @@ impl Network {
             };
             let lock = self.lock(&holder);
             let _serial = lock.lock().await;
+            let found = self.find(&holder).await?;
             match self.docker.inspect(holder.as_str()).await? {
                 None => self.bury(&holder).await?,
                 Some(container) => {
                     is_down(&container, key.address)?;
-                    self.darken(&self.recorded(&holder)).await?;
+                    if !self.darken(&found).await? {
+                        continue;
+                    }
                     self.pass_over(&holder, &id.workload(), &awaited).await?;
                 }
             }

@@ -23,6 +23,7 @@ use crate::model::name::ContainerId;
 use crate::part::network::Network;
 use crate::plan::body;
 use crate::plan::call::Call;
+use crate::plan::runtime::Runtimes;
 
 /// See the module.
 #[derive(Clone)]
@@ -53,7 +54,7 @@ impl Service<Asked> for Calls {
         let network = Arc::clone(&self.network);
         let is_light = match &asked.request.classified.call {
             Call::Inspect { .. } | Call::List => true,
-            Call::Create { name } => matches!(body::read_create(&asked.body, name), Ok(None)),
+            Call::Create { name } => matches!(body::read_create(&asked.body, name, &Runtimes::default()), Ok(None)),
             _ => false,
         };
         let answer = async move {
@@ -172,7 +173,7 @@ async fn create(
     body: &[u8],
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
-    let Some((ask, edited)) = body::read_create(body, name)? else {
+    let Some((ask, edited)) = body::read_create(body, name, &network.runtimes())? else {
         return Ok(Said::docker(upstream.exchange(raw).await?));
     };
     let prepared = network.prepare(ask).await?;

@@ -2,15 +2,53 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::endpoint::OciRuntime;
 use crate::model::wish::AddressWish;
 
 fn read(text: &str) -> Result<Option<(Ask, String)>, Fault> {
-    read_create(text.as_bytes(), "web")
+    read_create(text.as_bytes(), "web", &Runtimes::default())
         .map(|read| read.map(|(ask, body)| (ask, String::from_utf8_lossy(&body).into_owned())))
 }
 
 fn edited(text: &str) -> String {
     read(text).unwrap().expect("a wish").1
+}
+
+#[test]
+fn the_runtime_becomes_ours_where_dockerd_knows_it() {
+    let ours = OciRuntime { path: "/usr/bin/calico-runtime".to_owned(), args: Vec::new() };
+    let other = OciRuntime { path: "/usr/bin/gpu".to_owned(), args: vec!["-v".to_owned()] };
+    let known = BTreeMap::from([("calico".to_owned(), ours), ("gpu".to_owned(), other.clone())]);
+    let runtimes = Runtimes { default: "runc".to_owned(), known };
+    for (text, wanted, behind) in [
+        (r#"{"HostConfig":{ }}"#, r#"{"HostConfig":{"NetworkMode":"none","Runtime":"calico" }}"#, None),
+        (r#"{"HostConfig":{"A":1}}"#, r#"{"HostConfig":{"A":1,"NetworkMode":"none","Runtime":"calico"}}"#, None),
+        (
+            r#"{"HostConfig":{"runtime":"runc","NetworkMode":"bridge"}}"#,
+            r#"{"HostConfig":{"runtime":"calico","NetworkMode":"none"}}"#,
+            None,
+        ),
+        (
+            r#"{"HostConfig":{"Runtime":"runc","Runtime":"gpu","Runtime":null}}"#,
+            r#"{"HostConfig":{"Runtime":"calico","Runtime":"calico","Runtime":"calico","NetworkMode":"none"}}"#,
+            Some(&other),
+        ),
+        (
+            r#"{"Memory":7,"Runtime":"gpu"}"#,
+            r#"{"Memory":7,"Runtime":"gpu","HostConfig":{"Memory":7,"NetworkMode":"none","Runtime":"calico"}}"#,
+            Some(&other),
+        ),
+    ] {
+        let with_wish = |text: &str| text.replacen('{', r#"{"Env":["CALICO_IP=auto"],"#, 1);
+        let (ask, body) = read_create(with_wish(text).as_bytes(), "", &runtimes).unwrap().unwrap();
+        assert_eq!(String::from_utf8(body).unwrap(), with_wish(wanted));
+        assert_eq!((ask.requested.runtime.as_ref(), &ask.warnings), (behind, &Vec::new()), "{text}");
+    }
+    // One that ours cannot call stays, and the user is told.
+    let text = r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"Runtime":"kata"}}"#;
+    let (ask, body) = read_create(text.as_bytes(), "", &runtimes).unwrap().unwrap();
+    assert!(String::from_utf8(body).unwrap().contains(r#""Runtime":"kata""#));
+    assert!(ask.warnings.iter().any(|warning| warning.contains("runtime kata")), "{:?}", ask.warnings);
 }
 
 #[test]
@@ -141,7 +179,7 @@ fn what_was_asked_of_dockers_networks_is_kept_and_warned_of() {
     .unwrap();
     assert_eq!(ask.requested.network_mode, "p_default");
     assert_eq!(ask.requested.networks, BTreeMap::from([("p_default".to_owned(), vec!["web".into(), "w".into()])]));
-    assert_eq!(ask.warnings.len(), 3, "{:?}", ask.warnings);
+    assert_eq!(ask.warnings.len(), 4, "{:?}", ask.warnings);
     let (ask, _) = read(r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n"}}"#).unwrap().unwrap();
     assert_eq!(ask.requested.networks, BTreeMap::from([("n".to_owned(), Vec::new())]));
     for mode in ["", "default", "bridge", "none"] {
@@ -149,7 +187,7 @@ fn what_was_asked_of_dockers_networks_is_kept_and_warned_of() {
             r#"{{"Env":["CALICO_IP=auto"],"HostConfig":{{"NetworkMode":"{mode}","PortBindings":{{}}}},"NetworkingConfig":{{"EndpointsConfig":{{"default":{{}}}}}}}}"#
         );
         let (ask, _) = read(&text).unwrap().unwrap();
-        assert_eq!((ask.requested.networks.len(), ask.warnings.len()), (0, 0), "{mode}");
+        assert_eq!((ask.requested.networks.len(), ask.warnings.len()), (0, 1), "{mode}");
     }
 }
 
@@ -269,7 +307,7 @@ proptest! {
     #[test]
     fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in r#"[\[\]{}",:a-z0-9\\]{0,64}"#) {
         for bytes in [bytes.as_slice(), text.as_bytes()] {
-            let _ = read_create(bytes, "");
+            let _ = read_create(bytes, "", &Runtimes::default());
             let _ = (shown_in_list(bytes, |_| None), shown_in_inspect(bytes, |_| None), with_warnings(bytes, &["x".into()]));
         }
     }

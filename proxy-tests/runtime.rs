@@ -1,0 +1,155 @@
+//! With our OCI runtime a container has its network before its process begins, whoever starts it, and else does not start.
+
+use serde_json::json;
+
+use crate::lab::Lab;
+use crate::lab::container::{SOON, reach_each_other};
+use crate::lab::host::Host;
+use crate::lab::wait::wait_until;
+
+/// Prints what there is of a network at once, then idles.
+const LOOK: &str = "ip -4 -o addr show eth1; ip route; grep -c $(hostname) /etc/hosts; exec sleep 3600";
+
+#[test]
+fn a_process_finds_its_network_at_once_whoever_starts_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let created = h1.api(
+        "POST",
+        "/containers/create?name=bob",
+        Some(&json!({
+            "Image": "busybox", "Hostname": "bob", "Env": ["CALICO_IP=192.168.1.2", "CALICO_PROFILE=web"],
+            "Cmd": ["sh", "-c", LOOK], "HostConfig": { "RestartPolicy": { "Name": "always" } },
+        })),
+    );
+    assert_eq!(created.status, 201, "{}", created.message());
+    assert_eq!(created.json()["Warnings"], json!([]), "{}", created.json());
+    let bob = h1.container("bob");
+    assert_eq!(bob.inspect()["HostConfig"]["Runtime"], "calico");
+    let seen = |times: usize| {
+        wait_until("bob has said what it found", SOON, || {
+            h1.raw_docker("logs bob").ok().matches("inet 192.168.1.2/32").count() == times
+        });
+        let log = h1.raw_docker("logs bob").ok();
+        assert_eq!(log.matches("default via 172.25.0.1 dev eth1").count(), times, "{log}");
+        reach_each_other(&[&ann, &bob]);
+        lab.assert_consistent();
+    };
+    h1.docker("start bob").ok();
+    seen(1);
+    assert_eq!(bob.record()["wired_by"], "runtime");
+    h1.raw_docker("restart -t 0 bob").ok();
+    seen(2);
+    // Its process dies: the restart policy starts it again.
+    let pid = bob.pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    seen(3);
+    lab.remove_everything();
+}
+
+#[test]
+fn a_known_container_starts_while_node_or_etcd_is_away_and_a_new_one_is_refused() {
+    let mut lab = Lab::running(1);
+    for name in ["ann", "bob"] {
+        let last = if name == "ann" { 1 } else { 2 };
+        lab.host(1).run(name, &format!("-e CALICO_IP=192.168.1.{last} -e CALICO_PROFILE=web"));
+    }
+    // Asks nothing of etcd.
+    let reach = |h1: &Host| {
+        let [ann, bob] = ["ann", "bob"].map(|name| h1.container(name));
+        ann.comes_to_reach("192.168.1.2".parse().unwrap());
+        bob.comes_to_reach("192.168.1.1".parse().unwrap());
+    };
+    // The node is away.
+    {
+        let h1 = lab.host(1);
+        h1.kill_node();
+        h1.raw_docker("restart -t 0 bob").ok();
+        reach(h1);
+        h1.raw_docker("stop -t 0 bob").ok();
+        h1.start_node();
+        lab.assert_consistent();
+    }
+    // etcd is away.
+    lab.kill_etcd();
+    {
+        let h1 = lab.host(1);
+        wait_until("the node knows that etcd is away", SOON, || !h1.is_ready());
+        h1.docker("start bob").ok();
+        reach(h1);
+        let refused = h1.create("cid", &["CALICO_IP=192.168.1.3"]);
+        assert_eq!(refused.status, 503);
+        assert!(refused.message().contains("etcd at http://172.25.0.254:2379 is away"), "{}", refused.message());
+        assert!(!h1.has_container("cid"));
+        // Both are away, and then the node is back without etcd.
+        h1.kill_node();
+        h1.raw_docker("restart -t 0 bob").ok();
+        h1.spawn_node(&[]);
+        wait_until("the proxy answers", SOON, || h1.docker("version").succeeded());
+        h1.docker("restart -t 0 bob").ok();
+        h1.docker("restart -t 0 ann").ok();
+        reach(h1);
+        // What goes meanwhile is released later.
+        h1.docker("rm -f ann").ok();
+    }
+    lab.start_etcd();
+    let h1 = lab.host(1);
+    h1.await_ready();
+    lab.assert_consistent();
+    assert_eq!(h1.workload_keys().len(), 1);
+    assert_eq!(h1.create("dan", &["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"]).status, 201);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn a_container_whose_policy_may_not_stand_does_not_start_and_says_why() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let bob = h1.run("bob", "--restart always -e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    let cid = h1.run("cid", "-e CALICO_IP=192.168.1.3 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 cid").ok();
+    h1.kill_node();
+    h1.raw_docker("kill bob").ok();
+    // Somebody flushes the firewall while nobody is there to mend it.
+    h1.sh("iptables -F FORWARD");
+    for name in ["bob", "cid"] {
+        let refused = h1.raw_docker(&format!("start {name}"));
+        assert!(!refused.succeeded(), "{name} started without its policy");
+        let why = refused.err();
+        assert!(
+            why.contains("calico: wire container") && why.contains("nothing in it leads to calico-FORWARD"),
+            "{why}"
+        );
+    }
+    // A record that the node cannot read is as good as none; here it is the mark that is missing.
+    h1.sh("iptables -A FORWARD -j calico-FORWARD");
+    std::fs::remove_file(h1.run_dir().join("programmed").join(cid.endpoint_id())).unwrap();
+    let refused = h1.raw_docker("start cid");
+    assert!(refused.err().contains("does not stand in the kernel"), "{}", refused.err());
+    // The node that comes back starts what its policy wants running, and nothing else.
+    h1.start_node();
+    wait_until("bob runs", SOON * 2, || bob.raw_inspect()["State"]["Running"] == true);
+    wait_until("bob is recorded", SOON, || bob.record()["state"] == "active");
+    assert_eq!(cid.raw_inspect()["State"]["Running"], false);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn without_our_runtime_a_container_is_wired_by_the_node_and_the_user_is_told() {
+    let lab = Lab::running_without_runtime(1);
+    let h1 = lab.host(1);
+    let created = h1.create("ann", &["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"]);
+    let warnings = created.json()["Warnings"].to_string();
+    assert!(warnings.contains("some milliseconds after the container's first instruction"), "{warnings}");
+    let ann = h1.container("ann");
+    assert_eq!(ann.inspect()["HostConfig"]["Runtime"], "runc");
+    h1.docker("start ann").ok();
+    assert_eq!(ann.record()["wired_by"], "node");
+    let shown = h1.calicoctl("endpoint show --detailed").ok();
+    assert!(shown.contains("Wired by") && shown.contains(" node "), "{shown}");
+    lab.assert_consistent();
+    lab.remove_everything();
+}

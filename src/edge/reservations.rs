@@ -1,0 +1,116 @@
+//! The folder of reservations: one file for each container of ours on this host.
+//!
+//! A file is whole or not there: it is written aside, then renamed. It goes when the addresses of its container are free
+//! in the datastore and not before, so what is still to be released can be read from the folder.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::model::fault::Fault;
+use crate::model::name::ContainerId;
+use crate::model::reservation::Reservation;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Reservations {
+    folder: PathBuf,
+}
+
+impl Reservations {
+    pub(crate) fn in_state_dir(state_dir: &Path) -> Self {
+        Reservations { folder: state_dir.join("reservations") }
+    }
+
+    fn path(&self, container: &ContainerId) -> PathBuf {
+        self.folder.join(format!("{}.json", container.as_str()))
+    }
+
+    /// The reservation of a container; `None` if there is none.
+    ///
+    /// # Errors
+    /// One that cannot be read is not none: its container must not start without its network.
+    pub(crate) fn read(&self, container: &ContainerId) -> Result<Option<Reservation>, Fault> {
+        let path = self.path(container);
+        let fault = |cause: String| Fault::World(format!("read reservation {}: {cause}", path.display()));
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(|error| fault(error.to_string()))?,
+        };
+        let reservation: Reservation = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+        if reservation.v == 1 && reservation.container == *container {
+            Ok(Some(reservation))
+        } else {
+            Err(fault(format!("it is of version {} and of container {}", reservation.v, reservation.container.short())))
+        }
+    }
+
+    /// Writes a reservation, unless it stands there already.
+    pub(crate) fn write(&self, reservation: &Reservation) -> Result<(), Fault> {
+        let path = self.path(&reservation.container);
+        let fault = |cause: String| Fault::World(format!("write reservation {}: {cause}", path.display()));
+        let text = serde_json::to_vec(reservation).map_err(|error| fault(error.to_string()))?;
+        if std::fs::read(&path).is_ok_and(|there| there == text) {
+            return Ok(());
+        }
+        let aside = path.with_extension("new");
+        let write = || {
+            std::fs::create_dir_all(&self.folder)?;
+            std::fs::write(&aside, &text)?;
+            std::fs::rename(&aside, &path)
+        };
+        write().map_err(|error| fault(error.to_string()))
+    }
+
+    /// Removes a reservation; one that is not there is no error.
+    pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), Fault> {
+        let path = self.path(container);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Fault::World(format!("remove reservation {}: {error}", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The containers that have one.
+    pub(crate) fn containers(&self) -> Result<Vec<ContainerId>, Fault> {
+        let fault =
+            |error: std::io::Error| Fault::World(format!("list reservations in {}: {error}", self.folder.display()));
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(fault)?,
+        };
+        let mut containers = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(fault)?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            containers.extend(id.and_then(|id| id.parse::<ContainerId>().ok()));
+        }
+        Ok(containers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_reservation_is_read_as_it_was_written_until_it_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let reservations = Reservations::in_state_dir(folder.path());
+        let container: ContainerId = "a".repeat(64).parse().unwrap();
+        assert_eq!((reservations.read(&container), reservations.containers()), (Ok(None), Ok(vec![])));
+        let gateway = "172.25.0.1".parse().unwrap();
+        let written = Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new() };
+        reservations.write(&written).unwrap();
+        assert_eq!(reservations.read(&container), Ok(Some(written)));
+        assert_eq!(reservations.containers(), Ok(vec![container.clone()]));
+        std::fs::write(reservations.path(&container), "{").unwrap();
+        assert!(reservations.read(&container).is_err());
+        reservations.remove(&container).unwrap();
+        reservations.remove(&container).unwrap();
+        assert_eq!(reservations.read(&container), Ok(None));
+    }
+}
