@@ -66,13 +66,6 @@ impl Lab {
         Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: false })
     }
 
-    /// The same with a node on each.
-    pub(crate) fn running_without_runtime(hosts: u8) -> Self {
-        let lab = Lab::without_runtime(hosts);
-        lab.start_nodes();
-        lab
-    }
-
     /// One host whose dockerd has its bridge and writes its own firewall rules.
     pub(crate) fn bridged() -> Self {
         Lab::bridged_hosts(1)
@@ -178,6 +171,13 @@ impl Lab {
     /// A lab of this many hosts with a node on each.
     pub(crate) fn running(hosts: u8) -> Self {
         let lab = Lab::hosts(hosts);
+        lab.start_nodes();
+        lab
+    }
+
+    /// The same, where dockerd does not know our OCI runtime.
+    pub(crate) fn running_without_runtime(hosts: u8) -> Self {
+        let lab = Lab::without_runtime(hosts);
         lab.start_nodes();
         lab
     }

@@ -20,6 +20,7 @@ mod embedded;
 mod guard;
 mod install;
 mod lab_itself;
+mod life;
 mod lifecycle;
 mod limits;
 mod outside;

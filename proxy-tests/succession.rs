@@ -460,8 +460,9 @@ fn a_node_killed_at_any_moment_of_a_recreation_loses_no_address_and_gives_none_t
         let mut args = vec!["rm", "-f"];
         args.extend(ids.iter().map(String::as_str));
         h1.docker_run(&args).run().ok();
-        // A create that was cut off is finished or given up before the next one.
-        wait_until("the addresses are free", Duration::from_secs(30), || {
+        // A create that was cut off is finished or given up before the next one. One that dockerd never heard of holds its
+        // claim as long as its lease lasts.
+        wait_until("the addresses are free", Duration::from_secs(90), || {
             h1.docker_run(&["container", "prune", "-f"]).run().ok();
             h1.etcd().keys("/calico/v1/ipam/v4/assignment/").is_empty()
         });

@@ -8,7 +8,8 @@ use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::command::{Ran, Run};
@@ -160,6 +161,65 @@ impl Host {
         wait_until("containerd has gone", START, || !process.exists());
     }
 
+    /// SIGTERM; returns once dockerd has ended.
+    pub(crate) fn stop_dockerd(&self) {
+        let mut dockerd = self.dockerd.lock().unwrap().take().expect("dockerd runs");
+        send(&dockerd, Signal::SIGTERM);
+        wait_for(&format!("dockerd of {} ends after SIGTERM", self.name), START, || dockerd.try_wait().unwrap());
+    }
+
+    /// Changes one setting in dockerd's configuration file, for the next dockerd or the next SIGHUP.
+    pub(crate) fn configure_dockerd(&self, setting: &str, value: Value) {
+        let file = self.folder.join("daemon.json");
+        let mut settings: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        settings[setting] = value;
+        std::fs::write(file, settings.to_string()).unwrap();
+    }
+
+    /// The processes that stand between containerd and the containers of this host.
+    pub(crate) fn shims(&self) -> Vec<Pid> {
+        let socket = self.folder.join("exec/containerd/containerd.sock").display().to_string();
+        processes_where(|pid| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).into_owned();
+            command.contains("containerd-shim") && command.split('\0').any(|word| word == socket)
+        })
+    }
+
+    /// The host goes as with its power: every process, all that is in the kernel, all that is in a tmpfs.
+    pub(crate) fn lose_power(&self) {
+        if self.node.lock().unwrap().is_some() {
+            self.kill_node();
+        }
+        self.kill_dockerd();
+        let shims = self.shims();
+        let containers = processes_where(|pid| parent_of(pid).is_some_and(|parent| shims.contains(&parent)));
+        for pid in shims.iter().chain(&containers) {
+            // What went with another is what is wanted.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        wait_until("all processes of the host have gone", START, || {
+            shims.iter().chain(&containers).all(|pid| kill(*pid, None).is_err())
+        });
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let below = format!("{}/", self.folder.display());
+        let mut mounts: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+        mounts.retain(|mount| mount.starts_with(&below));
+        mounts.sort_unstable();
+        for mount in mounts.iter().rev() {
+            Run::new("umount").arg("-l").arg(mount).run().ok();
+        }
+        for folder in [self.run_dir(), self.folder.join("exec")] {
+            std::fs::remove_dir_all(&folder).unwrap();
+            std::fs::create_dir(&folder).unwrap();
+        }
+        for file in ["docker.pid", "docker.sock", "proxy.sock"] {
+            let _ = std::fs::remove_file(self.folder.join(file));
+        }
+        wait_until("the interfaces have gone with their containers", START, || self.cali_links().is_empty());
+        self.sh("nft flush ruleset; ipset destroy; ip route flush proto 97; sysctl -qw net.ipv4.ip_forward=0");
+    }
+
     /// Sends dockerd a signal: `STOP` makes it accept connections and say nothing.
     pub(crate) fn signal_dockerd(&self, signal: Signal) {
         send(self.dockerd.lock().unwrap().as_ref().expect("dockerd runs"), signal);
@@ -285,12 +345,10 @@ impl Host {
         let folder = self.scratch().join("programs");
         if !folder.exists() {
             std::fs::create_dir(&folder).unwrap();
-            for (name, variable, built) in [
-                ("calico-node", "CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node")),
-                ("calico-runtime", "CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime")),
-            ] {
-                std::fs::copy(binary(variable, built), folder.join(name)).unwrap();
-            }
+            let node = binary("CALICO_NODE_BIN", env!("CARGO_BIN_EXE_calico-node"));
+            std::fs::copy(node, folder.join("calico-node")).unwrap();
+            let runtime = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
+            std::fs::copy(runtime, folder.join("calico-runtime")).unwrap();
         }
         folder
     }
@@ -607,6 +665,21 @@ impl Host {
             eprintln!("---- {}\n{}", log.display(), tail(&log, lines));
         }
     }
+}
+
+/// The processes of the machine of which this holds.
+fn processes_where(holds: impl Fn(Pid) -> bool) -> Vec<Pid> {
+    let names = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let pids = names.filter_map(|name| name.parse().ok()).map(Pid::from_raw);
+    pids.filter(|pid| holds(*pid)).collect()
+}
+
+/// `None`: it has ended.
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything, come the state and the parent.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(1)?.parse().ok().map(Pid::from_raw)
 }
 
 fn tail(file: &Path, lines: usize) -> String {

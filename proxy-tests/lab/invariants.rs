@@ -1,7 +1,18 @@
 //! What holds at rest, whatever has happened: dockerd's containers, the datastore and the kernel tell the same story.
 //!
 //! One function looks at everything and lists what is wrong. It takes its facts from dockerd, etcd and the kernel, never from the
-//! software under test.
+//! software under test. What it holds them to:
+//!
+//! 1. A running container of ours has the one interface with its addresses, its other end on the host, an active record and a route.
+//! 2. A stopped one has its claim, an inactive record and its policy; no interface, no route.
+//! 3. What is no container has no claim, record, interface, route, set member, chain or file.
+//! 4. No address is held twice in the cluster.
+//! 5. A container has the same address, MAC and endpoint id for its whole life.
+//! 6. A container that never asked for us has the interfaces that dockerd gave it and no other.
+//! 7. Its first instruction sees all that: `first_instruction.rs`.
+//! 8. Of us a container shows to dockerd its runtime alone.
+//! 9. Who was told a success has what it was told: `promised`.
+//! 10. Nothing is left when all containers are removed: `remove_everything`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -60,6 +71,11 @@ impl Record {
 
     fn text(&self, key: &str) -> String {
         self.value[key].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// What its interface is called inside.
+    fn interface(&self) -> &str {
+        self.value["container:if_name"].as_str().unwrap_or("eth1")
     }
 
     /// The addresses that it had before they passed over to another container.
@@ -145,7 +161,10 @@ impl Lab {
         for host in self.all_hosts() {
             assert_eq!(host.workload_keys(), [""; 0], "{}", host.name);
             assert!(host.cali_links().is_empty(), "{}: {:?}", host.name, host.cali_links());
+            assert_eq!(own_routes(host), BTreeSet::new(), "{}", host.name);
+            assert_eq!(dispatched(&host.rules()), BTreeSet::new(), "{}", host.name);
         }
+        assert_eq!(self.host(1).etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
     }
 
     /// All that is wrong now.
@@ -249,7 +268,8 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
         }
         drop(known);
         let reply = host.raw_api("GET", &format!("/containers/{}/json", record.container));
-        let state = reply.json()["State"].clone();
+        let inspected = reply.json();
+        let state = &inspected["State"];
         let running = state["Running"] == true && state["Restarting"] != true;
         // What lost its address has no network any more, even if somebody starts it at dockerd; nor has, until then, what
         // waits for one.
@@ -266,14 +286,30 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
         if running {
             expected_links.insert(record.text("name"));
             expected_routes.extend(record.addresses().into_iter().map(|address| (address, record.text("name"))));
-            wrong.extend(inside_violations(record, state["Pid"].as_i64().unwrap_or(0)));
+            wrong.extend(inside_violations(record, &inspected));
+            let links = inside(&state["Pid"], &["link", "show"]);
+            let of_container = records.iter().filter(|other| other.container == record.container);
+            let of_us: BTreeSet<String> = of_container.map(|record| record.interface().to_owned()).collect();
+            let strange: Vec<&str> = names_of(&links).into_iter().filter(|name| !of_us.contains(*name)).collect();
+            if inspected["HostConfig"]["NetworkMode"] == "none" && !strange.is_empty() {
+                wrong.push(format!("{} has the further interfaces {strange:?}", record.container));
+            }
         }
+        wrong.extend(traces_of_us(&inspected));
+    }
+    for id in containers.iter().filter(|id| !records.iter().any(|record| record.container == **id)) {
+        wrong.extend(plain_violations(&host.raw_api("GET", &format!("/containers/{id}/json")).json()));
     }
     if links != expected_links {
         wrong.push(format!("interfaces {links:?} and should be {expected_links:?}"));
     }
     if routes != expected_routes {
         wrong.push(format!("routes {routes:?} and should be {expected_routes:?}"));
+    }
+    let mine: BTreeSet<String> = records.iter().map(|record| record.text("name")).collect();
+    let policed = dispatched(&host.rules());
+    if policed != mine {
+        wrong.push(format!("rules for the interfaces {policed:?} and should be for {mine:?}"));
     }
     wrong.extend(set_violations(host, stored, &records));
     wrong.extend(file_violations(host, &containers, &records));
@@ -293,21 +329,79 @@ fn own_routes(host: &Host) -> BTreeSet<(String, String)> {
     routes.iter().map(|route| (text(route, "dst"), text(route, "dev"))).collect()
 }
 
+/// The interfaces of containers that rules lead on to a chain of their own, in either direction.
+fn dispatched(rules: &[String]) -> BTreeSet<String> {
+    let words =
+        rules.iter().filter(|rule| rule.starts_with("-A calico-")).map(|rule| rule.split(' ').collect::<Vec<_>>());
+    let mut interfaces = BTreeSet::new();
+    for rule in words {
+        let to_own_chain = rule.iter().any(|word| word.starts_with("calico-fw-") || word.starts_with("calico-tw-"));
+        if to_own_chain && let Some(at) = rule.iter().position(|word| matches!(*word, "-i" | "-o")) {
+            interfaces.insert(rule[at + 1].to_owned());
+        }
+    }
+    interfaces
+}
+
+/// What `ip -json` says inside the network of a process. The process may have ended meanwhile; the next look tells.
+fn inside(pid: &Value, args: &[&str]) -> Vec<Value> {
+    let ran = Run::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).args(["ip", "-json"]).args(args).run();
+    serde_json::from_str(&ran.out()).unwrap_or_default()
+}
+
+/// The names of the interfaces but the loopback.
+fn names_of(links: &[Value]) -> BTreeSet<&str> {
+    links.iter().filter_map(|link| link["ifname"].as_str()).filter(|name| *name != "lo").collect()
+}
+
+/// What dockerd shows of us besides the runtime, which is the mark of our containers.
+fn traces_of_us(inspected: &Value) -> Vec<String> {
+    let host_config = &inspected["HostConfig"];
+    let places = [
+        ("Path", &inspected["Path"]),
+        ("Args", &inspected["Args"]),
+        ("Entrypoint", &inspected["Config"]["Entrypoint"]),
+        ("Mounts", &inspected["Mounts"]),
+        ("Binds", &host_config["Binds"]),
+        ("Devices", &host_config["Devices"]),
+        ("ExtraHosts", &host_config["ExtraHosts"]),
+    ];
+    let shows = places.into_iter().filter(|(_, value)| value.to_string().contains("calico"));
+    shows.map(|(place, value)| format!("{} shows us in {place}: {value}", inspected["Id"])).collect()
+}
+
+/// A container that is not ours has what dockerd gave it.
+fn plain_violations(inspected: &Value) -> Vec<String> {
+    let mut wrong = traces_of_us(inspected);
+    let id = &inspected["Id"];
+    let mode = inspected["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
+    let own_network = mode != "host" && !mode.starts_with("container:");
+    if own_network && inspected["State"]["Running"] == true && inspected["State"]["Restarting"] != true {
+        let networks = inspected["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+        let given = networks.filter(|(_, network)| network["MacAddress"].as_str().is_some_and(|mac| !mac.is_empty()));
+        let (given, links) = (given.count(), inside(&inspected["State"]["Pid"], &["link", "show"]));
+        // A network that is named twice, by its name and by its id, is one interface.
+        if names_of(&links).len() > given {
+            wrong.push(format!("{id} is none of ours and has {:?}, dockerd gave {given}", names_of(&links)));
+        }
+    }
+    wrong
+}
+
 /// What a running container itself sees: one interface besides the loopback, with the recorded addresses, and a way out.
-fn inside_violations(record: &Record, pid: i64) -> Vec<String> {
+fn inside_violations(record: &Record, inspected: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
-    let inside = |args: &[&str]| {
-        let ran = Run::new("nsenter").arg(format!("--net=/proc/{pid}/ns/net")).args(["ip", "-json"]).args(args).run();
-        // The container may have ended meanwhile; the next look tells.
-        serde_json::from_str::<Vec<Value>>(&ran.out()).unwrap_or_default()
-    };
+    let pid = &inspected["State"]["Pid"];
     let container = &record.container;
-    let interface = record.value["container:if_name"].as_str().unwrap_or("eth1");
-    let links = inside(&["address", "show"]);
+    let interface = record.interface();
+    let links = inside(pid, &["address", "show"]);
     let ours: Vec<&Value> = links.iter().filter(|link| link["ifname"] == interface).collect();
     let [link] = ours.as_slice() else {
         return vec![format!("{container} has no {interface} inside")];
     };
+    if link["operstate"] != "UP" {
+        wrong.push(format!("{container} has {interface} {}", link["operstate"]));
+    }
     if link["address"] != record.value["mac"] {
         wrong.push(format!("{container} has the MAC {} and should have {}", link["address"], record.value["mac"]));
     }
@@ -321,7 +415,7 @@ fn inside_violations(record: &Record, pid: i64) -> Vec<String> {
     if addresses != record.addresses() {
         wrong.push(format!("{container} has {addresses:?} and should have {:?}", record.addresses()));
     }
-    let routes = inside(&["-4", "route", "show", "default"]);
+    let routes = inside(pid, &["-4", "route", "show", "default"]);
     if !routes.iter().any(|route| route["dev"] == interface && route["gateway"] == record.value["ipv4_gateway"]) {
         wrong.push(format!("{container} has no way out by {}: {routes:?}", record.value["ipv4_gateway"]));
     }

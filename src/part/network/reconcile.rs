@@ -139,7 +139,7 @@ impl Network {
             Err(fault) => tracing::warn!(%fault, "the runtimes of dockerd are not known"),
             Ok(()) if self.runtimes().has_ours() == before => {}
             Ok(()) if before => {
-                tracing::warn!("dockerd knows runtime calico no more: containers are wired once they run")
+                tracing::warn!("dockerd knows runtime calico no more: containers are wired once they run");
             }
             Ok(()) => tracing::info!("dockerd knows runtime calico: containers are wired before they run"),
         }
