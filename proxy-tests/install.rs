@@ -230,6 +230,14 @@ fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_tha
     );
     h1.stop_node();
 
+    // As from a container that has programs and tools of its own.
+    let elsewhere = "mount -t tmpfs none /mnt && cp \"$0\"/* /mnt && exec /mnt/calico-node --docker-host \"$1\" --docker-config \"$2\" install-runtime";
+    let (engine, config) = (format!("unix://{}", h1.raw_socket().display()), h1.daemon_json());
+    let run = h1.command("unshare").args(["-m", "sh", "-c", elsewhere]).arg(&programs).arg(engine).arg(config).run();
+    let said = run.fails_with(1);
+    assert!(said.contains("does not find /mnt/calico-runtime"), "{said}");
+    assert_eq!(state(&h1.daemon_json()), before);
+
     // One that was started with runtimes by flag would forget those.
     h1.kill_dockerd();
     h1.spawn_dockerd_with(&["--add-runtime", "spare=/bin/false"]);
