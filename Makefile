@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN = $${CARGO_TARGET_DIR:-target}/release
 
-.PHONY: help build demo demo-stop run test fuzz bench bench-proxy lint setup image
+.PHONY: help build demo demo-stop run test soak fuzz bench bench-proxy lint setup image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,10 @@ test: lint ## everything: lints, unit tests, then the tests from outside on real
 	cargo test --locked --lib --bins
 	@tools/fuzz.sh 20
 	cargo test --locked --test proxy -- --test-threads=2
+
+soak: ## the life of containers at full counts, an hour long; prints tables for docs/benchmarks.md; a part: make soak ARGS=leaks::
+	@tools/setup.sh test
+	@tools/soak.sh $(ARGS)
 
 fuzz: ## fuzz heads, framing, bodies and calls; longer than make test does: make fuzz ARGS=600 (seconds for each target)
 	@tools/setup.sh test

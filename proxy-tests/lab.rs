@@ -13,6 +13,7 @@ pub(crate) mod host;
 pub(crate) mod http;
 pub(crate) mod invariants;
 pub(crate) mod netns;
+pub(crate) mod traces;
 pub(crate) mod wait;
 
 use std::io::Write;
@@ -20,8 +21,8 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use command::Run;
@@ -40,7 +41,7 @@ pub(crate) struct Lab {
     name: String,
     folder: PathBuf,
     hosts: Vec<Host>,
-    etcd: Option<Child>,
+    etcd: Mutex<Option<Child>>,
     undo: Child,
 }
 
@@ -89,7 +90,7 @@ impl Lab {
         std::fs::create_dir_all(&folder).unwrap();
         let undo = start_undo(&folder, &name);
         // From here on a panic leads to `drop`, which takes away whatever is there.
-        let mut lab = Lab { name, folder, hosts: Vec::new(), etcd: None, undo };
+        let mut lab = Lab { name, folder, hosts: Vec::new(), etcd: Mutex::default(), undo };
         lab.make_switch();
         if !plan.embedded {
             lab.start_etcd();
@@ -118,7 +119,7 @@ impl Lab {
     }
 
     /// Starts the common etcd, with the data of an earlier one if there was one.
-    pub(crate) fn start_etcd(&mut self) {
+    pub(crate) fn start_etcd(&self) {
         let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
         let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
             "etcd",
@@ -135,19 +136,19 @@ impl Lab {
             "--initial-cluster",
             &format!("default={peer}"),
         ]);
-        self.etcd = Some(spawn_logged(command, &self.folder.join("etcd.log")));
+        *self.etcd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("etcd.log")));
     }
 
     /// Kills the common etcd. Its port refuses connections from now on.
-    pub(crate) fn kill_etcd(&mut self) {
-        let mut etcd = self.etcd.take().expect("etcd runs");
+    pub(crate) fn kill_etcd(&self) {
+        let mut etcd = self.etcd.lock().unwrap().take().expect("etcd runs");
         etcd.kill().unwrap();
         etcd.wait().unwrap();
     }
 
     /// Sends etcd a signal: `STOP` makes it accept connections and say nothing.
     pub(crate) fn signal_etcd(&self, signal: nix::sys::signal::Signal) {
-        send(self.etcd.as_ref().expect("etcd runs"), signal);
+        send(self.etcd.lock().unwrap().as_ref().expect("etcd runs"), signal);
     }
 
     pub(crate) fn etcd(&self) -> Etcd {
@@ -208,7 +209,7 @@ impl Lab {
         for host in &self.hosts {
             host.print_logs();
         }
-        if self.etcd.is_some() {
+        if self.etcd.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
             eprintln!("---- the datastore");
             for (key, entry) in self.etcd().entries("/calico/") {
                 eprintln!("{key}{} = {}", if entry.leased { " (leased)" } else { "" }, entry.value);
@@ -243,7 +244,7 @@ impl Drop for Lab {
             for host in &self.hosts {
                 host.reap();
             }
-            if let Some(mut etcd) = self.etcd.take() {
+            if let Some(mut etcd) = self.etcd.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 let _ = etcd.wait();
             }
         }
@@ -283,6 +284,20 @@ pub(crate) fn send(child: &Child, signal: nix::sys::signal::Signal) {
 #[expect(clippy::disallowed_methods, reason = "the one place where the tests read their environment")]
 pub(crate) fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// How many of something a test does: the first in `make test`, the second in `make soak`.
+pub(crate) fn counts(small: usize, full: usize) -> usize {
+    if setting("CALICO_LAB_SOAK").is_some() { full } else { small }
+}
+
+/// Prints a table of what was seen, which `make soak` collects.
+pub(crate) fn tell(columns: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    let lines = ["| --- ".repeat(columns.len())].map(|line| format!("{line}|")).into_iter();
+    let lines = std::iter::once(format!("| {} |", columns.join(" | "))).chain(lines);
+    let lines: Vec<String> = lines.chain(rows.into_iter().map(|cells| format!("| {} |", cells.join(" | ")))).collect();
+    // In one piece: tests print at the same time.
+    println!("\n{}\n", lines.join("\n"));
 }
 
 /// What a lab is made with; a missing one fails the test with its name.

@@ -392,7 +392,8 @@ fn unheard(host: &Host) {
 
 #[test]
 fn events_that_are_lost_are_made_up_for() {
-    let lab = Lab::running(1);
+    // With our runtime such starts are refused: nobody answers the hook.
+    let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
     let ann = h1.run("ann", WEB);
     let bob = h1.run("bob", WEB);

@@ -119,7 +119,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
 
 #[test]
 fn without_etcd_a_wish_is_refused_quickly_and_everything_else_goes_on() {
-    let mut lab = Lab::running(1);
+    let lab = Lab::running(1);
     let h1 = lab.host(1);
     let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");

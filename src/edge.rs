@@ -11,6 +11,7 @@ pub(crate) mod docker;
 pub(crate) mod dockerd_process;
 pub(crate) mod etcd;
 pub(crate) mod exec;
+pub(crate) mod fail_point;
 pub(crate) mod guard;
 pub(crate) mod handover;
 pub(crate) mod http;

@@ -35,6 +35,7 @@ use crate::edge::activation::{self, Passed};
 use crate::edge::docker::Docker;
 use crate::edge::etcd::Etcd;
 use crate::edge::exec::Spawner;
+use crate::edge::fail_point;
 use crate::edge::handover::{self, Predecessor, Successor, Told};
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
@@ -122,6 +123,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
         signal(SignalKind::hangup()).map_err(|error| Fault::World(format!("listen for the signal SIGHUP: {error}")))?;
     let host = flags.host()?;
     let engine: Engine = flags.docker_host.parse()?;
+    fail_point::look_in(&flags.run_dir);
     let named = flags.etcd()?;
     let mut signals = Signals::listen()?;
     let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);

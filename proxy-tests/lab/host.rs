@@ -500,8 +500,15 @@ impl Host {
     /// SIGKILL: no time for anything.
     pub(crate) fn kill_node(&self) {
         let mut node = self.node.lock().unwrap().take().expect("a node runs");
-        node.kill().unwrap();
+        // One that has ended already is no error.
+        let _ = node.kill();
         node.wait().unwrap();
+    }
+
+    /// Whether its node has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut node = self.node.lock().unwrap();
+        node.as_mut().expect("a node was started").try_wait().unwrap().is_some()
     }
 
     pub(super) fn reap(&self) {

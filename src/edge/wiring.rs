@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use crate::edge::fail_point::fail_point;
 use crate::edge::kernel_routes::KernelRoutes;
 use crate::edge::links::Netlink;
 use crate::edge::netns::Netns;
@@ -43,14 +44,18 @@ impl Wirer {
                 self.links.add_pair(wiring, netns).await?;
             }
         }
+        fail_point("wire: the pair is made");
         // Before the interface is up, so that nothing is ever open on it.
         sysctl::apply_to_interface(&wiring.host_interface)?;
         self.links.set_up(&wiring.host_interface).await?;
+        fail_point("wire: the host side is up");
         for address in &wiring.addresses {
             self.routes.apply(&RouteStep::Put(IpAddr::V4(*address), wiring.host_interface.clone())).await?;
         }
+        fail_point("wire: the route stands");
         // The last of it is what `is_addressed` looks for.
         inside.address(wiring).await?;
+        fail_point("wire: all is done");
         Ok(true)
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::edge::control::{Control, Unanswered};
 use crate::edge::exec;
+use crate::edge::fail_point;
 use crate::edge::iptables;
 use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
@@ -131,6 +132,7 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
         .map_err(|error| Fault::World(format!("read from runc which container starts: {error}")))?;
     // Who calls this runtime by hand may call a container whatever he likes; Docker's have ids like this.
     let Ok(container) = state.id.parse::<ContainerId>() else { return Ok(()) };
+    fail_point::look_in(&folders.run_dir);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::Network;
 use super::succession::{Held, Inheritance};
 use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::edge::fail_point::fail_point;
 use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
@@ -191,6 +192,7 @@ impl Network {
                 let claimed = claimed.map(|(one, claim)| Claimed { key: one.key(), revision, claim }).collect();
                 let request = request.to_owned();
                 let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed };
+                fail_point("create: the claim is pending");
                 if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
                     self.abandon(prepared).await;
                     return Err(fault);
@@ -387,6 +389,7 @@ impl Network {
                 writes.push(Write::Put(Key::ProfileRules(profile.clone()), to_json(&default_rules(profile))?));
             }
             if let Outcome::Done(revision) = self.etcd.transact("bind the claim", &when, &writes).await? {
+                fail_point("create: the claim is bound");
                 self.store.reach(revision).await?;
                 if let Err(fault) = self.reserve(id) {
                     return Err(match self.free(&key).await {
@@ -394,6 +397,7 @@ impl Network {
                         Err(undo) => fault.during(&format!("{undo}; before that")),
                     });
                 }
+                fail_point("create: the reservation is kept");
                 return Ok(warnings(prepared, &made));
             }
             for one in &mut claimed {
@@ -511,6 +515,7 @@ impl Network {
                 }
             }
             if let Outcome::Done(revision) = self.etcd.transact(&doing, &when, &writes).await? {
+                fail_point("destroy: the addresses are free");
                 return self.store.reach(revision).await;
             }
             self.catch_up(writes.iter().map(Write::key)).await?;

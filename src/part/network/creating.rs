@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Network;
 use crate::edge::docker::Listed;
+use crate::edge::fail_point::fail_point;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::ProfileName;
@@ -65,7 +66,9 @@ impl Network {
         let aside = path.with_extension("new");
         std::fs::create_dir_all(self.ground.state_dir.join("creating")).map_err(fault)?;
         std::fs::write(&aside, text).map_err(fault)?;
-        std::fs::rename(&aside, &path).map_err(fault)
+        std::fs::rename(&aside, &path).map_err(fault)?;
+        fail_point("create: the note is written");
+        Ok(())
     }
 
     /// A create is under way from here on.

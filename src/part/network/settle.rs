@@ -9,6 +9,7 @@ use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::edge::fail_point::fail_point;
 use crate::edge::netns::Netns;
 use crate::edge::wiring::add_hosts_line;
 use crate::model::endpoint::{Endpoint, State, WiredBy};
@@ -104,6 +105,7 @@ impl Network {
         for interface in ends.values().flatten() {
             self.wirer.links.remove(interface).await?;
         }
+        fail_point("destroy: the interface is gone");
         if !self.is_loaded() {
             return Err(Fault::Away(format!(
                 "free the addresses of container {}: etcd at {} has not answered yet",
@@ -115,6 +117,7 @@ impl Network {
             self.free(key).await?;
         }
         self.reservations.remove(id)?;
+        fail_point("destroy: the reservation is gone");
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
@@ -131,9 +134,11 @@ impl Network {
                 let inactive = Endpoint { state: State::Inactive, ..recorded.endpoint.clone() };
                 let replaced = self.replace(recorded, &inactive).await;
                 done = done.and_then(|all| Ok(replaced?.is_some() && all));
+                fail_point("stop: the record is inactive");
             }
             if let Some(index) = link {
                 let removed = self.wirer.links.remove_link(*index).await;
+                fail_point("stop: the interface is gone");
                 done = done.and_then(|all| removed.map(|()| all));
             }
         }
@@ -150,6 +155,7 @@ impl Network {
         for one in &self.recorded(id) {
             self.await_policy(one).await?;
             let wiring = desired_wiring(&one.endpoint, self.ground.host_ip)?;
+            fail_point("start: the policy stands");
             let wired = self.wirer.wire(&wiring, &netns).await?;
             changed |= wired;
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
@@ -160,6 +166,7 @@ impl Network {
             match self.activate(one, by).await {
                 Ok(None) => self.await_route(&one.key.endpoint, one.revision).await?,
                 Ok(Some(revision)) => {
+                    fail_point("start: the record is active");
                     changed = true;
                     self.await_route(&one.key.endpoint, revision).await?;
                 }

@@ -11,6 +11,7 @@ use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::edge::fail_point::fail_point;
 use crate::edge::iptables;
 use crate::model::claim::Claim;
 use crate::model::control::ContainerWiring;
@@ -42,12 +43,14 @@ impl Network {
         for one in &recorded {
             self.await_policy(one).await?;
         }
+        fail_point("start: the hook is about to be answered");
         Ok(ContainerWiring::Wire(self.reservation(id, &recorded)))
     }
 
     /// The hook has wired a container.
     pub(crate) async fn wired(&self, id: &ContainerId) -> Result<(), Fault> {
         self.refused.clear(id.as_str())?;
+        fail_point("start: the hook has wired");
         for one in self.recorded(id) {
             self.activate(&one, Some(WiredBy::Runtime)).await?;
         }

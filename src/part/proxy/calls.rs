@@ -18,6 +18,7 @@ use super::answer::Manner;
 use super::connection::{Answered, Asked};
 use super::head;
 use super::upstream::{Behind, Gathered, Upstream};
+use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::part::network::Network;
@@ -202,6 +203,7 @@ async fn create(
             return Err(fault);
         }
     };
+    fail_point("create: dockerd has made the container");
     let warnings = network.bind(prepared, &id).await?;
     Ok(match body::with_warnings(&reply.body, &warnings) {
         Some(edited) => Said::edited(&reply, &edited),
@@ -232,6 +234,7 @@ async fn start(
     if !matches!(reply.status, 204 | 304) {
         return Ok(Said::docker(reply));
     }
+    fail_point("start: dockerd has started the container");
     let settled = match network.ours(container).await {
         // What ran before this call is not stopped by it.
         Ok(Some(id)) => network.settle(&id, reply.status == 204).await,
