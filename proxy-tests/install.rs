@@ -7,7 +7,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
+use crate::lab::container::SOON;
 use crate::lab::host::{Host, IDLE};
+use crate::lab::wait::wait_until;
 
 /// A configuration as an operator may have it.
 const THEIRS: &str = "{\n\t\"max-concurrent-uploads\" : 7,\n\t\"runtimes\": { \"spare\": {\"path\":\"runc\"} },\n\t\"labels\":[ \"a=b\" ]\n}\n\n";
@@ -125,6 +127,53 @@ fn another_runtime_of_the_name_gives_way_and_a_file_without_runtimes_loses_nothi
             "calico": h1.runtime("calico")
         })
     );
+}
+
+#[test]
+fn a_node_that_runs_goes_by_what_dockerd_knows_as_soon_as_it_does() {
+    let lab = Lab::running_without_runtime(1);
+    let h1 = lab.host(1);
+    let is_made_for = |name: &str, runtime: &str| {
+        let reply = h1.create(name, &["CALICO_IP=auto", "CALICO_PROFILE=web"]);
+        if reply.status != 201 {
+            // dockerd has forgotten the runtime, and the node is about to hear of it.
+            assert!(reply.status == 400 && reply.message().contains("runtime"), "{}", reply.message());
+            return false;
+        }
+        h1.container(name).raw_inspect()["HostConfig"]["Runtime"] == runtime
+    };
+    assert!(is_made_for("before", "runc"));
+
+    h1.install_runtime();
+    let mut made = 0;
+    wait_until("containers are made for the runtime", SOON, || {
+        made += 1;
+        is_made_for(&format!("with-{made}"), "calico")
+    });
+    let with = h1.container(&format!("with-{made}"));
+    for name in ["before", &with.name] {
+        h1.docker(&format!("start {name}")).ok();
+    }
+    let before = h1.container("before");
+    assert_eq!(
+        (before.record()["wired_by"].clone(), with.record()["wired_by"].clone()),
+        (json!("node"), json!("runtime"))
+    );
+    with.comes_to_reach(before.ip());
+
+    // What was made for it is in its way.
+    let said = h1.calico_node_in(&h1.programs(), &["uninstall-runtime"]).run().fails_with(1);
+    assert!(
+        said.contains(&format!("1 container is made for it and cannot start without it: {} (", with.name)),
+        "{said}"
+    );
+    with.remove();
+    h1.calico_node_in(&h1.programs(), &["uninstall-runtime"]).run().ok();
+    wait_until("containers are made for runc again", SOON, || {
+        made += 1;
+        is_made_for(&format!("without-{made}"), "runc")
+    });
+    lab.remove_everything();
 }
 
 #[test]
