@@ -7,15 +7,12 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
+use crate::lab::container::SOON;
 use crate::lab::host::{Host, IDLE};
+use crate::lab::wait::wait_until;
 
 /// A configuration as an operator may have it.
 const THEIRS: &str = "{\n\t\"max-concurrent-uploads\" : 7,\n\t\"runtimes\": { \"spare\": {\"path\":\"runc\"} },\n\t\"labels\":[ \"a=b\" ]\n}\n\n";
-
-/// One host whose dockerd knows no runtime of ours yet.
-fn fresh() -> Lab {
-    Lab::without_runtime(1)
-}
 
 /// What tells one state of a file from another, also where the same was written again.
 fn state(path: &Path) -> (Vec<u8>, u64, i64, i64, u32, u32, u32) {
@@ -42,7 +39,7 @@ fn make(host: &Host, name: &str) -> String {
 
 #[test]
 fn dockerd_knows_the_runtime_once_it_is_installed_and_has_not_been_restarted_nor_its_file_changed_otherwise() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     let real = h1.scratch().join("kept-elsewhere.json");
     fs::write(&real, THEIRS).unwrap();
@@ -94,7 +91,7 @@ fn dockerd_knows_the_runtime_once_it_is_installed_and_has_not_been_restarted_nor
 
 #[test]
 fn another_runtime_of_the_name_gives_way_and_a_file_without_runtimes_loses_nothing() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.install_runtime();
     let text = fs::read_to_string(h1.daemon_json()).unwrap();
@@ -133,8 +130,55 @@ fn another_runtime_of_the_name_gives_way_and_a_file_without_runtimes_loses_nothi
 }
 
 #[test]
+fn a_node_that_runs_goes_by_what_dockerd_knows_as_soon_as_it_does() {
+    let lab = Lab::running_without_runtime(1);
+    let h1 = lab.host(1);
+    let is_made_for = |name: &str, runtime: &str| {
+        let reply = h1.create(name, &["CALICO_IP=auto", "CALICO_PROFILE=web"]);
+        if reply.status != 201 {
+            // dockerd has forgotten the runtime, and the node is about to hear of it.
+            assert!(reply.status == 400 && reply.message().contains("runtime"), "{}", reply.message());
+            return false;
+        }
+        h1.container(name).raw_inspect()["HostConfig"]["Runtime"] == runtime
+    };
+    assert!(is_made_for("before", "runc"));
+
+    h1.install_runtime();
+    let mut made = 0;
+    wait_until("containers are made for the runtime", SOON, || {
+        made += 1;
+        is_made_for(&format!("with-{made}"), "calico")
+    });
+    let with = h1.container(&format!("with-{made}"));
+    for name in ["before", &with.name] {
+        h1.docker(&format!("start {name}")).ok();
+    }
+    let before = h1.container("before");
+    assert_eq!(
+        (before.record()["wired_by"].clone(), with.record()["wired_by"].clone()),
+        (json!("node"), json!("runtime"))
+    );
+    with.comes_to_reach(before.ip());
+
+    // What was made for it is in its way.
+    let said = h1.calico_node_in(&h1.programs(), &["uninstall-runtime"]).run().fails_with(1);
+    assert!(
+        said.contains(&format!("1 container is made for it and cannot start without it: {} (", with.name)),
+        "{said}"
+    );
+    with.remove();
+    h1.calico_node_in(&h1.programs(), &["uninstall-runtime"]).run().ok();
+    wait_until("containers are made for runc again", SOON, || {
+        made += 1;
+        is_made_for(&format!("without-{made}"), "runc")
+    });
+    lab.remove_everything();
+}
+
+#[test]
 fn containers_that_need_the_runtime_are_named_before_it_goes_unless_it_is_forced() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.install_runtime();
     h1.raw_docker("create --name other --net=none busybox").ok();
@@ -168,7 +212,7 @@ fn containers_that_need_the_runtime_are_named_before_it_goes_unless_it_is_forced
 
 #[test]
 fn a_file_that_dockerd_does_not_take_up_is_put_back_as_it_was() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     // It came into the file after dockerd had read it.
     let wrong = "{ \"no-such-option\": 1 }";
@@ -186,7 +230,7 @@ fn a_file_that_dockerd_does_not_take_up_is_put_back_as_it_was() {
 
 #[test]
 fn while_dockerd_is_down_its_file_is_changed_and_it_reads_it_at_its_start() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     h1.kill_dockerd();
     let said = h1.install_runtime();
@@ -208,7 +252,7 @@ fn while_dockerd_is_down_its_file_is_changed_and_it_reads_it_at_its_start() {
 
 #[test]
 fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_that_is_meant() {
-    let lab = fresh();
+    let lab = Lab::without_runtime(1);
     let h1 = lab.host(1);
     let (programs, before) = (h1.programs(), state(&h1.daemon_json()));
     let refused = |options: &[&str], reason: &str| {
@@ -234,6 +278,14 @@ fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_tha
         "is \"calico-node\" and not dockerd; nothing was changed. By hand: put \"calico\":",
     );
     h1.stop_node();
+
+    // As from a container that has programs and tools of its own.
+    let elsewhere = "mount -t tmpfs none /mnt && cp \"$0\"/* /mnt && exec /mnt/calico-node --docker-host \"$1\" --docker-config \"$2\" install-runtime";
+    let (engine, config) = (format!("unix://{}", h1.raw_socket().display()), h1.daemon_json());
+    let run = h1.command("unshare").args(["-m", "sh", "-c", elsewhere]).arg(&programs).arg(engine).arg(config).run();
+    let said = run.fails_with(1);
+    assert!(said.contains("does not find /mnt/calico-runtime"), "{said}");
+    assert_eq!(state(&h1.daemon_json()), before);
 
     // One that was started with runtimes by flag would forget those.
     h1.kill_dockerd();

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 
+/// A name under which dockerd knows runc, and that our own runtime does not stand in front of.
+pub(crate) const BY_NODE: &str = "plain";
+
 /// A socket that speaks Docker's API: dockerd's own or the proxy's.
 pub(crate) struct Engine {
     socket: PathBuf,
@@ -54,12 +57,12 @@ impl Engine {
     }
 
     /// Creates a container that waits for ever; its id and the time that it took.
-    pub(crate) fn create(&self, network: &str, env: &[&str]) -> Outcome<(String, Duration)> {
+    pub(crate) fn create(&self, network: &str, runtime: &str, env: &[&str]) -> Outcome<(String, Duration)> {
         let body = json!({
             "Image": "busybox",
             "Cmd": ["/bin/busybox", "tail", "-f", "/dev/null"],
             "Env": env,
-            "HostConfig": { "NetworkMode": network },
+            "HostConfig": { "NetworkMode": network, "Runtime": runtime },
         });
         let reply = self.call("POST", "/containers/create", &body.to_string())?;
         // From brace to brace: the reply may be chunked.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::{Outcome, docker};
 
 /// The name of the host in the datastore.
@@ -111,9 +113,13 @@ impl Lab {
         // A dockerd that sees the socket of the machine's containerd would use that one.
         fs::create_dir_all("/run/containerd")?;
         run("mount", &["-t", "tmpfs", "tmpfs", "/run/containerd"])?;
-        fs::write(folder.join("daemon.json"), "{}")?;
-        let log = fs::File::create(folder.join("dockerd.log"))?;
         let path = |name: &str| folder.join(name).display().to_string();
+        // Ours, and another name for runc: a container that asks for that one is wired by the node.
+        let args = ["--run-dir", &path("run"), "--state-dir", &path("state")];
+        let ours = json!({ "path": env!("CARGO_BIN_EXE_calico-runtime"), "runtimeArgs": args });
+        let config = json!({ "runtimes": { "calico": ours, docker::BY_NODE: { "path": "runc" } } });
+        fs::write(folder.join("daemon.json"), config.to_string())?;
+        let log = fs::File::create(folder.join("dockerd.log"))?;
         let dockerd = command("dockerd")
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])

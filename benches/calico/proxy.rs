@@ -204,7 +204,7 @@ fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> O
 }
 
 fn keystrokes(all: &[Contender], dockerd: &Engine, samples: usize) -> Outcome<()> {
-    let (id, _) = dockerd.create("none", &[])?;
+    let (id, _) = dockerd.create("none", "", &[])?;
     dockerd.start(&id)?;
     let open = |one: &Contender| -> Outcome<Box<dyn Stream>> {
         let body = r#"{"AttachStdin":true,"AttachStdout":true,"Tty":true,"Cmd":["/bin/busybox","cat"]}"#;

@@ -1,8 +1,9 @@
 //! What a start costs, by kind of network.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use crate::docker::Engine;
+use crate::docker::{BY_NODE, Engine};
 use crate::figures::{Dice, Samples, ms, signed, span, table};
 use crate::lab::{Lab, get};
 use crate::{Arguments, Outcome, programmed};
@@ -21,6 +22,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     lab.start_node(&[])?;
     measure(&lab, samples)?;
     report_wiring()?;
+    measure_at_once(&lab, samples.div_ceil(AT_ONCE))?;
     programmed::measure(&mut lab, samples, &sizes)
 }
 
@@ -29,10 +31,14 @@ enum Kind {
     None,
     NoneAgain,
     Bridge,
-    Calico,
+    Runtime,
+    Node,
 }
 
-const KINDS: [Kind; 4] = [Kind::None, Kind::NoneAgain, Kind::Bridge, Kind::Calico];
+const KINDS: [Kind; 5] = [Kind::None, Kind::NoneAgain, Kind::Bridge, Kind::Runtime, Kind::Node];
+
+/// How many are started at once.
+const AT_ONCE: usize = 16;
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,7 +46,8 @@ impl fmt::Display for Kind {
             Kind::None => "--net=none (A)",
             Kind::NoneAgain => "--net=none again (A/A)",
             Kind::Bridge => "Docker's bridge",
-            Kind::Calico => "Calico, through the proxy",
+            Kind::Runtime => "Calico, by its runtime",
+            Kind::Node => "Calico, by the node",
         })
     }
 }
@@ -52,14 +59,34 @@ struct Times {
     remove: Samples,
 }
 
+/// The two ways to an engine.
+struct Engines {
+    dockerd: Engine,
+    proxy: Engine,
+}
+
+impl Engines {
+    fn of(lab: &Lab) -> Engines {
+        Engines { dockerd: Engine::new(&lab.docker_socket()), proxy: Engine::new(&lab.proxy_socket()) }
+    }
+
+    /// Creates a container of a kind; the engine that starts it, its id and the time that it took.
+    fn create(&self, kind: Kind) -> Outcome<(&Engine, String, Duration)> {
+        const WISH: &[&str] = &["CALICO_IP=auto", "CALICO_PROFILE=bench"];
+        let (engine, network, runtime, env) = match kind {
+            Kind::None | Kind::NoneAgain => (&self.dockerd, "none", "", &[][..]),
+            Kind::Bridge => (&self.dockerd, "bridge", "", &[][..]),
+            Kind::Runtime => (&self.proxy, "default", "", WISH),
+            Kind::Node => (&self.proxy, "default", BY_NODE, WISH),
+        };
+        let (id, took) = engine.create(network, runtime, env)?;
+        Ok((engine, id, took))
+    }
+}
+
 /// One container's life, timed.
-fn sample(kind: Kind, dockerd: &Engine, proxy: &Engine, times: &mut Times) -> Outcome<()> {
-    let (engine, network, env): (_, _, &[&str]) = match kind {
-        Kind::None | Kind::NoneAgain => (dockerd, "none", &[]),
-        Kind::Bridge => (dockerd, "bridge", &[]),
-        Kind::Calico => (proxy, "default", &["CALICO_IP=auto", "CALICO_PROFILE=bench"]),
-    };
-    let (id, created) = engine.create(network, env)?;
+fn sample(kind: Kind, engines: &Engines, times: &mut Times) -> Outcome<()> {
+    let (engine, id, created) = engines.create(kind)?;
     let started = engine.start(&id)?;
     let removed = engine.remove(&id)?;
     times.create.push(created);
@@ -69,19 +96,18 @@ fn sample(kind: Kind, dockerd: &Engine, proxy: &Engine, times: &mut Times) -> Ou
 }
 
 fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
-    let dockerd = Engine::new(&lab.docker_socket());
-    let proxy = Engine::new(&lab.proxy_socket());
+    let engines = Engines::of(lab);
     let mut dice = Dice::new();
-    let mut times: [Times; 4] = Default::default();
-    let mut turn: [usize; 4] = [0, 1, 2, 3];
+    let mut times: [Times; KINDS.len()] = Default::default();
+    let mut turn: [usize; KINDS.len()] = std::array::from_fn(|which| which);
     // What happens only once (the first container, the first profile) is not in the figures.
     for kind in KINDS.iter().cycle().take(3 * KINDS.len()) {
-        sample(*kind, &dockerd, &proxy, &mut Times::default())?;
+        sample(*kind, &engines, &mut Times::default())?;
     }
     for round in 0..samples {
         dice.shuffle(&mut turn);
         for &which in &turn {
-            sample(KINDS[which], &dockerd, &proxy, &mut times[which])?;
+            sample(KINDS[which], &engines, &mut times[which])?;
         }
         if (round + 1) % 50 == 0 {
             eprintln!("bench: start: {} of {samples} rounds", round + 1);
@@ -106,6 +132,50 @@ fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
     let head =
         ["kind", "n", "start p50 ms", "start p99 ms", "over A, p50", "95 % of that", "create p50 ms", "remove p50 ms"];
     table("`docker start`, kinds in turns", &head, &rows);
+    Ok(())
+}
+
+/// Starts of many containers at once: each start, and all together.
+fn measure_at_once(lab: &Lab, rounds: usize) -> Outcome<()> {
+    let engines = Engines::of(lab);
+    let mut dice = Dice::new();
+    let mut each: [Samples; KINDS.len()] = Default::default();
+    let mut all: [Samples; KINDS.len()] = Default::default();
+    let mut turn: [usize; KINDS.len()] = std::array::from_fn(|which| which);
+    for _ in 0..rounds {
+        dice.shuffle(&mut turn);
+        for &which in &turn {
+            let containers = (0..AT_ONCE).map(|_| engines.create(KINDS[which])).collect::<Outcome<Vec<_>>>()?;
+            let begin = Instant::now();
+            let started = std::thread::scope(|scope| {
+                let starts = containers
+                    .iter()
+                    .map(|(engine, id, _)| scope.spawn(move || engine.start(id).map_err(|error| error.to_string())));
+                let starts: Vec<_> = starts.collect();
+                starts.into_iter().map(|start| start.join().map_err(|_| "a start panicked".to_owned())?).collect()
+            });
+            all[which].push(begin.elapsed());
+            let started: Result<Vec<Duration>, String> = started;
+            started?.into_iter().for_each(|took| each[which].push(took));
+            for (engine, id, _) in &containers {
+                engine.remove(id)?;
+            }
+        }
+    }
+    let ratio = |samples: &Samples, base: &Samples| format!("{:.2}", samples.median() / base.median());
+    let rows = KINDS.iter().zip(each.iter().zip(&all)).map(|(kind, (one, together))| {
+        vec![
+            kind.to_string(),
+            one.len().to_string(),
+            ms(one.median()),
+            ms(one.quantile(990)),
+            ratio(one, &each[0]),
+            ms(together.median()),
+            ratio(together, &all[0]),
+        ]
+    });
+    let head = ["kind", "n", "start p50 ms", "start p99 ms", "over A, ratio", "all 16 p50 ms", "over A, ratio"];
+    table("`docker start`, 16 at once", &head, &rows.collect::<Vec<_>>());
     Ok(())
 }
 

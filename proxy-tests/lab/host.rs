@@ -340,7 +340,7 @@ impl Host {
         self.node_env(self.command(&folder.join("calico-node").display().to_string())).args(args)
     }
 
-    /// A folder with calico-node and, beside it, a runtime that is the machine's own.
+    /// A folder with a calico-node and a calico-runtime that nobody else uses.
     pub(crate) fn programs(&self) -> PathBuf {
         let folder = self.scratch().join("programs");
         if !folder.exists() {
@@ -353,7 +353,7 @@ impl Host {
         folder
     }
 
-    /// Makes that runtime known to dockerd, and tells what was said of it.
+    /// Makes the runtime of that folder known to dockerd, and tells what was said of it.
     #[track_caller]
     pub(crate) fn install_runtime(&self) -> String {
         self.calico_node_in(&self.programs(), &["install-runtime"]).run().ok()

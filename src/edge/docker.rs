@@ -208,24 +208,6 @@ impl Docker {
         Ok(listed.collect())
     }
 
-    /// The OCI runtime of a name, as dockerd is set to call it: its path and its arguments. `None` if it has none.
-    pub(crate) async fn runtime(&self, name: &str) -> Result<Option<(String, Vec<String>)>, Fault> {
-        let client = self.client().await?;
-        let info = client.info().await.map_err(|error| self.fault("ask for the runtimes", &error))?;
-        let found = info.runtimes.unwrap_or_default().remove(name);
-        Ok(found.map(|runtime| (runtime.path.unwrap_or_default(), runtime.runtime_args.unwrap_or_default())))
-    }
-
-    /// The OCI runtime that a container is made for; `None` if the container is gone.
-    pub(crate) async fn runtime_of(&self, id: &ContainerId) -> Result<Option<String>, Fault> {
-        let client = self.client().await?;
-        match client.inspect_container(id.as_str(), None::<InspectContainerOptions>).await {
-            Ok(found) => Ok(Some(found.host_config.and_then(|host| host.runtime).unwrap_or_default())),
-            Err(error) if status_of(&error) == Some(404) => Ok(None),
-            Err(error) => Err(self.fault(&format!("inspect container {}", id.short()), &error)),
-        }
-    }
-
     /// Stops a container; one that is gone or stopped already is no error.
     pub(crate) async fn stop(&self, id: &ContainerId) -> Result<(), Fault> {
         let client = self.client().await?;

@@ -15,12 +15,19 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 use super::wire::Engine;
 use crate::model::fault::Fault;
 
 /// How long a connect may take.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a dockerd that is started because somebody connects may take to write its pid file, which it does early.
+const START: Duration = Duration::from_secs(10);
+
+/// How often that is looked for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The name of dockerd's program, as the kernel keeps it.
 const PROGRAM: &str = "dockerd";
@@ -58,14 +65,32 @@ pub(crate) async fn find(engine: &Engine, pidfile: Option<&Path>) -> Result<Opti
     let Some(pid) = listens else {
         return Err(Fault::Refusal(format!("{doing}: it runs where its process id means nothing here")));
     };
-    let pid = if pid == INIT { noted(pidfile.unwrap_or(Path::new(DEFAULT_PIDFILE)), &doing)? } else { pid };
+    if pid != INIT {
+        return process(pid, &doing).map(Some);
+    }
+    let pidfile = pidfile.unwrap_or(Path::new(DEFAULT_PIDFILE));
+    let look = || noted(pidfile, &doing).and_then(|pid| process(pid, &doing));
+    // To connect to systemd is to have dockerd started, if it does not run yet.
+    let patience = if matches!(engine, Engine::Unix(_)) { START } else { Duration::ZERO };
+    let until = Instant::now() + patience;
+    while Instant::now() < until {
+        if let Ok(found) = look() {
+            return Ok(Some(found));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    look().map(Some)
+}
+
+/// The dockerd that has this process id.
+fn process(pid: i32, doing: &str) -> Result<Dockerd, Fault> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim_end() != PROGRAM {
         return Err(Fault::Refusal(format!("{doing}: process {pid} is {:?} and not {PROGRAM}", name.trim_end())));
     }
     let args = fs::read(format!("/proc/{pid}/cmdline")).map_err(|error| Fault::World(format!("{doing}: {error}")))?;
     let args = args.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
-    Ok(Some(Dockerd { pid, args }))
+    Ok(Dockerd { pid, args })
 }
 
 /// A connection; `None`: there is nobody.

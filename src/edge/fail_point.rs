@@ -23,8 +23,10 @@ pub(crate) fn fail_point(step: &str) {
     let Some(file) = FILE.get() else { return };
     if std::fs::read_to_string(file).is_ok_and(|armed| armed == step) && std::fs::remove_file(file).is_ok() {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-        // The signal comes before this thread runs on, or before long.
-        std::thread::sleep(std::time::Duration::from_secs(60));
+        // The signal is for the whole process, and may come to this thread last.
+        loop {
+            std::thread::park();
+        }
     }
 }
 

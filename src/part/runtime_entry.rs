@@ -15,8 +15,10 @@ use crate::edge::config_file::ConfigFile;
 use crate::edge::docker::Docker;
 use crate::edge::dockerd_process::{self, Dockerd};
 use crate::edge::wire::Engine;
+use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
-use crate::plan::daemon_config::{self, Entry, Installed, RUNTIME};
+use crate::plan::daemon_config::{self, Installed};
+use crate::plan::runtime::RUNTIME;
 
 /// How long dockerd may take to do as its file says.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,13 +48,13 @@ pub(crate) async fn install(site: &Site) -> Result<Vec<String>, Fault> {
     let told = async {
         let program = site.programs.join("calico-runtime");
         check_program(&program)?;
-        let entry = site.entry(&program)?;
+        let wanted = site.runtime(&program)?;
         let file = ConfigFile::at(&site.config)?;
         let place = file.path().display();
         let old = file.read()?;
-        let plan = daemon_config::install(old.as_deref().unwrap_or_default(), &entry)
+        let plan = daemon_config::install(old.as_deref().unwrap_or_default(), &wanted)
             .map_err(|fault| fault.during(&format!("read {place}")))?;
-        let by_hand = format!("put {entry} into \"runtimes\" of {place}");
+        let by_hand = format!("put {} into \"runtimes\" of {place}", daemon_config::entry(&wanted));
         let running = site.running(&file, old.as_deref(), &by_hand).await?;
         if let Some((dockerd, _)) = &running
             && !dockerd.sees(&program, &program)
@@ -79,8 +81,8 @@ pub(crate) async fn install(site: &Site) -> Result<Vec<String>, Fault> {
             told.push(site.not_running());
             return Ok(told);
         };
-        let wanted = Some((entry.path, entry.args));
-        if new.is_some() || docker.runtime(RUNTIME).await? != wanted {
+        let wanted = Some(wanted);
+        if new.is_some() || known(&docker).await? != wanted {
             let change = Change { file: &file, old: old.as_deref(), new: new.as_deref() };
             change.carry_out(&dockerd, &docker, |seen| *seen == wanted).await?;
         }
@@ -119,7 +121,7 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
             told.push(site.not_running());
             return Ok(told);
         };
-        if removed.is_some() || docker.runtime(RUNTIME).await?.is_some() {
+        if removed.is_some() || known(&docker).await?.is_some() {
             let users = users(&docker).await?;
             if !users.is_empty() {
                 let list =
@@ -156,13 +158,17 @@ fn check_program(program: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Our runtime as dockerd knows it.
+async fn known(docker: &Docker) -> Result<Option<OciRuntime>, Fault> {
+    Ok(docker.runtimes().await?.known.remove(RUNTIME))
+}
+
 /// The containers that are made for our runtime, by name and short id.
 async fn users(docker: &Docker) -> Result<Vec<String>, Fault> {
     let inspections = stream::iter(docker.list().await?).map(|listed| async move {
-        let runtime = docker.runtime_of(&listed.id).await?;
-        Ok::<_, Fault>(
-            (runtime.as_deref() == Some(RUNTIME)).then(|| format!("{} ({})", listed.name, listed.id.short())),
-        )
+        // `None`: it has gone meanwhile.
+        let found = docker.inspect(listed.id.as_str()).await?.filter(|found| found.runtime == RUNTIME);
+        Ok::<_, Fault>(found.map(|found| format!("{} ({})", found.name, found.id.short())))
     });
     let found: Vec<Option<String>> = inspections.buffered(INSPECTIONS).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
@@ -171,7 +177,7 @@ async fn users(docker: &Docker) -> Result<Vec<String>, Fault> {
 impl Site {
     /// # Errors
     /// `Refusal`: JSON cannot hold one of the paths.
-    fn entry(&self, program: &Path) -> Result<Entry, Fault> {
+    fn runtime(&self, program: &Path) -> Result<OciRuntime, Fault> {
         let text = |path: &Path| {
             let whole = std::path::absolute(path).map_err(|error| error.to_string());
             let text =
@@ -179,7 +185,7 @@ impl Site {
             text.map_err(|cause| Fault::Refusal(format!("name {} to dockerd: {cause}", path.display())))
         };
         let args = ["--run-dir".to_owned(), text(&self.run_dir)?, "--state-dir".to_owned(), text(&self.state_dir)?];
-        Ok(Entry { path: text(program)?, args: args.to_vec() })
+        Ok(OciRuntime { path: text(program)?, args: args.to_vec() })
     }
 
     /// The dockerd that runs, once it answers; `None`: none does.
@@ -246,7 +252,7 @@ impl Change<'_> {
         &self,
         dockerd: &Dockerd,
         docker: &Docker,
-        is_done: impl Fn(&Option<(String, Vec<String>)>) -> bool,
+        is_done: impl Fn(&Option<OciRuntime>) -> bool,
     ) -> Result<(), Fault> {
         if self.new.is_some() {
             self.file.replace(self.old, self.new)?;
@@ -281,14 +287,10 @@ impl Change<'_> {
 }
 
 /// Whether dockerd's runtimes come to be as they should.
-async fn taken_up(
-    dockerd: &Dockerd,
-    docker: &Docker,
-    is_done: impl Fn(&Option<(String, Vec<String>)>) -> bool,
-) -> bool {
+async fn taken_up(dockerd: &Dockerd, docker: &Docker, is_done: impl Fn(&Option<OciRuntime>) -> bool) -> bool {
     let taken_up = async {
         loop {
-            match docker.runtime(RUNTIME).await {
+            match known(docker).await {
                 Ok(seen) if is_done(&seen) => return true,
                 Err(_) if dockerd.has_ended() => return false,
                 // It answers again, or the time is up.

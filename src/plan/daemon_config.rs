@@ -10,38 +10,23 @@
 use serde_json::Value;
 
 use super::json::{self, Edit, Member, Span};
+use super::runtime::RUNTIME;
+use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
-
-/// The name of our runtime, in dockerd's configuration and in containers.
-pub(crate) const RUNTIME: &str = "calico";
 
 /// The member that holds the runtimes by name.
 const RUNTIMES: &str = "runtimes";
 
-/// How dockerd is to call our runtime.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) path: String,
-    pub(crate) args: Vec<String>,
+/// The value of the entry, on one line.
+fn text_of(runtime: &OciRuntime) -> Vec<u8> {
+    let path = json::quote(&runtime.path);
+    let args: Vec<Vec<u8>> = runtime.args.iter().map(|arg| json::quote(arg)).collect();
+    [b"{\"path\": ", path.as_slice(), b", \"runtimeArgs\": [", args.join(&b", "[..]).as_slice(), b"]}"].concat()
 }
 
-impl Entry {
-    fn value(&self) -> Value {
-        serde_json::json!({ "path": self.path, "runtimeArgs": self.args })
-    }
-
-    /// The value of the member, on one line.
-    fn text(&self) -> Vec<u8> {
-        let path = json::quote(&self.path);
-        let args: Vec<Vec<u8>> = self.args.iter().map(|arg| json::quote(arg)).collect();
-        [b"{\"path\": ", path.as_slice(), b", \"runtimeArgs\": [", args.join(&b", "[..]).as_slice(), b"]}"].concat()
-    }
-}
-
-impl std::fmt::Display for Entry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "\"{RUNTIME}\": {}", json::readable(&self.text()))
-    }
+/// The entry as an operator would write it.
+pub(crate) fn entry(runtime: &OciRuntime) -> String {
+    json::readable(&member(RUNTIME, &text_of(runtime)))
 }
 
 /// What installing comes to.
@@ -81,13 +66,13 @@ struct Runtimes {
     members: Vec<Member>,
 }
 
-/// Puts the entry into the text of a file, which is empty if there is no file.
+/// Puts the entry of our runtime into the text of a file, which is empty if there is no file.
 ///
 /// # Errors
 /// `Refusal`: the text is nothing that dockerd reads in one way.
-pub(crate) fn install(text: &[u8], entry: &Entry) -> Result<Installed, Fault> {
+pub(crate) fn install(text: &[u8], runtime: &OciRuntime) -> Result<Installed, Fault> {
     let changed = |text, replaced| Ok(Installed::Changed { text, replaced });
-    let inner = entry.text();
+    let inner = text_of(runtime);
     let Some(file) = File::read(text)? else {
         let lines: [&[u8]; 3] = [b"{\n  \"runtimes\": {\n    \"calico\": ", &inner, b"\n  }\n}\n"];
         return changed(lines.concat(), None);
@@ -110,7 +95,8 @@ pub(crate) fn install(text: &[u8], entry: &Entry) -> Result<Installed, Fault> {
         return changed(json::splice(text, vec![edit]), None);
     };
     let old = &runtimes.members[place].value;
-    if serde_json::from_slice::<Value>(&text[old.clone()]).is_ok_and(|value| value == entry.value()) {
+    let meant = serde_json::json!({ "path": runtime.path, "runtimeArgs": runtime.args });
+    if serde_json::from_slice::<Value>(&text[old.clone()]).is_ok_and(|value| value == meant) {
         return Ok(Installed::Already);
     }
     let replaced = json::readable(&text[old.clone()]);

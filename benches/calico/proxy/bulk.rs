@@ -66,7 +66,7 @@ pub(crate) fn measure(all: &[Contender], dockerd: &Engine, mib: u32, rounds: u32
     let length = (mib as usize) << 20;
     let mut dice = Dice::new();
     let piece: Vec<u8> = (0..PIECE_BYTES).map(|_| u8::try_from(dice.below(256)).unwrap_or_default()).collect();
-    let (id, _) = dockerd.create("none", &[])?;
+    let (id, _) = dockerd.create("none", "", &[])?;
     let mut order: Vec<usize> = (0..all.len()).collect();
     let mut figures = vec![[Figures::default(), Figures::default()]; all.len()];
     for round in 0..=rounds {

@@ -3,15 +3,19 @@ use serde_json::json;
 
 use super::*;
 
-fn entry() -> Entry {
+fn ours() -> OciRuntime {
     let args = ["--run-dir", "/run/calico", "--state-dir", "/var/lib/calico"];
-    Entry { path: "/usr/local/bin/calico-runtime".to_owned(), args: args.map(str::to_owned).to_vec() }
+    OciRuntime { path: "/usr/local/bin/calico-runtime".to_owned(), args: args.map(str::to_owned).to_vec() }
+}
+
+fn value_of(runtime: &OciRuntime) -> Value {
+    json!({ "path": runtime.path, "runtimeArgs": runtime.args })
 }
 
 const ENTRY: &str = r#""calico": {"path": "/usr/local/bin/calico-runtime", "runtimeArgs": ["--run-dir", "/run/calico", "--state-dir", "/var/lib/calico"]}"#;
 
 fn installed(text: &str) -> String {
-    match install(text.as_bytes(), &entry()) {
+    match install(text.as_bytes(), &ours()) {
         Ok(Installed::Changed { text, replaced: None }) => String::from_utf8(text).unwrap(),
         other => panic!("{text}: {other:?}"),
     }
@@ -42,7 +46,7 @@ fn the_entry_comes_in_the_manner_of_what_is_there() {
     ] {
         let found = installed(text);
         assert_eq!(found, want.replace("ENTRY", ENTRY));
-        assert_eq!(install(found.as_bytes(), &entry()), Ok(Installed::Already), "{text}");
+        assert_eq!(install(found.as_bytes(), &ours()), Ok(Installed::Already), "{text}");
         assert_eq!(uninstalled(&found), text);
     }
 }
@@ -52,7 +56,7 @@ fn a_file_with_nothing_in_it_is_as_good_as_none() {
     for text in ["", " \n\t"] {
         let found = installed(text);
         assert_eq!(found, format!("{{\n  \"runtimes\": {{\n    {ENTRY}\n  }}\n}}\n"));
-        assert_eq!(install(found.as_bytes(), &entry()), Ok(Installed::Already));
+        assert_eq!(install(found.as_bytes(), &ours()), Ok(Installed::Already));
         assert_eq!(uninstalled(&found), "{}\n");
         assert_eq!(uninstall(text.as_bytes()), Ok(None));
     }
@@ -62,7 +66,7 @@ fn a_file_with_nothing_in_it_is_as_good_as_none() {
 fn an_entry_that_says_something_else_is_replaced_and_told() {
     let old = r#"{"path": "/opt/old", "runtimeArgs": []}"#;
     let text = format!(r#"{{"runtimes":{{"x":{{}} , "calico" : {old} ,"y":{{}}}},"a":1}}"#);
-    let Ok(Installed::Changed { text, replaced }) = install(text.as_bytes(), &entry()) else { panic!() };
+    let Ok(Installed::Changed { text, replaced }) = install(text.as_bytes(), &ours()) else { panic!() };
     assert_eq!(replaced.as_deref(), Some(old));
     let ours = ENTRY.strip_prefix("\"calico\": ").unwrap();
     assert_eq!(
@@ -73,8 +77,8 @@ fn an_entry_that_says_something_else_is_replaced_and_told() {
 
 #[test]
 fn the_same_entry_in_another_spelling_is_left_alone() {
-    let text = serde_json::to_string_pretty(&json!({ "runtimes": { "calico": entry().value() } })).unwrap();
-    assert_eq!(install(text.as_bytes(), &entry()), Ok(Installed::Already));
+    let text = serde_json::to_string_pretty(&json!({ "runtimes": { "calico": value_of(&ours()) } })).unwrap();
+    assert_eq!(install(text.as_bytes(), &ours()), Ok(Installed::Already));
 }
 
 #[test]
@@ -116,7 +120,7 @@ fn what_dockerd_does_not_read_in_one_way_is_refused_with_the_reason() {
         (r#"{"runtimes": {"calico": {}, "\u0063alico": {}}}"#, "more than once"),
         (r#"{"Runtimes": {}}"#, r#"it must be "runtimes""#),
     ] {
-        for result in [install(text.as_bytes(), &entry()).err(), uninstall(text.as_bytes()).err()] {
+        for result in [install(text.as_bytes(), &ours()).err(), uninstall(text.as_bytes()).err()] {
             let Some(Fault::Refusal(said)) = result else { panic!("{text} passed: {result:?}") };
             assert!(said.contains(reason), "{text}: {said}");
         }
@@ -171,21 +175,21 @@ fn file() -> impl Strategy<Value = String> {
     )
 }
 
-/// An entry of any path and arguments.
-fn entries() -> impl Strategy<Value = Entry> {
-    (".{0,12}", proptest::collection::vec(".{0,6}", 0..4)).prop_map(|(path, args)| Entry { path, args })
+/// A runtime of any path and arguments.
+fn runtimes() -> impl Strategy<Value = OciRuntime> {
+    (".{0,12}", proptest::collection::vec(".{0,6}", 0..4)).prop_map(|(path, args)| OciRuntime { path, args })
 }
 
 proptest! {
     #[test]
-    fn installing_changes_the_meaning_by_the_entry_and_uninstalling_gives_the_bytes_back(text in file(), entry in entries()) {
+    fn installing_changes_the_meaning_by_the_entry_and_uninstalling_gives_the_bytes_back(text in file(), entry in runtimes()) {
         let Installed::Changed { text: found, replaced } = install(text.as_bytes(), &entry).unwrap() else { panic!() };
         prop_assert_eq!(replaced, None);
         // Nothing of the file is lost: it is what comes before the entry, and what comes after it.
         let same = text.bytes().zip(&found).take_while(|(a, b)| a == *b).count();
         prop_assert!(found.ends_with(&text.as_bytes()[same..]));
         let mut want: Value = serde_json::from_str(&text).unwrap();
-        want["runtimes"]["calico"] = entry.value();
+        want["runtimes"]["calico"] = value_of(&entry);
         prop_assert_eq!(&serde_json::from_slice::<Value>(&found).unwrap(), &want);
 
         prop_assert_eq!(install(&found, &entry).unwrap(), Installed::Already);
@@ -197,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn another_entry_takes_the_place_of_the_first(text in file(), first in entries(), second in entries()) {
+    fn another_entry_takes_the_place_of_the_first(text in file(), first in runtimes(), second in runtimes()) {
         let Installed::Changed { text: one, .. } = install(text.as_bytes(), &first).unwrap() else { panic!() };
         let Installed::Changed { text: direct, .. } = install(text.as_bytes(), &second).unwrap() else { panic!() };
         match install(&one, &second).unwrap() {
@@ -212,7 +216,7 @@ proptest! {
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in r#"[\[\]{}",: \n]{0,8}("runtimes":)?[{]?("calico":)?[\[\]{}",:0-9 \n]{0,16}"#) {
         for bytes in [bytes.as_slice(), text.as_bytes()] {
-            let _ = (install(bytes, &entry()), uninstall(bytes), pidfile(bytes));
+            let _ = (install(bytes, &ours()), uninstall(bytes), pidfile(bytes));
         }
     }
 }
