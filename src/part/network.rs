@@ -141,7 +141,7 @@ impl Network {
     }
 
     /// Asks dockerd anew which runtimes it knows.
-    pub(crate) async fn learn_runtimes(&self) -> Result<(), Fault> {
+    async fn learn_runtimes(&self) -> Result<(), Fault> {
         let known = self.docker.runtimes().await?.of_run_dir(&self.ground.run_dir);
         *self.runtimes.write().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(())

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -148,8 +147,8 @@ impl Network {
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
     async fn light(&self, container: &Container, pid: i32) -> Result<bool, Fault> {
         let id = &container.id;
-        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
         self.take_over(id).await?;
+        self.has_its_addresses(id)?;
         let netns = Netns::of_container(id, pid)?;
         let mut changed = false;
         for one in &self.recorded(id) {

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 
 use super::claims::now;
-use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -37,14 +36,20 @@ impl Network {
         if self.recorded(id).is_empty() {
             return Ok(ContainerWiring::NotOurs);
         }
-        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
         self.take_over(id).await?;
+        self.has_its_addresses(id)?;
         let recorded = self.recorded(id);
         for one in &recorded {
             self.await_policy(one).await?;
         }
         fail_point("start: the hook is about to be answered");
         Ok(ContainerWiring::Wire(self.reservation(id, &recorded)))
+    }
+
+    /// A client wants a container stopped: what the hook refused is not started any more.
+    pub(crate) async fn stopped(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.refused.clear(id.as_str())?;
+        self.settle(id, false).await
     }
 
     /// The hook has wired a container.

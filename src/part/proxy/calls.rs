@@ -24,7 +24,7 @@ use crate::model::name::ContainerId;
 use crate::part::network::Network;
 use crate::plan::body;
 use crate::plan::call::Call;
-use crate::plan::runtime::Runtimes;
+use crate::plan::runtime::{RUNTIME, Runtimes};
 
 /// See the module.
 #[derive(Clone)]
@@ -196,6 +196,10 @@ async fn create(
         Ok(Some(id)) => id,
         Ok(None) => {
             network.abandon(prepared).await;
+            if reply.status == 400 && String::from_utf8_lossy(&reply.body).contains(RUNTIME) {
+                // It may have forgotten our runtime a moment ago: the next create is not to fail for that.
+                network.look_at_runtimes().await;
+            }
             return Ok(Said::docker(reply));
         }
         Err(fault) => {
@@ -252,7 +256,7 @@ async fn stop(network: &Network, container: &str, request: &[u8], upstream: &mut
     let reply = upstream.exchange(request).await?;
     if matches!(reply.status, 204 | 304) {
         let settled = match network.ours(container).await {
-            Ok(Some(id)) => network.settle(&id, false).await,
+            Ok(Some(id)) => network.stopped(&id).await,
             Ok(None) => Ok(()),
             Err(fault) => Err(fault),
         };
