@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::{Network, Recorded};
@@ -117,6 +118,7 @@ impl Network {
         }
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())

@@ -5,6 +5,8 @@
 //! and waits for dockerd. What is written is compared and swapped instead.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::claims::now;
 use super::{Network, Recorded};
@@ -20,6 +22,7 @@ use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator};
 use crate::model::pool::Family;
 use crate::model::reservation::Reservation;
+use crate::part::store::Synced;
 
 impl Network {
     /// What a container that is being started is to be wired with, once its policy stands in the kernel.
@@ -52,8 +55,31 @@ impl Network {
         self.settle(id, false).await
     }
 
+    /// dockerd has started a container for a client that waits; its start began at `begun`.
+    ///
+    /// # Errors
+    /// It runs without its network, and has been stopped.
+    pub(crate) async fn started(&self, id: &ContainerId, begun: Instant) -> Result<(), Fault> {
+        let hooked = self.hooked.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied();
+        // What the hook has done in this very start need not be looked at before the client hears of it; the event of the
+        // start leads to a look anyhow.
+        if hooked.is_some_and(|at| at >= begun) && self.await_active(id).await {
+            return Ok(());
+        }
+        self.settle(id, true).await
+    }
+
+    /// Waits a little until the record of a container that the hook has wired says so.
+    async fn await_active(&self, id: &ContainerId) -> bool {
+        let mut synced = self.store.synced();
+        let is_active = |_: &Synced| self.recorded(id).iter().all(|one| one.endpoint.is_active());
+        let active = synced.wait_for(is_active);
+        self.store.is_connected() && matches!(tokio::time::timeout(Duration::from_secs(1), active).await, Ok(Ok(_)))
+    }
+
     /// The hook has wired a container.
     pub(crate) async fn wired(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Instant::now());
         self.refused.clear(id.as_str())?;
         fail_point("start: the hook has wired");
         for one in self.recorded(id) {

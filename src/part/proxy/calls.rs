@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -234,14 +235,16 @@ async fn start(
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
     network.check_start(container).await?;
+    let begun = Instant::now();
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
         return Ok(Said::docker(reply));
     }
     fail_point("start: dockerd has started the container");
     let settled = match network.ours(container).await {
+        Ok(Some(id)) if reply.status == 204 => network.started(&id, begun).await,
         // What ran before this call is not stopped by it.
-        Ok(Some(id)) => network.settle(&id, reply.status == 204).await,
+        Ok(Some(id)) => network.settle(&id, false).await,
         Ok(None) => Ok(()),
         Err(fault) => Err(fault),
     };
