@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use crate::lab::container::{Container, SOON, reach_each_other};
 use crate::lab::host::{Host, IDLE};
+use crate::lab::invariants::Pending;
 use crate::lab::netns::Pinger;
-use crate::lab::wait::{wait_for, wait_until};
+use crate::lab::wait::{pause, wait_for, wait_until};
 use crate::lab::{Lab, START};
 
 const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
@@ -38,15 +39,35 @@ fn flows_on(pinger: &Pinger) {
     wait_until("packets flow", SOON, || pinger.answered_so_far() > before + 20);
 }
 
+/// Scenarios that are played twice: where dockerd knows our runtime, and where the node wires what runs.
+macro_rules! both_ways {
+    ($($scenario:ident)*) => {
+        mod with_the_runtime {
+            $(#[test] fn $scenario() { super::$scenario(&crate::lab::Lab::running(1)) })*
+        }
+        mod without_the_runtime {
+            $(#[test] fn $scenario() { super::$scenario(&crate::lab::Lab::running_without_runtime(1)) })*
+        }
+    };
+}
+
+both_ways! {
+    what_is_no_death_loses_no_packet
+    who_is_killed_by_whatever_way_is_wired_again_by_its_next_start
+    whatever_end_dockerd_comes_to_containers_are_the_same_after_it
+    events_that_are_lost_are_made_up_for
+    after_a_loss_of_power_whom_dockerd_starts_is_wired_and_the_others_keep_their_addresses
+    what_is_taken_away_by_hand_is_put_back
+    a_client_that_goes_away_leaves_its_container_whole_or_none
+}
+
 #[track_caller]
 fn lost_nothing(pinger: Pinger) {
     let pinged = pinger.stop();
     assert!(pinged.sent > 20 && pinged.lost.is_empty(), "{pinged:?}");
 }
 
-#[test]
-fn what_is_no_death_loses_no_packet() {
-    let lab = Lab::running(1);
+fn what_is_no_death_loses_no_packet(lab: &Lab) {
     let h1 = lab.host(1);
     let bob = h1.run("bob", WEB);
     let script = "trap 'echo again' HUP; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
@@ -118,9 +139,7 @@ fn a_container_that_runs_out_of_memory_is_dark_until_its_next_start() {
     lab.remove_everything();
 }
 
-#[test]
-fn who_is_killed_by_whatever_way_is_wired_again_by_its_next_start() {
-    let lab = Lab::running(1);
+fn who_is_killed_by_whatever_way_is_wired_again_by_its_next_start(lab: &Lab) {
     let h1 = lab.host(1);
     let bob = h1.run("bob", WEB);
     let ann = h1.run("ann", WEB);
@@ -309,9 +328,7 @@ fn a_start_with_a_host_config_does_not_lead_around_us() {
     lab.remove_everything();
 }
 
-#[test]
-fn whatever_end_dockerd_comes_to_containers_are_the_same_after_it() {
-    let lab = Lab::running(1);
+fn whatever_end_dockerd_comes_to_containers_are_the_same_after_it(lab: &Lab) {
     let h1 = lab.host(1);
     let ann = h1.run("ann", &format!("--restart=always {WEB}"));
     let bob = h1.run("bob", &format!("--restart=always {WEB}"));
@@ -390,10 +407,7 @@ fn unheard(host: &Host, lines: &[&str]) {
     }
 }
 
-#[test]
-fn events_that_are_lost_are_made_up_for() {
-    // With our runtime such starts are refused: nobody answers the hook.
-    let lab = Lab::running_without_runtime(1);
+fn events_that_are_lost_are_made_up_for(lab: &Lab) {
     let h1 = lab.host(1);
     h1.configure_dockerd("live-restore", json!(true));
     h1.signal_dockerd(Signal::SIGHUP);
@@ -436,9 +450,7 @@ fn events_that_are_lost_are_made_up_for() {
     lab.remove_everything();
 }
 
-#[test]
-fn after_a_loss_of_power_whom_dockerd_starts_is_wired_and_the_others_keep_their_addresses() {
-    let lab = Lab::running(1);
+fn after_a_loss_of_power_whom_dockerd_starts_is_wired_and_the_others_keep_their_addresses(lab: &Lab) {
     let h1 = lab.host(1);
     let ann = h1.run("ann", &format!("--restart=always {WEB}"));
     let bob = h1.run("bob", &format!("--restart=unless-stopped {WEB}"));
@@ -477,9 +489,7 @@ fn after_a_loss_of_power_whom_dockerd_starts_is_wired_and_the_others_keep_their_
     lab.remove_everything();
 }
 
-#[test]
-fn what_is_taken_away_by_hand_is_put_back() {
-    let lab = Lab::running(1);
+fn what_is_taken_away_by_hand_is_put_back(lab: &Lab) {
     let h1 = lab.host(1);
     let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
     // Routes are compared on a clock of their own, which goes a minute at a time.
@@ -514,9 +524,64 @@ fn what_is_taken_away_by_hand_is_put_back() {
     lab.remove_everything();
 }
 
+/// What is recorded of containers, here and of their addresses.
+const OF_CONTAINERS: [&str; 2] = ["/calico/v1/host/h1/workload/", "/calico/v1/ipam/v4/assignment/"];
+
 #[test]
-fn a_client_that_goes_away_leaves_its_container_whole_or_none() {
+fn a_datastore_that_is_put_back_to_an_older_state_comes_to_agree_with_what_is_there() {
     let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", WEB);
+    for node_runs in [true, false] {
+        h1.run("gone", WEB);
+        h1.docker("stop -t 0 ann").ok();
+        lab.assert_consistent();
+        let old: Vec<_> = OF_CONTAINERS.iter().flat_map(|prefix| h1.etcd().entries(prefix)).collect();
+        h1.docker("rm -f gone").ok();
+        h1.docker("start ann").ok();
+        let new = h1.run(&format!("new{node_runs}"), WEB);
+        lab.assert_consistent();
+        if !node_runs {
+            h1.stop_node();
+        }
+        for prefix in OF_CONTAINERS {
+            h1.etcd().ctl(&["del", "--prefix", prefix]).run().ok();
+        }
+        for (key, entry) in old {
+            h1.etcd().put(&key, &entry.value);
+        }
+        if !node_runs {
+            h1.start_node();
+        }
+        lab.assert_consistent();
+        reach_each_other(&[&ann, &new]);
+    }
+    lab.remove_everything();
+}
+
+#[test]
+fn a_network_of_dockers_beside_ours_does_not_take_the_way_out() {
+    let lab = Lab::bridged();
+    lab.start_nodes();
+    let h1 = lab.host(1);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    // At dockerd itself: through the node it is refused.
+    assert_eq!(h1.docker("network connect bridge ann").code, Some(1));
+    h1.raw_docker("network disconnect none ann").ok();
+    // It finds the way out taken, and leaves an interface without one; the next start has ours alone again.
+    let said = h1.raw_docker("network connect bridge ann").fails_with(1);
+    assert!(said.contains("gateway"), "{said}");
+    reach_each_other(&[&ann, &bob]);
+    h1.docker("restart -t 0 ann").ok();
+    let routes = h1.raw_docker("exec ann ip route").ok();
+    let ways_out: Vec<&str> = routes.lines().filter(|route| route.starts_with("default ")).collect();
+    assert_eq!(ways_out.len(), 1, "{routes}");
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+fn a_client_that_goes_away_leaves_its_container_whole_or_none(lab: &Lab) {
     let h1 = lab.host(1);
     let call = |path: &str, body: &Value| {
         let body = body.to_string();
@@ -533,14 +598,14 @@ fn a_client_that_goes_away_leaves_its_container_whole_or_none() {
         let said = if round % 4 == 0 { request.len() - 5 } else { request.len() };
         client.write_all(&request.as_bytes()[..said]).unwrap();
         // Not a wait for anything: the moment at which it goes is what varies.
-        crate::lab::wait::pause(Duration::from_micros(round * 400));
+        pause(Duration::from_micros(round * 400));
         drop(client);
     }
     // Whole: it has its record, and starts with its network; that all calls have ended is seen from the names.
     let mut names = Vec::new();
     wait_until("every create has come to its end", SOON, || {
         let before = std::mem::replace(&mut names, h1.container_ids());
-        before.len() == names.len() && lab.violations(crate::lab::invariants::Pending::Wrong).is_empty()
+        before.len() == names.len() && lab.violations(Pending::Wrong).is_empty()
     });
     assert!(names.len() >= 20, "{} of the thirty that said all are there", names.len());
     for id in &names {
@@ -553,7 +618,7 @@ fn a_client_that_goes_away_leaves_its_container_whole_or_none() {
     for (round, id) in (0..).zip(names.iter().take(12)) {
         let mut client = UnixStream::connect(h1.proxy_socket()).unwrap();
         client.write_all(call(&format!("/containers/{id}/start"), &json!({})).as_bytes()).unwrap();
-        crate::lab::wait::pause(Duration::from_millis(round * 25));
+        pause(Duration::from_millis(round * 25));
         drop(client);
     }
     let last = h1.container(&names[11]);

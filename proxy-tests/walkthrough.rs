@@ -70,7 +70,10 @@ fn is_recorded(container: &Container<'_>, address: Ipv4Addr, profiles: &[&str]) 
         "ipv6_gateway": null,
     });
     let mut seen = record.clone();
-    seen.as_object_mut().unwrap().remove("requested");
+    let members = seen.as_object_mut().unwrap();
+    members.remove("requested");
+    let wired_by = members.remove("wired_by").expect("who has wired it");
+    assert!(wired_by == "node" || wired_by == "runtime", "{wired_by}");
     assert_eq!(seen, expected);
     let claim = host.etcd().json(&format!("/calico/v1/ipam/v4/assignment/192.168.0.0-16/{address}"));
     assert_eq!((&claim["state"], &claim["owner"]["workload"]), (&json!("bound"), &json!(container.id)));

@@ -4,7 +4,7 @@
 //! software under test. What it holds them to:
 //!
 //! 1. A running container of ours has the one interface with its addresses, its other end on the host, an active record and a route.
-//! 2. A stopped one has its claim, an inactive record and its policy; no interface, no route.
+//! 2. A stopped one has its claim, an inactive record, what is kept on disk, and its policy; no interface, no route.
 //! 3. What is no container has no claim, record, interface, route, set member, chain or file.
 //! 4. No address is held twice in the cluster.
 //! 5. A container has the same address, MAC and endpoint id for its whole life.
@@ -291,7 +291,7 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
             let of_container = records.iter().filter(|other| other.container == record.container);
             let of_us: BTreeSet<String> = of_container.map(|record| record.interface().to_owned()).collect();
             let strange: Vec<&str> = names_of(&links).into_iter().filter(|name| !of_us.contains(*name)).collect();
-            if inspected["HostConfig"]["NetworkMode"] == "none" && !strange.is_empty() {
+            if strange.len() > given_by_dockerd(&inspected) {
                 wrong.push(format!("{} has the further interfaces {strange:?}", record.container));
             }
         }
@@ -370,6 +370,12 @@ fn traces_of_us(inspected: &Value) -> Vec<String> {
     shows.map(|(place, value)| format!("{} shows us in {place}: {value}", inspected["Id"])).collect()
 }
 
+/// How many interfaces a container has from dockerd.
+fn given_by_dockerd(inspected: &Value) -> usize {
+    let networks = inspected["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
+    networks.filter(|(_, network)| network["MacAddress"].as_str().is_some_and(|mac| !mac.is_empty())).count()
+}
+
 /// A container that is not ours has what dockerd gave it.
 fn plain_violations(inspected: &Value) -> Vec<String> {
     let mut wrong = traces_of_us(inspected);
@@ -377,9 +383,7 @@ fn plain_violations(inspected: &Value) -> Vec<String> {
     let mode = inspected["HostConfig"]["NetworkMode"].as_str().unwrap_or_default();
     let own_network = mode != "host" && !mode.starts_with("container:");
     if own_network && inspected["State"]["Running"] == true && inspected["State"]["Restarting"] != true {
-        let networks = inspected["NetworkSettings"]["Networks"].as_object().into_iter().flatten();
-        let given = networks.filter(|(_, network)| network["MacAddress"].as_str().is_some_and(|mac| !mac.is_empty()));
-        let (given, links) = (given.count(), inside(&inspected["State"]["Pid"], &["link", "show"]));
+        let (given, links) = (given_by_dockerd(inspected), inside(&inspected["State"]["Pid"], &["link", "show"]));
         // A network that is named twice, by its name and by its id, is one interface.
         if names_of(&links).len() > given {
             wrong.push(format!("{id} is none of ours and has {:?}, dockerd gave {given}", names_of(&links)));
@@ -445,22 +449,38 @@ fn set_violations(host: &Host, stored: &Stored, records: &[&Record]) -> Vec<Stri
     wrong
 }
 
-/// The files that outlive a node are those of containers and endpoints that exist.
+/// What a node keeps on disk for its successor and for the runtime is that of the containers and endpoints that exist.
 fn file_violations(host: &Host, containers: &BTreeSet<String>, records: &[&Record]) -> Vec<String> {
-    let names = |folder: std::path::PathBuf| -> Vec<String> {
+    let names = |folder: &std::path::Path| -> BTreeSet<String> {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     };
     let mut wrong = Vec::new();
-    for file in names(host.state_dir().join("reservations")) {
-        if !containers.contains(file.trim_end_matches(".json")) {
-            wrong.push(format!("reservations/{file} is left over"));
+    let folder = host.state_dir().join("reservations");
+    let ours: BTreeSet<&String> = records.iter().map(|record| &record.container).collect();
+    let (files, expected) = (names(&folder), ours.iter().map(|id| format!("{id}.json")).collect::<BTreeSet<_>>());
+    if files != expected {
+        wrong.push(format!("the reservations {files:?} and should be {expected:?}"));
+    }
+    for record in records {
+        let text = std::fs::read_to_string(folder.join(format!("{}.json", record.container))).unwrap_or_default();
+        let kept = serde_json::from_str::<Value>(&text).unwrap_or_default()["endpoints"][&record.endpoint].clone();
+        let same = kept["mac"] == record.value["mac"] && kept["ipv4_nets"] == record.value["ipv4_nets"];
+        // What was kept before the address passed over is no more than that.
+        if !same && record.handed_over().is_empty() {
+            wrong.push(format!("{} is kept with {kept} and recorded with {}", record.container, record.value));
         }
     }
-    for file in names(host.run_dir().join("programmed")) {
-        if !records.iter().any(|record| record.endpoint == file) {
-            wrong.push(format!("programmed/{file} is left over"));
-        }
+    let (marks, expected) = (
+        names(&host.run_dir().join("programmed")),
+        records.iter().map(|record| record.endpoint.clone()).collect::<BTreeSet<_>>(),
+    );
+    if marks != expected {
+        wrong.push(format!("marked as programmed are {marks:?} and should be {expected:?}"));
+    }
+    let refused = names(&host.run_dir().join("refused"));
+    for id in refused.iter().filter(|id| !containers.contains(*id)) {
+        wrong.push(format!("refused/{id} is left over"));
     }
     wrong
 }
