@@ -153,3 +153,82 @@ fn without_our_runtime_a_container_is_wired_by_the_node_and_the_user_is_told() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+#[test]
+fn a_runtime_that_the_user_asks_for_does_the_work_behind_ours() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    // One that notes what it is asked and lets runc do it.
+    let (program, log) = (h1.scratch().join("noting"), h1.scratch().join("noted"));
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$@\" >>{}\nshift\nexec runc \"$@\"\n", log.display())).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut runtimes = h1.daemon_config()["runtimes"].clone();
+    runtimes["noting"] = json!({ "path": program, "runtimeArgs": ["--noting"] });
+    runtimes["other"] = json!({ "path": "runc" });
+    h1.configure_dockerd("runtimes", runtimes);
+    h1.signal_dockerd(nix::sys::signal::Signal::SIGHUP);
+    wait_until("the node knows of the new runtimes", SOON, || {
+        h1.docker("create --name probe --runtime noting -e CALICO_IP=auto busybox").ok();
+        let is_ours = h1.container("probe").raw_inspect()["HostConfig"]["Runtime"] == "calico";
+        h1.docker("rm probe").ok();
+        is_ours
+    });
+    let ann = h1.run("ann", "--runtime noting -e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let noted = std::fs::read_to_string(&log).unwrap();
+    assert!(noted.lines().any(|line| line.starts_with("--noting ") && line.contains(" create ")), "{noted}");
+    assert_eq!(ann.record()["wired_by"], "runtime");
+    // One that ours cannot call stays what it is, and the user is told.
+    let ran =
+        h1.docker("run -d --name bob --runtime other -e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web busybox sleep 600");
+    assert!(ran.err().contains("runtime other is none that calico can call"), "{}", ran.err());
+    let bob = h1.container("bob");
+    assert_eq!((&bob.inspect()["HostConfig"]["Runtime"], &bob.record()["wired_by"]), (&json!("other"), &json!("node")));
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn a_second_container_with_an_address_that_the_datastore_gives_to_another_does_not_start() {
+    for lab in [Lab::running(1), Lab::running_without_runtime(1)] {
+        let h1 = lab.host(1);
+        let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+        let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+        let cid = h1.run("cid", "-e CALICO_IP=192.168.1.3 -e CALICO_PROFILE=web");
+        h1.docker("stop -t 0 bob").ok();
+        // Somebody edits the record of a stopped container by hand.
+        let (key, mut record) = bob.try_record().unwrap();
+        record["ipv4_nets"] = json!(["192.168.1.1/32"]);
+        h1.etcd().put(&key, &record.to_string());
+        wait_until("the node has seen it", SOON, || {
+            let said = h1.docker("start bob");
+            said.err().contains("its address 192.168.1.1 is held by container ann")
+        });
+        assert_eq!(bob.pid(), 0);
+        assert!(cid.reaches(ann.ip()), "the holder is not disturbed");
+        h1.docker("rm -f bob").ok();
+        lab.assert_consistent();
+        lab.remove_everything();
+    }
+}
+
+/// An etcd that was put back to an older state knows nothing of what was created since.
+#[test]
+fn containers_that_the_datastore_has_lost_are_recorded_again() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 bob").ok();
+    let identities = [&ann, &bob].map(|one| (one.endpoint_id(), one.record()["mac"].clone()));
+    h1.etcd().ctl(&["del", "--prefix", "/calico/v1/host/h1/workload/"]).run().ok();
+    h1.etcd().ctl(&["del", "--prefix", "/calico/v1/ipam/v4/assignment/"]).run().ok();
+    wait_until("both are recorded again", SOON * 3, || ann.try_record().is_some() && bob.try_record().is_some());
+    assert_eq!([&ann, &bob].map(|one| (one.endpoint_id(), one.record()["mac"].clone())), identities);
+    lab.assert_consistent();
+    assert_eq!(h1.create("thief", &["CALICO_IP=192.168.1.2"]).status, 409);
+    h1.docker("start bob").ok();
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

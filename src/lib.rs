@@ -10,10 +10,10 @@
 //!         ▼                              ▼                              │
 //!   ┌───────────┐  wires veth   ┌──────────────┐  routes, ipsets,  ┌────┴────┐
 //!   │   proxy   │──────────────▶│   kernel     │◀──── chains ──────│  agent  │──▶ BIRD
-//!   └─────┬─────┘               └──────────────┘                   └────▲────┘
-//!         │ forwards             endpoint, IP claim                     │ watch
-//!         ▼                          ▼                                  │
-//!      dockerd                     etcd v3 ─────────────────────────────┘
+//!   └─────┬─────┘               └──────▲───────┘                   └────▲────┘
+//!         │ forwards             wires │   endpoint, IP claim           │ watch
+//!         ▼                            │       ▼                        │
+//!      dockerd ──▶ calico-runtime ──▶ hook   etcd v3 ───────────────────┘
 //! ```
 //!
 //! # Floors
@@ -25,7 +25,7 @@
 //! | 0 | `model` | the words of the field: names, keys, records, the snapshot of the datastore |
 //! | 1 | `plan` | every decision, as pure functions: which call a request is, which address a container gets, what chains, sets, routes and BIRD's configuration should be, and the steps from what is to what should be |
 //! | 2 | `edge` | the hands: etcd, dockerd, TLS, systemd's sockets, netlink, iptables, ipset, nft, BIRD, child processes; each outside crate is named in one file |
-//! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, and `calicoctl` |
+//! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, the OCI runtime with its hook, and `calicoctl` |
 //! | 4 | `config`, `log`, `run` | the frame: reads the flags, starts the parts, joins them |
 //!
 //! # One container, from create to destroy
@@ -33,9 +33,13 @@
 //! 1. `POST /containers/create` with `CALICO_IP` in its environment: the proxy claims the address in etcd, changes the
 //!    network mode to `none`, forwards, and binds the claim to the container's id in the same transaction that writes the
 //!    endpoint's record as `inactive`. The agent programs chains and sets: the policy stands before the process does.
-//! 2. `POST /containers/…/start`: the proxy forwards, then `part::network` wires a veth pair whose peer is born in the
-//!    container's namespace, marks the record `active` and waits until the agent has routed it. Only then is the reply
-//!    passed on. If any of it fails, it is undone and the container stopped.
+//! 2. The container is started, by whomever. Where dockerd knows our OCI runtime, the proxy has asked for it in the create,
+//!    and its hook runs when the namespaces are there and the process is not: it asks the node what to wire, which the node
+//!    says once the policy stands in the kernel, makes a veth pair whose peer is born in the container's namespace, and
+//!    routes it. The node marks the record `active`. Without an answer the start fails; without a node the hook goes by
+//!    what is kept on disk, if the policy is known to stand. Elsewhere, and as the check, the node does the same with the
+//!    same function when the start came through the proxy or an event told of it; the proxy passes dockerd's reply on only
+//!    then, and stops the container if it fails.
 //! 3. The process ends, however: Docker's event makes `settle` look at the container; interface and route go, the record
 //!    is `inactive`, the address stays.
 //! 4. The container is destroyed: record and claim go in one transaction. If another container was made to take its place, as

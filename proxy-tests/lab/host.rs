@@ -81,7 +81,7 @@ impl Host {
     }
 
     /// What `install-runtime` writes.
-    fn daemon_config(&self) -> Value {
+    pub(crate) fn daemon_config(&self) -> Value {
         let path = binary("CALICO_RUNTIME_BIN", env!("CARGO_BIN_EXE_calico-runtime"));
         let args = json!(["--run-dir", self.run_dir(), "--state-dir", self.state_dir()]);
         json!({ "runtimes": { "calico": { "path": path, "runtimeArgs": args } } })

@@ -5,6 +5,7 @@
 //! loop to say that it can be, which saves a turn of it on each message.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -156,16 +157,17 @@ impl Wire {
     /// Waits until there are bytes, the peer's FIN or an error.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
-            Wire::Tcp(stream) => stream.readable().await,
-            Wire::Unix(stream) => stream.readable().await,
+            // One task has a wire at a time, so tokio need not keep a list of who waits.
+            Wire::Tcp(stream) => poll_fn(|context| stream.poll_read_ready(context)).await,
+            Wire::Unix(stream) => poll_fn(|context| stream.poll_read_ready(context)).await,
             Wire::Tls(stream) => stream.readable().await,
         }
     }
 
     async fn writable(&self) -> io::Result<()> {
         match self {
-            Wire::Tcp(stream) => stream.writable().await,
-            Wire::Unix(stream) => stream.writable().await,
+            Wire::Tcp(stream) => poll_fn(|context| stream.poll_write_ready(context)).await,
+            Wire::Unix(stream) => poll_fn(|context| stream.poll_write_ready(context)).await,
             Wire::Tls(stream) => stream.writable().await,
         }
     }
@@ -186,7 +188,11 @@ impl Wire {
         let count = if most <= LITTLE_BYTES {
             LITTLE.with_borrow_mut(|little| {
                 let count = self.try_read_into(&mut little[..most])?;
-                buffer.extend_from_slice(&little[..count]);
+                if buffer.is_empty() {
+                    *buffer = BytesMut::from(&little[..count]);
+                } else {
+                    buffer.extend_from_slice(&little[..count]);
+                }
                 Ok::<_, io::Error>(count)
             })?
         } else {

@@ -17,6 +17,8 @@ pub(crate) struct Metrics {
     pub(crate) wiring_failures: Counter,
     /// Creates that asked for Calico and were refused or failed.
     pub(crate) creates_refused: Counter,
+    /// Starts of containers that wish for Calico and were created around the proxy.
+    pub(crate) created_around: Counter,
 }
 
 impl Metrics {
@@ -26,6 +28,7 @@ impl Metrics {
         let wiring = Histogram::new(buckets);
         let wiring_failures = Counter::default();
         let creates_refused = Counter::default();
+        let created_around = Counter::default();
         registry.register(
             "wiring_seconds",
             "Time from a known process to its interface, policy and route",
@@ -37,7 +40,12 @@ impl Metrics {
             "Creates that asked for Calico and did not get it",
             creates_refused.clone(),
         );
-        Metrics { registry, wiring, wiring_failures, creates_refused }
+        registry.register(
+            "created_around",
+            "Starts of containers that wish for Calico and were created around the proxy",
+            created_around.clone(),
+        );
+        Metrics { registry, wiring, wiring_failures, creates_refused, created_around }
     }
 
     /// All of them as text.

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -68,6 +68,8 @@ pub(crate) struct Network {
     programmed_marks: Marks,
     /// The containers whose start the OCI hook has refused.
     refused: Marks,
+    /// When the hook last wired a container.
+    hooked: Mutex<HashMap<ContainerId, Instant>>,
     /// The runtimes that dockerd knows, as of its last start or reload.
     runtimes: RwLock<Runtimes>,
     metrics: Arc<Metrics>,
@@ -109,6 +111,7 @@ impl Network {
             reservations: Reservations::in_state_dir(&ground.state_dir),
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
+            hooked: Mutex::default(),
             runtimes: RwLock::default(),
             ground,
             store,
@@ -141,7 +144,7 @@ impl Network {
     }
 
     /// Asks dockerd anew which runtimes it knows.
-    pub(crate) async fn learn_runtimes(&self) -> Result<(), Fault> {
+    async fn learn_runtimes(&self) -> Result<(), Fault> {
         let known = self.docker.runtimes().await?.of_run_dir(&self.ground.run_dir);
         *self.runtimes.write().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(())

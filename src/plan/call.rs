@@ -5,6 +5,7 @@
 //! with a redirect (`//`, `/./`, `/../`, an encoded slash at the front) is none of ours: the client comes back with the
 //! clean one. Container names may be verbs (`create`, `json`, `start`), and `{name:.*}` takes slashes.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use super::json::readable;
@@ -97,7 +98,7 @@ pub(crate) fn classify(method: &str, target: &[u8]) -> Classified {
     };
     let Some(path) = decode(path, false) else { return pass };
     // Go's `.` does not match a line feed, so no route of ours does.
-    if path.contains('\n') || is_redirected(&path) {
+    if path.as_bytes().contains(&b'\n') || is_redirected(path.as_bytes()) {
         return pass;
     }
     let (version, rest) = split_version(&path);
@@ -131,7 +132,13 @@ fn origin_form(target: &[u8]) -> Option<&[u8]> {
 
 /// Percent-decodes a path or a part of a query, where `+` is a space. What is no UTF-8 is read as U+FFFD, which is in no
 /// name. `None` where Go refuses the escape (dockerd answers 400).
-fn decode(raw: &[u8], is_query: bool) -> Option<String> {
+fn decode(raw: &[u8], is_query: bool) -> Option<Cow<'_, str>> {
+    // Most of it is as it should be.
+    if !raw.iter().any(|byte| matches!(byte, b'%' | b'+'))
+        && let Ok(text) = std::str::from_utf8(raw)
+    {
+        return Some(text.into());
+    }
     let mut text = Vec::with_capacity(raw.len());
     let mut bytes = raw.iter();
     while let Some(byte) = bytes.next() {
@@ -144,14 +151,15 @@ fn decode(raw: &[u8], is_query: bool) -> Option<String> {
             byte => *byte,
         });
     }
-    Some(readable(&text))
+    Some(readable(&text).into())
 }
 
 /// Whether mux would redirect to the cleaned path (source: gorilla/mux `cleanPath`, Go `path.Clean`).
-fn is_redirected(path: &str) -> bool {
-    let inner = path.strip_prefix('/').unwrap_or(path);
-    let trimmed = inner.strip_suffix('/').unwrap_or(inner);
-    (!trimmed.is_empty() || inner == "/") && trimmed.split('/').any(|part| matches!(part, "" | "." | ".."))
+fn is_redirected(path: &[u8]) -> bool {
+    let inner = path.strip_prefix(b"/").unwrap_or(path);
+    let trimmed = inner.strip_suffix(b"/").unwrap_or(inner);
+    (!trimmed.is_empty() || inner == b"/")
+        && trimmed.split(|byte| *byte == b'/').any(|part| matches!(part, b"" | b"." | b".."))
 }
 
 /// Splits `/v1.41/x` into the version and `/x`. Source: moby `api/server/server.go`, `/v{version:[0-9.]+}`.
@@ -208,7 +216,7 @@ fn query_name(query: &[u8]) -> String {
         let mut halves = pair.splitn(2, |byte| *byte == b'=');
         let (key, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
         if decode(key, true).as_deref() == Some("name") {
-            return decode(value, true).unwrap_or_default();
+            return decode(value, true).unwrap_or_default().into_owned();
         }
     }
     String::new()

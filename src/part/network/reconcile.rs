@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -111,29 +111,38 @@ impl Network {
         Ok(reserved)
     }
 
-    /// Starts the containers whose start the OCI hook had to refuse, and that their restart policy wants to run.
-    async fn start_refused(&self) {
-        for id in self.refused.all() {
-            let started = async {
-                let id: ContainerId = id.parse().map_err(|error| Fault::World(format!("read its id: {error}")))?;
-                // Whatever comes of it: a hook that refuses again says so again.
-                self.refused.clear(id.as_str())?;
-                match self.docker.inspect(id.as_str()).await? {
-                    Some(container) if container.restarts && !container.is_up => {
-                        tracing::info!(container = id.short(), "starting it: its start was refused before");
-                        self.docker.start(&id).await
-                    }
-                    _ => Ok(()),
-                }
-            };
-            if let Err(fault) = started.await {
-                tracing::warn!(container = id, %fault, "a container whose start was refused is not started yet");
+    /// Starts a container whose start the OCI hook had to refuse, if its restart policy wants it to run.
+    async fn start_refused(&self, id: &ContainerId) -> Result<(), Fault> {
+        // Whatever comes of it: a hook that refuses again says so again.
+        self.refused.clear(id.as_str())?;
+        match self.docker.inspect(id.as_str()).await? {
+            Some(container) if container.restarts && !container.is_up => {
+                tracing::info!(container = id.short(), "starting it: its start was refused before");
+                self.docker.start(id).await
             }
+            _ => Ok(()),
         }
     }
 
+    /// Tells of a container that is not ours though its environment says so: it was created around the proxy, or its
+    /// image brings the variable.
+    async fn tell_of_stranger(&self, id: &ContainerId) {
+        // One that is gone again, or a dockerd that is, is no news.
+        let Ok(Some(container)) = self.docker.inspect(id.as_str()).await else { return };
+        let wishes = container.env.iter().any(|variable| variable.starts_with("CALICO_IP="));
+        if !wishes || !self.keys(id).is_empty() {
+            return;
+        }
+        self.metrics.created_around.inc();
+        tracing::warn!(
+            container = id.short(),
+            name = container.name,
+            "CALICO_IP is in its environment, but it was not created through this proxy: it is not Calico's; calicoctl container add makes it so"
+        );
+    }
+
     /// Learns which runtimes dockerd knows now. What was known before stays in force if it does not say.
-    async fn look_at_runtimes(&self) {
+    pub(crate) async fn look_at_runtimes(&self) {
         let before = self.runtimes().has_ours();
         match self.learn_runtimes().await {
             Err(fault) => tracing::warn!(%fault, "the runtimes of dockerd are not known"),
@@ -171,27 +180,54 @@ impl Work {
             Ok(events) => pin!(events),
             Err(fault) => return fault,
         };
-        network.look_at_runtimes().await;
-        network.docker_up.send_replace(true);
-        *wait = RETRY.0;
+        // dockerd drops the events of a listener that stalls for 100 ms, so whoever reads them does nothing else.
+        let (heard, mut hears) = mpsc::unbounded_channel();
+        let read = async {
+            loop {
+                match events.next().await {
+                    Some(Ok(event)) => {
+                        // The other side is in this very function.
+                        let _ = heard.send(event);
+                    }
+                    Some(Err(fault)) => return fault,
+                    None => return Fault::DockerAway("read events: the stream ended".to_owned()),
+                }
+            }
+        };
+        let work = async {
+            network.look_at_runtimes().await;
+            network.docker_up.send_replace(true);
+            *wait = RETRY.0;
+            self.heed(&mut hears).await
+        };
+        // The stream begins with its first poll, so the first comparison comes after that, not before.
+        tokio::select! {
+            biased;
+            fault = read => fault,
+            fault = work => fault,
+        }
+    }
+
+    /// Works on what events tell, and compares on a clock; answers why it cannot go on.
+    async fn heed(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Fault {
+        let network = Arc::clone(&self.network);
         let mut synced = network.store.synced();
         let mut audit = tokio::time::interval(AUDIT);
-        // The stream begins with its first poll, so the first comparison comes after that, not before.
         let mut first = true;
         loop {
             tokio::select! {
                 biased;
-                event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        tracing::debug!(?event);
-                        match event {
-                            Event::Started(id) | Event::Ended(id) => self.begin(id, Duration::ZERO),
-                            Event::Reloaded => network.look_at_runtimes().await,
+                Some(event) = events.recv() => {
+                    tracing::debug!(?event);
+                    match event {
+                        Event::Started(id) => {
+                            self.look_around(id.clone());
+                            self.begin(id, Duration::ZERO);
                         }
+                        Event::Ended(id) => self.begin(id, Duration::ZERO),
+                        Event::Reloaded => network.look_at_runtimes().await,
                     }
-                    Some(Err(fault)) => return fault,
-                    None => return Fault::DockerAway("read events: the stream ended".to_owned()),
-                },
+                }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
                 _ = audit.tick(), if network.store.is_connected() => {
                     if let Err(fault) = self.compare(first).await {
@@ -228,8 +264,33 @@ impl Work {
                 self.begin(id, Duration::ZERO);
             }
         }
-        network.start_refused().await;
+        for id in network.refused.all() {
+            self.start_refused(&id);
+        }
         Ok(())
+    }
+
+    /// Looks at a container that was started and is not ours: its user may have thought that it would be.
+    fn look_around(&mut self, id: ContainerId) {
+        if self.network.is_loaded() && self.network.keys(&id).is_empty() {
+            let network = Arc::clone(&self.network);
+            self.tasks.spawn(async move {
+                network.tell_of_stranger(&id).await;
+                (id, Ok(()))
+            });
+        }
+    }
+
+    /// Starts a container whose start the OCI hook had to refuse, if its restart policy wants it to run.
+    fn start_refused(&mut self, id: &str) {
+        let Ok(id) = id.parse::<ContainerId>() else { return };
+        let network = Arc::clone(&self.network);
+        self.tasks.spawn(async move {
+            if let Err(fault) = network.start_refused(&id).await {
+                tracing::warn!(container = id.short(), %fault, "its start was refused, and it is not started yet");
+            }
+            (id, Ok(()))
+        });
     }
 
     fn begin(&mut self, id: ContainerId, wait: Duration) {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Instant;
 
-use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -118,6 +118,7 @@ impl Network {
         }
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
@@ -148,8 +149,8 @@ impl Network {
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
     async fn light(&self, container: &Container, pid: i32) -> Result<bool, Fault> {
         let id = &container.id;
-        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
         self.take_over(id).await?;
+        self.has_its_addresses(id)?;
         let netns = Netns::of_container(id, pid)?;
         let mut changed = false;
         for one in &self.recorded(id) {

@@ -5,9 +5,10 @@
 //! and waits for dockerd. What is written is compared and swapped instead.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use super::claims::now;
-use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -21,6 +22,7 @@ use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator};
 use crate::model::pool::Family;
 use crate::model::reservation::Reservation;
+use crate::part::store::Synced;
 
 impl Network {
     /// What a container that is being started is to be wired with, once its policy stands in the kernel.
@@ -37,8 +39,8 @@ impl Network {
         if self.recorded(id).is_empty() {
             return Ok(ContainerWiring::NotOurs);
         }
-        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
         self.take_over(id).await?;
+        self.has_its_addresses(id)?;
         let recorded = self.recorded(id);
         for one in &recorded {
             self.await_policy(one).await?;
@@ -47,8 +49,37 @@ impl Network {
         Ok(ContainerWiring::Wire(self.reservation(id, &recorded)))
     }
 
+    /// A client wants a container stopped: what the hook refused is not started any more.
+    pub(crate) async fn stopped(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.refused.clear(id.as_str())?;
+        self.settle(id, false).await
+    }
+
+    /// dockerd has started a container for a client that waits; its start began at `begun`.
+    ///
+    /// # Errors
+    /// It runs without its network, and has been stopped.
+    pub(crate) async fn started(&self, id: &ContainerId, begun: Instant) -> Result<(), Fault> {
+        let hooked = self.hooked.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied();
+        // What the hook has done in this very start need not be looked at before the client hears of it; the event of the
+        // start leads to a look anyhow.
+        if hooked.is_some_and(|at| at >= begun) && self.await_active(id).await {
+            return Ok(());
+        }
+        self.settle(id, true).await
+    }
+
+    /// Waits a little until the record of a container that the hook has wired says so.
+    async fn await_active(&self, id: &ContainerId) -> bool {
+        let mut synced = self.store.synced();
+        let is_active = |_: &Synced| self.recorded(id).iter().all(|one| one.endpoint.is_active());
+        let active = synced.wait_for(is_active);
+        self.store.is_connected() && matches!(tokio::time::timeout(Duration::from_secs(1), active).await, Ok(Ok(_)))
+    }
+
     /// The hook has wired a container.
     pub(crate) async fn wired(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), Instant::now());
         self.refused.clear(id.as_str())?;
         fail_point("start: the hook has wired");
         for one in self.recorded(id) {

@@ -225,11 +225,35 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Whether a container has all that it was made with, and nobody else has it too.
+    ///
+    /// # Errors
+    /// `Conflict`, naming who has it now.
+    pub(super) fn has_its_addresses(&self, id: &ContainerId) -> Result<(), Fault> {
+        for one in &self.recorded(id) {
+            has_lost_nothing(one)?;
+            for address in &one.endpoint.addresses {
+                // Without a claim that can be read it is not known to be anybody else's.
+                if let Ok((_, Some(held))) = self.claim_of(*address)
+                    && !held.claim.owner.is(&one.key)
+                {
+                    let holder = held.claim.holder();
+                    return Err(Fault::Conflict(format!(
+                        "its address {address} is held by {holder}: remove one of them"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Whether an endpoint has all that it was made with.
 ///
 /// # Errors
 /// `Conflict`, naming who has it now.
-pub(super) fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
+fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
     let Some(lost) = &one.endpoint.handed_over else { return Ok(()) };
     let addresses: Vec<String> = lost.addresses.iter().map(ToString::to_string).collect();
     let to = lost.to.as_str();

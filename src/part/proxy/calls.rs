@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -24,7 +25,7 @@ use crate::model::name::ContainerId;
 use crate::part::network::Network;
 use crate::plan::body;
 use crate::plan::call::Call;
-use crate::plan::runtime::Runtimes;
+use crate::plan::runtime::{RUNTIME, Runtimes};
 
 /// See the module.
 #[derive(Clone)]
@@ -196,6 +197,10 @@ async fn create(
         Ok(Some(id)) => id,
         Ok(None) => {
             network.abandon(prepared).await;
+            if reply.status == 400 && String::from_utf8_lossy(&reply.body).contains(RUNTIME) {
+                // It may have forgotten our runtime a moment ago: the next create is not to fail for that.
+                network.look_at_runtimes().await;
+            }
             return Ok(Said::docker(reply));
         }
         Err(fault) => {
@@ -230,14 +235,16 @@ async fn start(
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
     network.check_start(container).await?;
+    let begun = Instant::now();
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
         return Ok(Said::docker(reply));
     }
     fail_point("start: dockerd has started the container");
     let settled = match network.ours(container).await {
+        Ok(Some(id)) if reply.status == 204 => network.started(&id, begun).await,
         // What ran before this call is not stopped by it.
-        Ok(Some(id)) => network.settle(&id, reply.status == 204).await,
+        Ok(Some(id)) => network.settle(&id, false).await,
         Ok(None) => Ok(()),
         Err(fault) => Err(fault),
     };
@@ -252,7 +259,7 @@ async fn stop(network: &Network, container: &str, request: &[u8], upstream: &mut
     let reply = upstream.exchange(request).await?;
     if matches!(reply.status, 204 | 304) {
         let settled = match network.ours(container).await {
-            Ok(Some(id)) => network.settle(&id, false).await,
+            Ok(Some(id)) => network.stopped(&id).await,
             Ok(None) => Ok(()),
             Err(fault) => Err(fault),
         };

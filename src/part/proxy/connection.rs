@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::{Service, ServiceExt};
 
 use super::answer::Manner;
@@ -101,7 +101,8 @@ pub(crate) struct Connection<S> {
     service: S,
     /// Whether a request is under way: what the client has of its answer is not the whole.
     is_under_way: bool,
-    stop: CancellationToken,
+    /// The end of the process, waited for once and not anew with each request.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// By which names clients may call us, besides those that are known anyhow.
     names: Arc<[String]>,
 }
@@ -119,7 +120,7 @@ where
             upstream,
             service,
             is_under_way: false,
-            stop,
+            stop: Box::pin(stop.cancelled_owned()),
             names: Arc::default(),
         }
     }
@@ -181,7 +182,7 @@ where
     }
 
     /// Gets to know a client that is to speak TLS. Answers whether it may go on.
-    async fn greet(&self) -> bool {
+    async fn greet(&mut self) -> bool {
         if !matches!(self.client, Wire::Tls(_)) {
             return true;
         }
@@ -196,7 +197,7 @@ where
                     false
                 }
             },
-            () = self.stop.cancelled() => false,
+            () = &mut self.stop => false,
         }
     }
 
@@ -267,7 +268,7 @@ where
             },
             // Go says nothing to it either.
             () = over => return Err(Then::Drop),
-            () = self.stop.cancelled(), if is_idle => return Err(Then::Drop),
+            () = &mut self.stop, if is_idle => return Err(Then::Drop),
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 //! hyper facing the client was measured and is not transparent (it refuses raw `"` in a query, more than 100 headers,
 //! re-frames bodies and loses the order of headers).
 
-use httparse::{EMPTY_HEADER, Header};
+use httparse::{EMPTY_HEADER, Header, Status};
 
 use super::fields::{has_token, header_values};
 use super::framing::Framing;
@@ -18,7 +18,7 @@ use crate::plan::call::{Classified, classify};
 pub(crate) const LONGEST_HEAD: usize = (1 << 20) + 64 * 1024;
 
 /// How many headers are read without asking for memory.
-const FEW_HEADERS: usize = 32;
+const FEW_HEADERS: usize = 16;
 
 /// A head that we cannot read, or that dockerd refuses.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,18 +125,18 @@ fn request_line(line: &[u8]) -> Option<(&str, &[u8], u8)> {
     is_target.then_some((method, target, minor - b'0'))
 }
 
-/// Room for all headers of a head: `few` where it does, without asking for memory.
-fn room<'r, 'h>(
-    head: &[u8],
-    few: &'r mut [Header<'h>; FEW_HEADERS],
-    many: &'r mut Vec<Header<'h>>,
-) -> &'r mut [Header<'h>] {
-    let lines = head.iter().filter(|byte| **byte == b'\n').count();
-    if lines <= FEW_HEADERS {
-        return few;
+/// Parses some bytes with room for all headers in them, which mostly are few.
+fn with_room<'h, T>(
+    bytes: &'h [u8],
+    parse: impl Fn(&'h [u8], &mut [Header<'h>]) -> Result<T, httparse::Error>,
+) -> Result<T, httparse::Error> {
+    match parse(bytes, &mut [EMPTY_HEADER; FEW_HEADERS]) {
+        Err(httparse::Error::TooManyHeaders) => {
+            let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            parse(bytes, &mut vec![EMPTY_HEADER; lines])
+        }
+        parsed => parsed,
     }
-    many.resize(lines, EMPTY_HEADER);
-    many
 }
 
 /// Whether a byte is one of a token, as a method is. Source: RFC 9110, 5.6.2; Go `httpguts.IsTokenRune`.
@@ -189,12 +189,14 @@ fn is_line_end(byte: u8) -> bool {
 }
 
 /// Reads the lines behind the first of a head; `None` if they cannot be told apart.
-fn read_fields<T>(fields: &[u8], read: impl FnOnce(&[Header<'_>]) -> T) -> Option<T> {
-    let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
-    match httparse::parse_headers(fields, room(fields, &mut few, &mut many)) {
-        Ok(httparse::Status::Complete((count, headers))) if count == fields.len() => Some(read(headers)),
-        _ => None,
-    }
+fn read_fields<T>(fields: &[u8], read: impl Fn(&[Header<'_>]) -> T) -> Option<T> {
+    let parsed = with_room(fields, |fields, room| {
+        Ok(match httparse::parse_headers(fields, room)? {
+            Status::Complete((count, headers)) if count == fields.len() => Some(read(headers)),
+            _ => None,
+        })
+    });
+    parsed.ok().flatten()
 }
 
 fn read_request(head: &[u8], length: usize, guarded: bool) -> Option<Request> {
@@ -240,9 +242,11 @@ fn content_length(headers: &[Header<'_>]) -> Option<Option<u64>> {
     if first.is_empty() {
         return Some(None);
     }
-    let text = std::str::from_utf8(first).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
     // Go reads 63 bits.
-    text.parse().ok().filter(|length| i64::try_from(*length).is_ok()).map(Some)
+    let length = first
+        .iter()
+        .try_fold(0_i64, |length, byte| length.checked_mul(10)?.checked_add(char::from(*byte).to_digit(10)?.into()))?;
+    u64::try_from(length).ok().map(Some)
 }
 
 /// How the body of a request is framed; `None` where dockerd answers 400 or 501. Source: Go `net/http/transfer.go`.
@@ -259,17 +263,14 @@ fn request_framing(headers: &[Header<'_>], is_http_1_0: bool) -> Option<Framing>
 
 /// Reads the reply at the start of some bytes; `None` while its head is not whole, `Err` if it is none.
 pub(crate) fn parse_reply(bytes: &[u8], to_head: bool) -> Option<Result<Reply, ()>> {
-    let Some(length) = head_end(bytes, &mut 0) else {
-        return (bytes.len() > LONGEST_HEAD).then_some(Err(()));
-    };
-    let head = &bytes[..length];
-    let (mut few, mut many) = ([EMPTY_HEADER; FEW_HEADERS], Vec::new());
-    let mut parsed = httparse::Response::new(room(head, &mut few, &mut many));
-    let reply = match parsed.parse(head) {
-        Ok(httparse::Status::Complete(count)) if count == length => read_reply(&parsed, length, to_head),
-        _ => None,
-    };
-    Some(reply.ok_or(()))
+    let parsed = with_room(bytes, |bytes, room| {
+        let mut parsed = httparse::Response::new(room);
+        Ok(match parsed.parse(bytes)? {
+            Status::Complete(length) => Some(read_reply(&parsed, length, to_head).ok_or(())),
+            Status::Partial => (bytes.len() > LONGEST_HEAD).then_some(Err(())),
+        })
+    });
+    parsed.unwrap_or(Some(Err(())))
 }
 
 fn read_reply(parsed: &httparse::Response<'_, '_>, length: usize, to_head: bool) -> Option<Reply> {

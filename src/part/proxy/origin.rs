@@ -7,6 +7,7 @@
 //! Which names are our own is not known here: those that an operator has configured, and over TLS those of our
 //! certificate, since the client has found that it belongs to the name that it asked for.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
 use httparse::Header;
@@ -38,8 +39,8 @@ impl Foreign {
 
 /// What may make a request foreign; `None` if nothing does.
 pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<Foreign> {
-    let text = |name| header_values(headers, name).map(|value| String::from_utf8_lossy(value).into_owned());
-    let hosts: Vec<String> = text("host").filter(|host| !is_local(host)).collect();
+    let text = |name| header_values(headers, name).map(|value| String::from_utf8_lossy(value));
+    let hosts: Vec<String> = text("host").filter(|host| !is_local(host)).map(Cow::into_owned).collect();
     let is_own = |origin: &str| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
         authority
@@ -49,7 +50,7 @@ pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<Foreign> {
         Some(format!("Origin {origin:?} is not this socket's own: web pages may not call the Docker API"))
     } else {
         text("sec-fetch-site")
-            .find(|site| matches!(site.as_str(), "cross-site" | "same-site"))
+            .find(|site| matches!(site.as_ref(), "cross-site" | "same-site"))
             .map(|site| format!("Sec-Fetch-Site is {site:?}: web pages may not call the Docker API"))
     };
     (!hosts.is_empty() || page.is_some()).then_some(Foreign { hosts, page })
@@ -64,18 +65,16 @@ fn name_of(authority: &str) -> &str {
 }
 
 fn is_localhost(name: &str) -> bool {
-    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(name);
     // RFC 6761: names below localhost never leave the machine. Docker's own client uses one.
-    name == "localhost" || name.ends_with(".localhost")
+    name.as_bytes().rsplit(|byte| *byte == b'.').next().is_some_and(|last| last.eq_ignore_ascii_case(b"localhost"))
 }
 
 /// Whether a Host cannot be a name that a stranger points at us. An empty one is dockerd's to judge.
 fn is_local(host: &str) -> bool {
     let bracketed = |text: &str| text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
-    host.is_empty()
-        || [host, name_of(host)]
-            .into_iter()
-            .any(|name| is_localhost(name) || name.parse::<IpAddr>().is_ok() || bracketed(name).is_some())
+    let is_local = |name: &str| is_localhost(name) || name.parse::<IpAddr>().is_ok() || bracketed(name).is_some();
+    host.is_empty() || is_local(host) || is_local(name_of(host))
 }
 
 #[cfg(test)]
