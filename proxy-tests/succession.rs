@@ -302,7 +302,8 @@ fn is_not_started_because_of(container: &Container<'_>, other: &Container<'_>) {
 
 #[test]
 fn what_happens_while_no_node_runs_is_made_up_for() {
-    let lab = Lab::running(1);
+    // With our runtime dockerd does not start who waits, as long as no node runs.
+    let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
     let peer = h1.run("peer", "-e CALICO_IP=192.168.1.9 -e CALICO_PROFILE=web");
     let raw = |line: &str| h1.raw_docker(line).ok();
@@ -502,6 +503,36 @@ fn a_holder_may_be_removed_at_any_moment_of_its_successor_s_create() {
         assert_eq!(new.ip().to_string(), ADDRESS);
         old = new;
     }
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+/// What is kept on disk for the time without a node is no way around it.
+#[test]
+fn while_no_node_runs_neither_who_waits_for_an_address_nor_who_has_handed_it_over_starts() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let old = created(h1, "shop_web_1", &place(1));
+    start(&old);
+    stop(&old);
+    h1.api("POST", &format!("/containers/{}/rename?name=old_shop_web_1", old.id), None);
+    let new = created(h1, "shop_web_1", &place(1));
+    is_awaited(&old, &new);
+    lab.assert_consistent();
+    h1.kill_node();
+    h1.raw_docker(&format!("start {}", old.id)).ok();
+    let refused = h1.raw_docker(&format!("start {}", new.id));
+    assert!(!refused.succeeded() && refused.err().contains(ADDRESS), "{refused}");
+    h1.start_node();
+    lab.assert_consistent();
+    stop(&old);
+    start(&new);
+    is_held_by(&new);
+    lab.assert_consistent();
+    h1.kill_node();
+    let refused = h1.raw_docker(&format!("start {}", old.id));
+    assert!(!refused.succeeded() && refused.err().contains("has passed over"), "{refused}");
+    h1.start_node();
     lab.assert_consistent();
     lab.remove_everything();
 }

@@ -465,9 +465,7 @@ fn file_violations(host: &Host, containers: &BTreeSet<String>, records: &[&Recor
     for record in records {
         let text = std::fs::read_to_string(folder.join(format!("{}.json", record.container))).unwrap_or_default();
         let kept = serde_json::from_str::<Value>(&text).unwrap_or_default()["endpoints"][&record.endpoint].clone();
-        let same = kept["mac"] == record.value["mac"] && kept["ipv4_nets"] == record.value["ipv4_nets"];
-        // What was kept before the address passed over is no more than that.
-        if !same && record.handed_over().is_empty() {
+        if kept["mac"] != record.value["mac"] || kept["ipv4_nets"] != record.value["ipv4_nets"] {
             wrong.push(format!("{} is kept with {kept} and recorded with {}", record.container, record.value));
         }
     }

@@ -103,7 +103,8 @@ mod tests {
         let container: ContainerId = "a".repeat(64).parse().unwrap();
         assert_eq!((reservations.read(&container), reservations.containers()), (Ok(None), Ok(vec![])));
         let gateway = "172.25.0.1".parse().unwrap();
-        let written = Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new() };
+        let written =
+            Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new(), withheld: None };
         reservations.write(&written).unwrap();
         assert_eq!(reservations.read(&container), Ok(Some(written)));
         assert_eq!(reservations.containers(), Ok(vec![container.clone()]));

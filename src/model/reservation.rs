@@ -20,4 +20,7 @@ pub(crate) struct Reservation {
     /// The next hop of the container: this host's address.
     pub(crate) gateway: Ipv4Addr,
     pub(crate) endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// Why it starts only with a node's word: it waits for an address, or has lost one. `None`: it holds all that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) withheld: Option<String>,
 }

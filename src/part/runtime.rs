@@ -201,6 +201,9 @@ async fn kept(
         }
         return Ok(None);
     };
+    if let Some(withheld) = &reservation.withheld {
+        return Err(Fault::Away(format!("{why}, and {withheld}")));
+    }
     let programmed = Marks::programmed(&folders.run_dir);
     for endpoint in reservation.endpoints.keys() {
         if !programmed.is_set(endpoint.as_str()) {

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
-use super::succession::{Held, Inheritance};
+use super::succession::{Held, Inheritance, container_of};
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
 use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
@@ -507,7 +507,10 @@ impl Network {
         let doing = format!("free the addresses of container {}", workload.get(..12).unwrap_or(workload));
         for _ in 0..ATTEMPTS {
             let (mut when, mut writes) = (Vec::new(), vec![Write::Delete(Key::Endpoint(key.clone()))]);
+            let mut heirs = BTreeSet::new();
             for (claim, held) in self.claims_of(key) {
+                let next = held.claim.successor.as_ref().filter(|next| next.owner.host == self.ground.host);
+                heirs.extend(next.and_then(|next| container_of(&next.owner)));
                 let path = Key::Assignment(claim);
                 if let Some(write) = self.changed(&path, held.claim.without(key))? {
                     when.push(When::At(path, held.revision));
@@ -516,7 +519,9 @@ impl Network {
             }
             if let Outcome::Done(revision) = self.etcd.transact(&doing, &when, &writes).await? {
                 fail_point("destroy: the addresses are free");
-                return self.store.reach(revision).await;
+                self.store.reach(revision).await?;
+                // They wait no more.
+                return heirs.iter().try_for_each(|heir| self.reserve(heir));
             }
             self.catch_up(writes.iter().map(Write::key)).await?;
         }

@@ -149,6 +149,7 @@ impl Network {
     /// Wires a running container and waits until the agent has programmed it. Answers whether there was anything to do.
     async fn light(&self, container: &Container, pid: i32) -> Result<bool, Fault> {
         let id = &container.id;
+        self.check_withheld(id)?;
         self.take_over(id).await?;
         self.has_its_addresses(id)?;
         let netns = Netns::of_container(id, pid)?;

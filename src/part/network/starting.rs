@@ -105,7 +105,9 @@ impl Network {
     fn reservation(&self, id: &ContainerId, recorded: &[Recorded]) -> Reservation {
         let endpoints: BTreeMap<_, _> =
             recorded.iter().map(|one| (one.key.endpoint.clone(), one.endpoint.clone())).collect();
-        Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints }
+        let lost = recorded.iter().find_map(|one| has_lost_nothing(one).err()).map(|fault| fault.to_string());
+        let withheld = lost.or_else(|| self.waits(id));
+        Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints, withheld }
     }
 
     /// What is kept of a container on this host's disk, as it would stand in the datastore.
@@ -122,6 +124,18 @@ impl Network {
             revision: 0,
         });
         Ok(recorded.collect())
+    }
+
+    /// Keeps on this host's disk that a container starts only with a node's word from now on.
+    pub(super) fn withhold(&self, id: &ContainerId, why: String) -> Result<(), Fault> {
+        let recorded = self.recorded(id);
+        self.reservations.write(&Reservation { withheld: Some(why), ..self.reservation(id, &recorded) })
+    }
+
+    /// Refuses a container that may not start by what is kept on this host's disk alone, while that is all there is.
+    pub(super) fn check_withheld(&self, id: &ContainerId) -> Result<(), Fault> {
+        let withheld = if self.is_loaded() { None } else { self.reservations.read(id)?.and_then(|kept| kept.withheld) };
+        withheld.map_or(Ok(()), |why| Err(Fault::Away(format!("etcd at {} is away, and {why}", self.etcd.address()))))
     }
 
     /// Whether anything is kept of a container on this host's disk; what cannot be read is something.

@@ -39,7 +39,7 @@ pub(super) struct Held {
 pub(super) type Inheritance = BTreeMap<AssignmentKey, Held>;
 
 /// The container that an owner is; `None` while it is being created.
-fn container_of(owner: &Owner) -> Option<ContainerId> {
+pub(super) fn container_of(owner: &Owner) -> Option<ContainerId> {
     owner.workload.as_ref()?.as_str().parse().ok()
 }
 
@@ -125,6 +125,12 @@ impl Network {
         })
     }
 
+    /// What a container waits for, in words.
+    pub(super) fn waits(&self, id: &ContainerId) -> Option<String> {
+        let (key, held) = self.awaited(id).into_iter().next()?;
+        Some(format!("it waits for its address {}, which {} holds", key.address, held.claim.owner.called()))
+    }
+
     /// Refuses the start of a container that has lost an address, or that waits for one whose holder runs.
     ///
     /// # Errors
@@ -201,14 +207,21 @@ impl Network {
                 writes.push(Write::Put(key, to_json(&one.endpoint.without(&own, to))?));
             }
         }
+        // Before it passes over, so that nobody starts the holder with it should this process die right after that.
+        let addresses: Vec<String> = passed.iter().map(ToString::to_string).collect();
+        let to_whom = to.as_str().get(..12).unwrap_or(to.as_str());
+        let why = format!("its address {} has passed over to container {to_whom}", addresses.join(", "));
+        self.withhold(holder, why)?;
         match self.etcd.transact("pass an address over", &when, &writes).await? {
             Outcome::Done(revision) => {
                 tracing::info!(from = holder.short(), ?passed, %to, "the address passed over");
-                self.store.reach(revision).await
+                self.store.reach(revision).await?;
+                self.reserve(holder)
             }
             Outcome::Lost => {
                 let keys: Vec<&Key> = writes.iter().map(Write::key).collect();
-                self.catch_up(keys).await
+                self.catch_up(keys).await?;
+                self.reserve(holder)
             }
         }
     }
