@@ -266,7 +266,7 @@ impl Network {
 ///
 /// # Errors
 /// `Conflict`, naming who has it now.
-fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
+pub(super) fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
     let Some(lost) = &one.endpoint.handed_over else { return Ok(()) };
     let addresses: Vec<String> = lost.addresses.iter().map(ToString::to_string).collect();
     let to = lost.to.as_str();
