@@ -93,7 +93,9 @@ fn run(folders: &Folders, args: &[OsString]) -> Fault {
         None => None,
         Some(container) => match Reservations::in_state_dir(&folders.state_dir).read(container) {
             Ok(reservation) => reservation,
-            Err(fault) => return fault,
+            // What runs must be stopped and removed whatever has become of the file.
+            Err(fault) if call.makes.is_some() => return fault,
+            Err(_) => None,
         },
     };
     let endpoints = reservation.map(|reservation| reservation.endpoints).unwrap_or_default();

@@ -238,6 +238,15 @@ async fn start(
     let begun = Instant::now();
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
+        // The hook may have wired it before the start failed, and of such a start there may be no event.
+        let settled = match network.ours(container).await {
+            Ok(Some(id)) => network.settle(&id, false).await,
+            Ok(None) => Ok(()),
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = settled {
+            tracing::error!(%fault, container, "the network of a container that did not start is not settled yet");
+        }
         return Ok(Said::docker(reply));
     }
     fail_point("start: dockerd has started the container");
