@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::edge::fail_point::fail_point;
 use crate::edge::kernel_routes::KernelRoutes;
-use crate::edge::links::Netlink;
+use crate::edge::links::{Link, Netlink};
 use crate::edge::netns::Netns;
 use crate::edge::sysctl;
 use crate::model::fault::Fault;
@@ -35,8 +35,8 @@ impl Wirer {
     pub(crate) async fn wire(&self, wiring: &Wiring, netns: &Netns) -> Result<bool, Fault> {
         let inside = Netlink::open_in(netns)?;
         match self.wired(wiring, &inside).await? {
-            Some(index) if inside.is_addressed(index).await? => return Ok(false),
-            // Whoever made the pair was killed before the rest.
+            Some((host, index)) if host.operates && inside.is_addressed(index).await? => return Ok(false),
+            // Whoever made the pair was killed before the rest, or somebody has set an end down.
             Some(_) => {}
             None => {
                 // What is left of an earlier run: the namespace of a dead container goes away in its own time.
@@ -60,15 +60,15 @@ impl Wirer {
         Ok(true)
     }
 
-    /// The number of the container's end, if the pair is there and its ends belong to each other.
-    async fn wired(&self, wiring: &Wiring, inside: &Netlink) -> Result<Option<u32>, Fault> {
+    /// The host's end and the number of the container's, if the pair is there and its ends belong to each other.
+    async fn wired(&self, wiring: &Wiring, inside: &Netlink) -> Result<Option<(Link, u32)>, Fault> {
         let Some(host) = self.links.link(&wiring.host_interface).await? else { return Ok(None) };
         let container = inside.link(&wiring.container_interface).await?.filter(|container| {
             host.peer == Some(container.index)
                 && container.peer == Some(host.index)
                 && container.mac == Some(wiring.mac)
         });
-        Ok(container.map(|container| container.index))
+        Ok(container.map(|container| (host, container.index)))
     }
 }
 

@@ -82,7 +82,7 @@ impl Network {
         if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
     }
 
-    /// The containers of ours that need a look: gone, running but not wired, or wired but not running.
+    /// The containers of ours that need a look: gone, running without a link that works, or with one and not running.
     async fn unsettled(&self, listed: &[Listed]) -> Result<Vec<ContainerId>, Fault> {
         let running: HashMap<&ContainerId, bool> = listed.iter().map(|one| (&one.id, one.running)).collect();
         let mut unsettled = Vec::new();
@@ -92,8 +92,9 @@ impl Network {
                 continue;
             };
             for one in self.recorded(&id) {
-                let wired = self.wirer.links.link(&one.endpoint.interface).await?.is_some();
-                if one.endpoint.is_active() != running || wired != running {
+                let link = self.wirer.links.link(&one.endpoint.interface).await?;
+                let fits = if running { link.is_some_and(|link| link.operates) } else { link.is_none() };
+                if one.endpoint.is_active() != running || !fits {
                     unsettled.push(id.clone());
                     break;
                 }

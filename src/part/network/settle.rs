@@ -60,7 +60,8 @@ impl Network {
             self.reserve(id)?;
             let Some(pid) = container.pid else {
                 if self.darken(&found).await? {
-                    return Ok(());
+                    // Who made way for it may start again.
+                    return self.awaited_holders(id).iter().try_for_each(|holder| self.reserve(holder));
                 }
                 continue;
             };

@@ -40,7 +40,7 @@ impl Network {
         if self.recorded(id).is_empty() {
             return Ok(ContainerWiring::NotOurs);
         }
-        self.take_over(id).await?;
+        self.make_way(id).await?;
         self.has_its_addresses(id)?;
         let recorded = self.recorded(id);
         for one in &recorded {
@@ -64,7 +64,7 @@ impl Network {
         let hooked = self.hooked.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied();
         // What the hook has done in this very start need not be looked at before the client hears of it; the event of the
         // start leads to a look anyhow.
-        if hooked.is_some_and(|at| at >= begun) && self.await_active(id).await {
+        if hooked.is_some_and(|at| at >= begun) && self.waits(id).is_none() && self.await_active(id).await {
             return Ok(());
         }
         self.settle(id, true).await
@@ -107,7 +107,7 @@ impl Network {
         let endpoints: BTreeMap<_, _> =
             recorded.iter().map(|one| (one.key.endpoint.clone(), one.endpoint.clone())).collect();
         let lost = recorded.iter().find_map(|one| has_lost_nothing(one).err()).map(|fault| fault.to_string());
-        let withheld = lost.or_else(|| self.waits(id));
+        let withheld = lost.or_else(|| self.waits(id)).or_else(|| self.followed(id));
         Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints, withheld }
     }
 

@@ -112,17 +112,23 @@ impl Network {
         Ok(())
     }
 
+    /// The claims of a container's addresses, with their keys.
+    fn claims_on(&self, id: &ContainerId) -> Vec<(AssignmentKey, Held)> {
+        let recorded = self.recorded(id);
+        let addresses = recorded.iter().flat_map(|one| &one.endpoint.addresses);
+        addresses
+            .filter_map(|address| self.claim_of(*address).ok().and_then(|(key, held)| Some((key, held?))))
+            .collect()
+    }
+
     /// The claims that a container is to have next, with their keys.
     fn awaited(&self, id: &ContainerId) -> Vec<(AssignmentKey, Held)> {
-        self.store.read(|snapshot| {
-            let claims = snapshot.claims.iter().filter_map(|(key, record)| {
-                let claim = record.readable()?;
-                let next = &claim.successor.as_ref()?.owner;
-                let its = next.host == self.ground.host && next.workload.as_ref() == Some(&id.workload());
-                its.then(|| (key.clone(), Held { revision: record.revision, claim: claim.clone() }))
-            });
-            claims.collect()
-        })
+        let mut claims = self.claims_on(id);
+        claims.retain(|(_, held)| {
+            let next = held.claim.successor.as_ref().map(|next| &next.owner);
+            next.is_some_and(|next| next.host == self.ground.host && next.workload == Some(id.workload()))
+        });
+        claims
     }
 
     /// What a container waits for, in words.
@@ -153,6 +159,53 @@ impl Network {
             }
         }
         Ok(())
+    }
+
+    /// Makes way for a container that is about to start: whoever holds what it waits for is down, and is not started by
+    /// what is kept on disk. What it waits for passes over once it runs, since a start may still fail.
+    ///
+    /// # Errors
+    /// `Conflict` while a holder runs.
+    pub(super) async fn make_way(&self, id: &ContainerId) -> Result<(), Fault> {
+        'again: for _ in 0..ATTEMPTS {
+            for (key, held) in self.awaited(id) {
+                let Some(holder) = container_of(&held.claim.owner) else {
+                    return Err(Fault::World(format!("take over {}: nobody holds it", key.address)));
+                };
+                let lock = self.lock(&holder);
+                let _serial = lock.lock().await;
+                let found = self.find(&holder).await?;
+                let Some(container) = self.docker.inspect(holder.as_str()).await? else {
+                    self.bury(&holder).await?;
+                    continue 'again;
+                };
+                is_down(&container, key.address)?;
+                if !self.darken(&found).await? {
+                    continue 'again;
+                }
+                self.withhold(
+                    &holder,
+                    format!("container {} is about to have its address {}", id.short(), key.address),
+                )?;
+            }
+            return Ok(());
+        }
+        Err(Fault::Conflict("take over an address: others kept changing its claim; try again".to_owned()))
+    }
+
+    /// The containers that hold what a container waits for.
+    pub(super) fn awaited_holders(&self, id: &ContainerId) -> Vec<ContainerId> {
+        self.awaited(id).iter().filter_map(|(_, held)| container_of(&held.claim.owner)).collect()
+    }
+
+    /// Who is using an address of a container already that it is to have next, in words.
+    pub(super) fn followed(&self, id: &ContainerId) -> Option<String> {
+        self.claims_on(id).into_iter().find_map(|(key, held)| {
+            let next = held.claim.successor.filter(|_| held.claim.owner.workload == Some(id.workload()))?.owner;
+            let mut theirs = self.recorded(&container_of(&next)?).into_iter();
+            let is_used = theirs.any(|one| next.is(&one.key) && one.endpoint.is_active());
+            is_used.then(|| format!("{} has its address {} by now", next.called(), key.address))
+        })
     }
 
     /// Takes over what a container waits for.
@@ -244,12 +297,16 @@ impl Network {
     /// # Errors
     /// `Conflict`, naming who has it now.
     pub(super) fn has_its_addresses(&self, id: &ContainerId) -> Result<(), Fault> {
+        if let Some(followed) = self.followed(id) {
+            return Err(Fault::Conflict(followed));
+        }
         for one in &self.recorded(id) {
             has_lost_nothing(one)?;
             for address in &one.endpoint.addresses {
                 // Without a claim that can be read it is not known to be anybody else's.
                 if let Ok((_, Some(held))) = self.claim_of(*address)
                     && !held.claim.owner.is(&one.key)
+                    && !held.claim.successor.as_ref().is_some_and(|next| next.owner.is(&one.key))
                 {
                     let holder = held.claim.holder();
                     return Err(Fault::Conflict(format!(
