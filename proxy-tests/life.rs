@@ -500,6 +500,8 @@ fn what_is_taken_away_by_hand_is_put_back(lab: &Lab) {
         format!("ip link del {}", ann.link()),
         format!("{inside} link del eth1"),
         format!("ip route del {}", ann.ip()),
+        format!("ip link set {} down", ann.link()),
+        format!("{inside} link set eth1 down"),
     ];
     // By itself, within the time of the periodic comparison.
     for cut in &cuts[1..] {
