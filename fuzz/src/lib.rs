@@ -14,7 +14,9 @@ use edge::relay::Bounds;
 use part::proxy::framing::Framing;
 use part::proxy::head::{Heads, parse_reply, reframed};
 use plan::body;
+use model::endpoint::OciRuntime;
 use plan::call::{Call, classify};
+use plan::runtime::Runtimes;
 
 /// The first byte of an input says where the rest is cut in two.
 fn cut(bytes: &[u8]) -> Option<(&[u8], usize)> {
@@ -83,11 +85,15 @@ pub fn chunks(bytes: &[u8]) {
 
 /// Create bodies: what is edited is still a create with the same wish, without a network of Docker's; and edits of replies.
 pub fn bodies(bytes: &[u8]) {
-    if let Ok(Some((ask, edited))) = body::read_create(bytes, "name") {
-        let (again, twice) = body::read_create(&edited, "name").expect("no refusal").expect("a wish");
+    let ours = OciRuntime { path: "/calico-runtime".to_owned(), args: Vec::new() };
+    let known = Runtimes { default: "runc".to_owned(), known: [("calico".to_owned(), ours)].into() };
+    for runtimes in [Runtimes::default(), known] {
+        let read = |bytes: &[u8]| body::read_create(bytes, "name", &runtimes);
+        let Ok(Some((ask, edited))) = read(bytes) else { continue };
+        let (again, twice) = read(&edited).expect("no refusal").expect("a wish");
         assert_eq!(again.wish, ask.wish);
         assert_eq!((again.requested.network_mode.as_str(), again.requested.networks.len()), ("none", 0));
-        let (last, _) = body::read_create(&twice, "name").expect("no refusal").expect("a wish");
+        let (last, _) = read(&twice).expect("no refusal").expect("a wish");
         assert_eq!(last, again);
     }
     let _ = (body::connected_container(bytes), body::created_id(bytes));

@@ -20,6 +20,8 @@ pub(crate) mod pool;
 pub(crate) mod profile;
 #[path = "../../src/model/recreation.rs"]
 pub(crate) mod recreation;
+#[path = "../../src/model/reservation.rs"]
+pub(crate) mod reservation;
 #[path = "../../src/model/rule.rs"]
 pub(crate) mod rule;
 #[path = "../../src/model/snapshot.rs"]

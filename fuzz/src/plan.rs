@@ -6,3 +6,5 @@ pub(crate) mod body;
 pub(crate) mod call;
 #[path = "../../src/plan/json.rs"]
 pub(crate) mod json;
+#[path = "../../src/plan/runtime.rs"]
+pub(crate) mod runtime;

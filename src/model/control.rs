@@ -21,7 +21,7 @@ pub(crate) const REMOVE: &str = "/v1/containers/remove";
 pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
 /// `POST` [`ContainerNamed`], answered by [`ContainerWiring`]: the OCI hook asks before it wires.
 pub(crate) const STARTING: &str = "/v1/containers/starting";
-/// `POST` [`ContainerNamed`], answered by the same: the OCI hook has wired.
+/// `POST` [`ContainerWired`], answered by [`ContainerNamed`]: the OCI hook has wired.
 pub(crate) const WIRED: &str = "/v1/containers/wired";
 /// `GET`, answered by [`Status`].
 pub(crate) const STATUS: &str = "/v1/status";
@@ -48,6 +48,14 @@ pub(crate) struct ContainerAdded {
 pub(crate) struct ContainerRemove {
     /// Its name, id or part of the id.
     pub(crate) container: String,
+}
+
+/// What the OCI hook has done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerWired {
+    pub(crate) container: ContainerId,
+    /// How long it took, in seconds, the node's answer included.
+    pub(crate) took_s: f64,
 }
 
 /// What a starting container is to be wired with. An answer of success says that its policy stands in the kernel.

@@ -7,8 +7,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::http::{Answer, Asked, Service};
 use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, Failed, REMOVE, RESOLVE, STARTING, STATUS,
-    WIRED, resolve_name,
+    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, ContainerWired, Failed, REMOVE, RESOLVE,
+    STARTING, STATUS, WIRED, resolve_name,
 };
 use crate::model::fault::Fault;
 use crate::model::wish::Wish;
@@ -60,14 +60,14 @@ impl Control {
 
     /// Answers at once: the process waits for the hook, and nothing that it needs is still to be done.
     fn wired(&self, asked: &Asked) -> Result<Answer, Fault> {
-        let named: ContainerNamed = read(asked)?;
-        let (network, container) = (Arc::clone(&self.network), named.container.clone());
+        let ContainerWired { container, took_s } = read(asked)?;
+        let (network, id) = (Arc::clone(&self.network), container.clone());
         self.under_way.spawn(async move {
-            if let Err(fault) = network.wired(&container).await {
-                tracing::warn!(container = container.short(), %fault, "a start is not recorded yet");
+            if let Err(fault) = network.wired(&id, took_s).await {
+                tracing::warn!(container = id.short(), %fault, "a start is not recorded yet");
             }
         });
-        Ok(Answer::json(200, &named))
+        Ok(Answer::json(200, &ContainerNamed { container }))
     }
 
     async fn resolve(&self, asked: &Asked) -> Result<Answer, Fault> {

@@ -14,6 +14,7 @@ mod adopt;
 mod claims;
 mod creating;
 mod reconcile;
+mod reserving;
 mod settle;
 mod starting;
 mod succession;

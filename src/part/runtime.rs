@@ -12,7 +12,7 @@ use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::edge::control::{Control, Unanswered};
 use crate::edge::exec;
@@ -22,7 +22,7 @@ use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::{Wirer, add_hosts_line};
-use crate::model::control::{ContainerNamed, ContainerWiring, STARTING, WIRED};
+use crate::model::control::{ContainerNamed, ContainerWired, ContainerWiring, STARTING, WIRED};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
@@ -152,6 +152,7 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
 }
 
 async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> Result<(), Fault> {
+    let begun = Instant::now();
     let control = Control::in_run_dir(&folders.run_dir).waiting_at_most(PATIENCE);
     let named = ContainerNamed { container: container.clone() };
     let config = state.bundle.join("config.json");
@@ -185,7 +186,8 @@ async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> 
         }
     }
     // A node that is away now finds the container by itself when it is back.
-    let _ = control.post::<ContainerNamed>(WIRED, &named).await;
+    let wired = ContainerWired { container: container.clone(), took_s: begun.elapsed().as_secs_f64() };
+    let _ = control.post::<ContainerNamed>(WIRED, &wired).await;
     Ok(())
 }
 

@@ -1,0 +1,103 @@
+//! Reserving: what this host keeps of its containers beside the datastore, and what it makes of that when the datastore is
+//! away, or has lost them.
+
+use std::collections::BTreeMap;
+
+use super::claims::now;
+use super::succession::has_lost_nothing;
+use super::{Network, Recorded};
+use crate::edge::docker::Container;
+use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::model::claim::Claim;
+use crate::model::endpoint::{Endpoint, State};
+use crate::model::fault::Fault;
+use crate::model::key::{EndpointKey, Key};
+use crate::model::name::{ContainerId, Orchestrator};
+use crate::model::reservation::Reservation;
+
+impl Network {
+    /// What is to be kept of a container on this host.
+    pub(super) fn reservation(&self, id: &ContainerId, recorded: &[Recorded]) -> Reservation {
+        let endpoints: BTreeMap<_, _> =
+            recorded.iter().map(|one| (one.key.endpoint.clone(), one.endpoint.clone())).collect();
+        let lost = recorded.iter().find_map(|one| has_lost_nothing(one).err()).map(|fault| fault.to_string());
+        let withheld = lost.or_else(|| self.waits(id)).or_else(|| self.followed(id));
+        Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints, withheld }
+    }
+
+    /// What is kept of a container on this host's disk, as it would stand in the datastore.
+    pub(super) fn reserved_here(&self, id: &ContainerId) -> Result<Vec<Recorded>, Fault> {
+        let endpoints = self.reservations.read(id)?.map(|reservation| reservation.endpoints).unwrap_or_default();
+        let recorded = endpoints.into_iter().map(|(endpoint, record)| Recorded {
+            key: EndpointKey {
+                host: self.ground.host.clone(),
+                orchestrator: Orchestrator::docker(),
+                workload: id.workload(),
+                endpoint,
+            },
+            endpoint: record,
+            revision: 0,
+        });
+        Ok(recorded.collect())
+    }
+
+    /// Keeps on this host's disk that a container starts only with a node's word from now on.
+    pub(super) fn withhold(&self, id: &ContainerId, why: String) -> Result<(), Fault> {
+        let recorded = self.recorded(id);
+        self.reservations.write(&Reservation { withheld: Some(why), ..self.reservation(id, &recorded) })
+    }
+
+    /// Refuses a container that may not start by what is kept on this host's disk alone, while that is all there is.
+    pub(super) fn check_withheld(&self, id: &ContainerId) -> Result<(), Fault> {
+        let withheld = if self.is_loaded() { None } else { self.reservations.read(id)?.and_then(|kept| kept.withheld) };
+        withheld.map_or(Ok(()), |why| Err(Fault::Away(format!("etcd at {} is away, and {why}", self.etcd.address()))))
+    }
+
+    /// Whether anything is kept of a container on this host's disk; what cannot be read is something.
+    pub(super) fn is_reserved(&self, id: &ContainerId) -> bool {
+        self.reservations.read(id) != Ok(None)
+    }
+
+    /// Writes the records of a container again that the datastore has lost: it was put back to an older state, or was
+    /// emptied. The container is there, so what it holds is its own, unless somebody else has got it meanwhile.
+    pub(super) async fn restore(&self, container: &Container) -> Result<(), Fault> {
+        let doing = format!("record container {} again, which the datastore has lost", container.id.short());
+        for one in self.reserved_here(&container.id)? {
+            let key = Key::Endpoint(one.key.clone());
+            let inactive = Endpoint { state: State::Inactive, ..one.endpoint };
+            let mut when = vec![When::Absent(key.clone())];
+            let mut writes = vec![Write::Put(key, to_json(&inactive)?)];
+            for address in &inactive.addresses {
+                let (claim, held) = self.claim_of(*address).map_err(|fault| fault.during(&doing))?;
+                let path = Key::Assignment(claim);
+                match held {
+                    None => {
+                        when.push(When::Absent(path.clone()));
+                        let claim = Claim::bound_again(&one.key, &container.name, now());
+                        writes.push(Write::Put(path, to_json(&claim)?));
+                    }
+                    Some(held) if held.claim.owner.is(&one.key) => when.push(When::At(path, held.revision)),
+                    Some(held) => {
+                        let holder = held.claim.holder();
+                        return Err(Fault::Conflict(format!("{doing}: its address {address} is held by {holder}")));
+                    }
+                }
+            }
+            match self.etcd.transact(&doing, &when, &writes).await? {
+                Outcome::Done(revision) => self.store.reach(revision).await?,
+                Outcome::Lost => self.catch_up(writes.iter().map(Write::key)).await?,
+            }
+            tracing::warn!(container = container.id.short(), "recorded again: the datastore had lost it");
+        }
+        Ok(())
+    }
+
+    /// Keeps what a container is wired with on this host's disk.
+    pub(super) fn reserve(&self, id: &ContainerId) -> Result<(), Fault> {
+        if !self.is_loaded() {
+            return Ok(());
+        }
+        let recorded = self.recorded(id);
+        self.reservations.write(&self.reservation(id, &recorded))
+    }
+}
