@@ -232,3 +232,28 @@ fn containers_that_the_datastore_has_lost_are_recorded_again() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+#[test]
+fn a_policy_that_was_flushed_while_no_node_ran_is_not_taken_for_standing() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 bob").ok();
+    h1.kill_node();
+    lab.kill_etcd();
+    h1.sh("iptables -F && iptables -X");
+    // The node is back and knows nothing; its base chains and its jumps are there.
+    h1.spawn_node(&[]);
+    wait_until("the proxy answers", SOON, || h1.docker("version").succeeded());
+    for refused in [h1.raw_docker("start bob"), h1.docker("start bob")] {
+        assert!(!refused.succeeded() && refused.err().contains("does not stand in the kernel"), "{}", refused.err());
+    }
+    assert_eq!(bob.pid(), 0);
+    lab.start_etcd();
+    h1.await_ready();
+    h1.docker("start bob").ok();
+    reach_each_other(&[&h1.container("ann"), &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

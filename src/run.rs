@@ -162,7 +162,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let network = Arc::new(network);
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
-    let prepared = agent::prepare(spawner).await?;
+    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
     let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),

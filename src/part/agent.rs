@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ use crate::model::snapshot::Snapshot;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
+use crate::plan::diff::SeenTable;
+use crate::plan::filter::{self, Way};
 use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
 
 mod kernel;
@@ -104,7 +106,7 @@ pub(crate) struct Prepared {
 ///
 /// # Errors
 /// Each is fatal: without these the node must not start.
-pub(crate) async fn prepare(spawner: Spawner) -> Result<Prepared, Fault> {
+pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path) -> Result<Prepared, Fault> {
     for (setting, value) in HOST {
         sysctl::write(setting, value)?;
     }
@@ -117,9 +119,24 @@ pub(crate) async fn prepare(spawner: Spawner) -> Result<Prepared, Fault> {
     }
     let guard = Guard::raise(&spawner).await?;
     let seen = iptables::observe(Family::V4).await?;
+    check_marks(&Marks::programmed(run_dir), &seen.filter);
     let steps = iptables::Steps { filter: desired::first_steps(&seen.filter), nat: Vec::new() };
     iptables::apply(Family::V4, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
     Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ruleset: ruleset::listen()? })
+}
+
+/// Takes away the marks of endpoints whose policy does not stand any more: somebody flushed it while no node ran.
+fn check_marks(marks: &Marks, seen: &SeenTable) {
+    let has = |chain| seen.chains.contains_key(&chain);
+    for id in marks.all() {
+        let interface = id.parse::<EndpointId>().ok().and_then(|id| id.interface());
+        let stands = interface.as_ref().and_then(filter::suffix).is_some_and(|suffix| {
+            Way::BOTH.iter().all(|way| has(way.dispatch_chain("")) && has(way.endpoint_chain(suffix)))
+        });
+        if !stands {
+            mark(marks.clear(&id));
+        }
+    }
 }
 
 /// Programs the kernel until told to stop.

@@ -168,7 +168,14 @@ fn the_first_steps_keep_what_an_earlier_run_left() {
         let wanted = desired(SMALL);
         assert!(kernel().apply(&wanted, &Changes::default()).await);
         sh("iptables -D FORWARD 1; iptables -F calico-FORWARD; iptables -X calico-from-xx || true").await;
-        let prepared = prepare(Spawner::new().unwrap()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::programmed(folder.path());
+        let standing = wanted.placed().map(|(key, _)| key.endpoint.as_str()).find(|id| id.len() == 32).unwrap();
+        for id in [standing, "ffff1111ffff1111ffff1111ffff1111", "nobody"] {
+            marks.set(id, "").unwrap();
+        }
+        let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
+        assert_eq!(marks.all(), [standing.to_owned()].into());
         assert_eq!(left(&wanted).await, "");
         sh("nft flush ruleset").await;
         let rules = sh("nft list ruleset").await;
@@ -298,7 +305,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
 
         let settings =
             AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
-        let prepared = prepare(Spawner::new().unwrap()).await.unwrap();
+        let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new()), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
