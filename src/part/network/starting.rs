@@ -5,7 +5,7 @@
 //! and waits for dockerd. What is written is compared and swapped instead.
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Network, Recorded};
 use crate::edge::fail_point::fail_point;
@@ -62,12 +62,15 @@ impl Network {
         self.settle(id, true).await
     }
 
-    /// Waits a little until the record of a container that the hook has wired says so.
+    /// Waits until the record of a container that the hook has wired says so; not for an etcd that is away.
     async fn await_active(&self, id: &ContainerId) -> bool {
+        if !self.store.is_connected() {
+            return false;
+        }
         let mut synced = self.store.synced();
         let is_active = |_: &Synced| self.recorded(id).iter().all(|one| one.endpoint.is_active());
         let active = synced.wait_for(is_active);
-        self.store.is_connected() && matches!(tokio::time::timeout(Duration::from_secs(1), active).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(self.ground.apply_timeout, active).await, Ok(Ok(_)))
     }
 
     /// The hook has wired a container, in so many seconds.
