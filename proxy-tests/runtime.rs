@@ -221,7 +221,13 @@ fn containers_that_the_datastore_has_lost_are_recorded_again() {
     let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
     h1.docker("stop -t 0 bob").ok();
     let identities = [&ann, &bob].map(|one| (one.endpoint_id(), one.record()["mac"].clone()));
+    // Of one that is gone meanwhile nothing is left, even if what was kept of it cannot be read.
+    std::fs::write(h1.state_dir().join("reservations").join(format!("{}.json", "a".repeat(64))), "{").unwrap();
     h1.etcd().ctl(&["del", "--prefix", "/calico/v1/host/h1/workload/"]).run().ok();
+    // Nobody starts as if it were not ours: it is refused, or recorded again already.
+    let started = h1.raw_docker("start bob");
+    assert!(started.succeeded() || started.err().contains("has lost its record"), "{}", started.err());
+    h1.raw_docker("stop -t 0 bob").ok();
     h1.etcd().ctl(&["del", "--prefix", "/calico/v1/ipam/v4/assignment/"]).run().ok();
     wait_until("both are recorded again", SOON * 3, || ann.try_record().is_some() && bob.try_record().is_some());
     assert_eq!([&ann, &bob].map(|one| (one.endpoint_id(), one.record()["mac"].clone())), identities);

@@ -99,7 +99,11 @@ impl Network {
         let keys = self.keys(id).into_iter().map(|(key, _)| key);
         let mut ends: BTreeMap<EndpointKey, Option<IfName>> =
             keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
-        ends.extend(self.reserved_here(id)?.into_iter().chain(self.recorded(id)).map(|one| {
+        let reserved = self.reserved_here(id).unwrap_or_else(|fault| {
+            tracing::warn!(container = id.short(), %fault, "what was kept of a container that is gone tells nothing");
+            Vec::new()
+        });
+        ends.extend(reserved.into_iter().chain(self.recorded(id)).map(|one| {
             let Recorded { key, endpoint, .. } = one;
             (key, Some(endpoint.interface))
         }));

@@ -30,6 +30,9 @@ impl Network {
             return Err(Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint)));
         }
         if self.recorded(id).is_empty() {
+            if self.is_reserved(id) {
+                return Err(Fault::Away("the datastore has lost its record, which is being written again".to_owned()));
+            }
             return Ok(ContainerWiring::NotOurs);
         }
         self.make_way(id).await?;
