@@ -15,7 +15,6 @@ use crate::model::endpoint::WiredBy;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
-use crate::part::store::Synced;
 
 impl Network {
     /// What a container that is being started is to be wired with, once its policy stands in the kernel.
@@ -71,9 +70,17 @@ impl Network {
             return false;
         }
         let mut synced = self.store.synced();
-        let is_active = |_: &Synced| self.recorded(id).iter().all(|one| one.endpoint.is_active());
-        let active = synced.wait_for(is_active);
-        matches!(tokio::time::timeout(self.ground.apply_timeout, active).await, Ok(Ok(_)))
+        let active = async {
+            // Not with `wait_for`: its condition is asked under the lock of the watch, which a look at the view takes too.
+            // With a writer waiting in between, neither would ever go on.
+            while !self.recorded(id).iter().all(|one| one.endpoint.is_active()) {
+                if synced.changed().await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(self.ground.apply_timeout, active).await.unwrap_or(false)
     }
 
     /// The hook has wired a container, in so many seconds.
