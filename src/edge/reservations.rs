@@ -1,9 +1,9 @@
 //! The folder of reservations: one file for each container of ours on this host.
 //!
-//! A file is whole or not there: it is written aside, then renamed. It goes when the addresses of its container are free
+//! A file is whole or not there, also after a loss of power: it is written aside, brought to the disk, then renamed. It goes when the addresses of its container are free
 //! in the datastore and not before, so what is still to be released can be read from the folder.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::model::fault::Fault;
@@ -55,7 +55,9 @@ impl Reservations {
         let aside = path.with_extension("new");
         let write = || {
             std::fs::create_dir_all(&self.folder)?;
-            std::fs::write(&aside, &text)?;
+            let mut file = std::fs::File::create(&aside)?;
+            file.write_all(&text)?;
+            file.sync_data()?;
             std::fs::rename(&aside, &path)
         };
         write().map_err(|error| fault(error.to_string()))

@@ -18,8 +18,10 @@ use crate::model::reservation::Reservation;
 impl Network {
     /// What is to be kept of a container on this host.
     pub(super) fn reservation(&self, id: &ContainerId, recorded: &[Recorded]) -> Reservation {
+        // What a start and a stop change is left out, so that neither of them has to wait for the disk.
+        let kept = |endpoint: &Endpoint| Endpoint { state: State::Inactive, wired_by: None, ..endpoint.clone() };
         let endpoints: BTreeMap<_, _> =
-            recorded.iter().map(|one| (one.key.endpoint.clone(), one.endpoint.clone())).collect();
+            recorded.iter().map(|one| (one.key.endpoint.clone(), kept(&one.endpoint))).collect();
         let lost = recorded.iter().find_map(|one| has_lost_nothing(one).err()).map(|fault| fault.to_string());
         let withheld = lost.or_else(|| self.waits(id)).or_else(|| self.followed(id));
         Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints, withheld }
@@ -64,7 +66,7 @@ impl Network {
         let doing = format!("record container {} again, which the datastore has lost", container.id.short());
         for one in self.reserved_here(&container.id)? {
             let key = Key::Endpoint(one.key.clone());
-            let inactive = Endpoint { state: State::Inactive, ..one.endpoint };
+            let inactive = one.endpoint;
             let mut when = vec![When::Absent(key.clone())];
             let mut writes = vec![Write::Put(key, to_json(&inactive)?)];
             for address in &inactive.addresses {

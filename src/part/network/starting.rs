@@ -1,6 +1,6 @@
 //! Starting: what the OCI hook and the node tell each other about a container whose process is about to run.
 //!
-//! Nothing here takes the container's lock or asks dockerd about it: dockerd holds a lock of its own on a container that it
+//! Nothing that the hook waits for takes the container's lock or asks dockerd about it: dockerd holds a lock of its own on a container that it
 //! starts, and answers nobody about it until the start is over, and who settles the container at that moment holds ours
 //! and waits for dockerd. What is written is compared and swapped instead.
 
