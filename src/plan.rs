@@ -15,6 +15,7 @@ pub(crate) mod filter;
 pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod routes;
+pub(crate) mod rules;
 pub(crate) mod runtime;
 pub(crate) mod sets;
 pub(crate) mod short;

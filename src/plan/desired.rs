@@ -25,6 +25,7 @@ use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
 use super::nat;
 use super::routes::{Route, Routes};
+use super::rules;
 use super::sets::{self, SetName, Sets};
 
 mod tree;
@@ -531,7 +532,7 @@ impl Desired {
             let chain = match readable {
                 Ok(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    speaks_of.extend(filter::tags_of(self.family, list).cloned());
+                    speaks_of.extend(rules::tags_of(self.family, list).cloned());
                     filter::profile(self.family, way, name, list)
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
@@ -622,4 +623,6 @@ fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
-mod tests;
+mod law;
+#[cfg(test)]
+pub(crate) mod tests;
