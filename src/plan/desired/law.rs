@@ -29,6 +29,13 @@ struct Packet {
     marked: bool,
 }
 
+impl Packet {
+    /// Whether it is one of these messages of ICMPv6.
+    fn says(&self, kinds: &[u8]) -> bool {
+        self.src.is_ipv6() && self.protocol == 58 && kinds.contains(&self.icmp.0)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Accept,
@@ -102,6 +109,7 @@ impl Machine<'_> {
             Match::Out(interface) => is(interface, &packet.to),
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
             Match::Accepted(yes) => packet.marked == *yes,
+            Match::SourceElsewhere => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
             Match::Net(end, net) => in_net(end, net),
             Match::NotNet(end, net) | Match::OutsideRange(end, net) => !in_net(end, net),
@@ -122,9 +130,9 @@ impl Machine<'_> {
 fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     let family = desired.family;
     let setting = snapshot.setting(&host(), "DefaultEndpointToHostAction");
-    let mut chains = filter::base(ToHost::parse(setting).0);
+    let mut chains = filter::base(family, ToHost::parse(setting).0);
     let mut prefixes = BTreeSet::from([String::new()]);
-    for (suffix, placed) in &desired.placed {
+    for (suffix, placed) in desired.placed.iter().filter(|(_, placed)| placed.record.is_of(family)) {
         chains.extend(filter::endpoint(family, &placed.key, &placed.record, suffix));
         prefixes.extend((1..=suffix.len().min(2)).map(|length| suffix[..length].to_owned()));
     }
@@ -296,8 +304,16 @@ impl Reader<'_> {
         false
     }
 
-    /// The endpoint of an interface; `None` where nobody's or more than one's, and the name does not tell.
-    fn behind(&self, interface: &str) -> Option<&Value> {
+    /// The endpoint of an interface, if it has an address of the packet's family; one that has none at all is of IPv4.
+    /// `None` where the interface is nobody's or more than one's, and the name does not tell.
+    fn behind(&self, interface: &str, packet: &Packet) -> Option<&Value> {
+        let endpoint = self.named(interface)?;
+        let has = |key: &str| !texts(endpoint, key).is_empty();
+        let (v4, v6) = (has("ipv4_nets"), has("ipv6_nets"));
+        (if packet.src.is_ipv4() { v4 || !v6 } else { v6 }).then_some(endpoint)
+    }
+
+    fn named(&self, interface: &str) -> Option<&Value> {
         let named: Vec<(&str, &Value)> = self
             .endpoints()
             .filter(|(host, _, endpoint)| *host == "h1" && endpoint["name"] == interface)
@@ -312,7 +328,7 @@ impl Reader<'_> {
     }
 
     fn out(&self, packet: &Packet) -> bool {
-        self.behind(&packet.from).is_some_and(|endpoint| {
+        self.behind(&packet.from, packet).is_some_and(|endpoint| {
             (endpoint["mac"].is_null() || endpoint["mac"] == packet.mac.to_string())
                 && has_address(endpoint, packet.src)
                 && self.allows(endpoint, Way::From, packet)
@@ -321,9 +337,10 @@ impl Reader<'_> {
 
     fn forward(&self, packet: &Packet) -> Verdict {
         let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
-        let into = || self.behind(&packet.to).is_some_and(|one| self.allows(one, Way::To, packet));
+        let into = || self.behind(&packet.to, packet).is_some_and(|one| self.allows(one, Way::To, packet));
         match packet.tracked {
             _ if !from_ours && !to_ours => Verdict::Passed,
+            _ if from_ours && packet.says(&[134, 137]) => Verdict::Drop,
             Some(Tracked::Invalid) => Verdict::Drop,
             Some(Tracked::Established) => Verdict::Accept,
             None if (!from_ours || self.out(packet)) && (!to_ours || into()) => Verdict::Accept,
@@ -335,6 +352,9 @@ impl Reader<'_> {
         let setting = self.datastore.get("/calico/v1/config/DefaultEndpointToHostAction").and_then(Value::as_str);
         match (packet.tracked, setting) {
             _ if !packet.from.starts_with("cali") => Verdict::Passed,
+            // Containers are no routers, but they look for their next hop.
+            _ if packet.says(&[134, 137]) => Verdict::Drop,
+            _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
             (None, Some("RETURN")) if self.out(packet) => Verdict::Passed,
@@ -356,7 +376,8 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
         prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
-    (head, (0u16..45, 0u16..45), (7u8..9, 0u8..2), tracked, any::<bool>()).prop_map(
+    let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
+    (head, (0u16..45, 0u16..45), (kind, 0u8..2), tracked, any::<bool>()).prop_map(
         |((from, to, src, dst, mac, protocol), ports, icmp, tracked, marked)| {
             let mac = Mac([2, 0, 0, 0, 0, if mac == 2 { 2 } else { 1 }]);
             Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, marked }
