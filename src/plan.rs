@@ -14,6 +14,7 @@ pub(crate) mod diff;
 pub(crate) mod filter;
 pub(crate) mod json;
 pub(crate) mod nat;
+pub(crate) mod raw;
 pub(crate) mod routes;
 pub(crate) mod runtime;
 pub(crate) mod sets;
