@@ -151,7 +151,11 @@ impl Etcd {
 
     /// The whole datastore at one revision.
     pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
-        let mut snapshot = Snapshot::default();
+        self.load_into(Snapshot::default()).await
+    }
+
+    /// The same, taken into an empty snapshot, which may be one that keeps less.
+    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<Snapshot, Fault> {
         let mut from = ROOT.as_bytes().to_vec();
         // The end of a range of all keys with a prefix: the prefix with its last byte one higher.
         let mut end = from.clone();

@@ -10,8 +10,11 @@ use futures_util::future::try_join_all;
 use super::exec::run;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
-use crate::plan::diff::{ChainStep, FILTER, SeenTable, parse, render, tables};
-use crate::plan::filter;
+use crate::plan::chain::CHAIN_PREFIX;
+use crate::plan::desired::base_table;
+use crate::plan::diff::{ChainStep, FILTER, RAW, SeenTable, parse, render, tables};
+use crate::plan::filter::ToHost;
+use crate::plan::raw::desired_raw;
 
 /// What is there of ours, by table: each of those that we use in a family.
 pub(crate) type Seen = BTreeMap<&'static str, SeenTable>;
@@ -69,11 +72,14 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    for (kernel, chain, _) in filter::jumps() {
-        let rules = run(program, &["-w", "-S", kernel], "").await?.stdout;
-        let jump = format!("-j {chain}");
+    let (filter, raw) = (base_table(family, ToHost::Drop), desired_raw(family));
+    for (table, kernel) in
+        filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
+    {
+        let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?.stdout;
+        let jump = format!("-j {CHAIN_PREFIX}{kernel}");
         if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&jump)) {
-            return Err(Fault::World(format!("check chain {kernel}: nothing in it leads to {chain}")));
+            return Err(Fault::World(format!("check chain {kernel} of {program}: nothing in it leads to ours")));
         }
     }
     Ok(())
@@ -86,6 +92,7 @@ mod tests {
 
     use super::*;
     use crate::edge::testnet::{in_own_network, sh};
+    use crate::model::snapshot::News;
     use crate::plan::desired::Desired;
     use crate::plan::desired::tests::{datastore, host, read};
     use crate::plan::diff::{NAT, steps};
@@ -102,7 +109,7 @@ mod tests {
                 for _ in 0..40 {
                     let datastore = datastore().new_tree(&mut runner).unwrap().current();
                     let mut desired = Desired::new(host(), family);
-                    desired.update(&read(&datastore));
+                    desired.update(&read(&datastore), &News::All);
                     let wanted = |seen: &Seen| {
                         Steps::from([
                             (FILTER, steps(&desired.filter, &seen[FILTER], None)),

@@ -34,10 +34,9 @@ use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, iptables, sysctl};
 use crate::model::fault::Fault;
-use crate::model::key::EndpointKey;
+use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{EndpointId, HostName};
 use crate::model::pool::Family;
-use crate::model::snapshot::Snapshot;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
@@ -106,6 +105,13 @@ pub(crate) struct Prepared {
     ear: Ear,
     /// Those that this host's kernel has.
     families: Vec<Family>,
+}
+
+impl Prepared {
+    /// Whether containers are given IPv6 here.
+    pub(crate) fn gives_ipv6(&self) -> bool {
+        self.families.contains(&Family::V6)
+    }
 }
 
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
@@ -403,12 +409,17 @@ impl Agent {
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
         let Agent { store, planes, known, host, ip, speaker, speech, audit_every, .. } = self;
-        store.read(|snapshot: &Snapshot| {
-            if snapshot.revision == 0 || *known == Some(snapshot.revision) {
+        store.take(|snapshot, news| {
+            if snapshot.revision == 0 {
                 return;
             }
             for Plane { desired, pending, .. } in planes {
-                merge(pending, desired.update(snapshot));
+                pending.merge(desired.update(snapshot, news));
+            }
+            *known = Some(snapshot.revision);
+            // Most news is of endpoints, on which nothing of the following depends.
+            if !news.any(|key| !matches!(key, Key::Endpoint(_) | Key::Assignment(_))) {
+                return;
             }
             let now = desired_bird(snapshot, host, *ip);
             if speaker.as_ref() != Some(&now) {
@@ -417,7 +428,6 @@ impl Agent {
             }
             let interval = snapshot.setting(host, "IptablesRefreshInterval").and_then(|text| text.trim().parse().ok());
             *audit_every = interval.filter(|seconds| *seconds > 0).map_or(AUDIT_EVERY, Duration::from_secs);
-            *known = Some(snapshot.revision);
         });
     }
 
@@ -552,11 +562,13 @@ impl Agent {
 
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
+        let ipv6 = self.planes.len() > 1;
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         let faults: Vec<(String, String)> = placed
             .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
             .filter_map(|(key, endpoint)| {
-                let fault = sysctl::apply_to_interface(&endpoint.interface).err()?;
+                let fault =
+                    sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)).err()?;
                 Some((desired::endpoint_object(&key.endpoint), fault.to_string()))
             })
             .collect();
@@ -583,14 +595,6 @@ fn mark(marked: Result<(), Fault>) {
     if let Err(fault) = marked {
         tracing::warn!(%fault, "a mark of what the kernel holds is not right");
     }
-}
-
-fn merge(into: &mut Changes, more: Changes) {
-    into.filter.extend(more.filter);
-    into.sets.extend(more.sets);
-    into.routes.extend(more.routes);
-    into.endpoints.extend(more.endpoints);
-    into.nat |= more.nat;
 }
 
 #[cfg(test)]

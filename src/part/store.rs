@@ -3,7 +3,7 @@
 //! One task writes, everybody reads. A broken or compacted watch ends in a new load, whose snapshot replaces the old one;
 //! until the first load is complete nobody sees anything, and while etcd is away the view stands still.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd};
 use crate::model::fault::Fault;
-use crate::model::snapshot::Snapshot;
+use crate::model::name::HostName;
+use crate::model::snapshot::{News, Snapshot};
 
 /// How long to wait before trying etcd again: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -28,18 +29,34 @@ pub(crate) struct Synced {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Store {
+    host: HostName,
     view: RwLock<Snapshot>,
+    /// What of the view may have changed since [`Store::take`]. Written under the view's lock.
+    news: Mutex<News>,
     synced: watch::Sender<Synced>,
 }
 
 impl Store {
-    pub(crate) fn new() -> Self {
-        Store { view: RwLock::new(Snapshot::default()), synced: watch::Sender::new(Synced::default()) }
+    pub(crate) fn new(host: HostName) -> Self {
+        let view = RwLock::new(Snapshot::of(host.clone()));
+        Store { host, view, news: Mutex::new(News::All), synced: watch::Sender::new(Synced::default()) }
     }
 
     /// Reads the view. `read` must be short: the watch waits for it.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
         read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the view, with what may have changed in it since the last time. For one reader alone: the agent.
+    pub(crate) fn take<T>(&self, read: impl FnOnce(&Snapshot, &News) -> T) -> T {
+        self.read(|snapshot| {
+            let news = std::mem::replace(&mut *self.news(), News::none());
+            read(snapshot, &news)
+        })
+    }
+
+    fn news(&self) -> std::sync::MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes on every change of the view.
@@ -67,9 +84,9 @@ impl Store {
         }
     }
 
-    fn write(&self, change: impl FnOnce(&mut Snapshot)) {
+    fn write(&self, change: impl FnOnce(&mut Snapshot, &mut News)) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut view);
+        change(&mut view, &mut self.news());
         let synced = Synced { revision: view.revision, connected: true };
         drop(view);
         self.synced.send_replace(synced);
@@ -101,7 +118,7 @@ impl Store {
 
     /// Loads, then watches until the watch ends; answers why it did.
     async fn follow(&self, etcd: &Etcd, wait: &mut Duration, told: &mut bool) -> Fault {
-        let snapshot = match etcd.load().await {
+        let snapshot = match etcd.load_into(Snapshot::of(self.host.clone())).await {
             Ok(snapshot) => snapshot,
             Err(fault) => return fault,
         };
@@ -110,16 +127,16 @@ impl Store {
             Ok(watch) => watch,
             Err(fault) => return fault,
         };
-        self.write(|view| *view = snapshot);
+        self.write(|view, news| (*view, *news) = (snapshot, News::All));
         tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
         *wait = RETRY.0;
         *told = false;
         loop {
             match watch.next().await {
                 Ok(changes) if changes.is_empty() => {}
-                Ok(changes) => self.write(|view| {
-                    for change in &changes {
-                        view.apply(change);
+                Ok(changes) => self.write(|view, news| {
+                    for key in changes.iter().filter_map(|change| view.apply(change)) {
+                        news.add(key);
                     }
                 }),
                 Err(fault) => return fault,

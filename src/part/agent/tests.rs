@@ -1,7 +1,8 @@
 use super::kernel::{Ear, Kernel, Why};
 use super::*;
-use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
+use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
+use crate::model::snapshot::{News, Snapshot};
 use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
@@ -49,7 +50,7 @@ fn desired(snapshot: &str) -> Desired {
 
 fn desired_of(family: Family, snapshot: &str) -> Desired {
     let mut desired = Desired::new("h1".parse().unwrap(), family);
-    desired.update(&from_json(snapshot));
+    desired.update(&from_json(snapshot), &News::All);
     desired
 }
 
@@ -172,7 +173,7 @@ fn a_change_is_applied_without_looking() {
         assert!(kernel.apply(&wanted, &Changes::default()).await);
         let small = from_json(SMALL);
         for snapshot in [small.clone(), Snapshot::default(), small] {
-            let changes = wanted.update(&snapshot);
+            let changes = wanted.update(&snapshot, &News::All);
             assert!(kernel.apply(&wanted, &changes).await);
             assert!(!kernel.kernel.looked_at_all());
             assert_eq!(left(&wanted).await, "");
@@ -310,31 +311,19 @@ fn a_second_guard_waits_until_the_first_is_gone() {
     });
 }
 
-/// A container: a namespace behind an interface of ours, with an address; lives as long as the value.
+/// A container: a namespace behind an interface of ours, with an address.
 struct Container {
-    child: std::process::Child,
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+    netns: Elsewhere,
 }
 
 impl Container {
-    #[expect(clippy::disallowed_methods, reason = "a namespace is held by a process of its own")]
     async fn new(interface: &str, mac: &str, address: &str) -> Self {
-        let child = std::process::Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
-        let container = Container { child };
-        let pid = container.child.id();
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        while std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == own) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let netns = Elsewhere::new().await;
+        let pid = netns.pid();
         sh(&format!("ip link add {interface} type veth peer name eth1 address {mac} netns {pid}")).await;
-        sysctl::apply_to_interface(&interface.parse().unwrap()).unwrap();
+        sysctl::apply_to_interface(&interface.parse().unwrap(), false).unwrap();
         sh(&format!("ip link set {interface} up")).await;
+        let container = Container { netns };
         container
             .sh(&format!(
                 "ip link set lo up; ip link set eth1 up; ip addr add {address}/32 dev eth1; \
@@ -345,13 +334,12 @@ impl Container {
     }
 
     async fn sh(&self, line: &str) -> String {
-        sh(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.child.id())).await
+        self.netns.sh(line).await
     }
 
     /// With a second try: the first packet through a new link may have to wait for the neighbour's address.
     async fn reaches(&self, address: &str) -> bool {
-        let pid = self.child.id();
-        sh_succeeds(&format!("nsenter --net=/proc/{pid}/ns/net ping -c 2 -i 0.5 -W 1 {address}")).await
+        self.netns.sh_succeeds(&format!("ping -c 2 -i 0.5 -W 1 {address}")).await
     }
 }
 
@@ -380,9 +368,8 @@ fn packets_go_where_policy_lets_them_and_nowhere_else() {
         assert!(!one.reaches("10.0.0.1").await, "the host is closed");
         assert!(sh_succeeds("ping -c 1 -W 1 192.168.0.1").await, "the host reaches its containers");
         one.sh("ip addr add 192.168.0.2/32 dev eth1").await;
-        let pid = one.child.id();
-        let spoofed = format!("nsenter --net=/proc/{pid}/ns/net ping -c 1 -W 1 -I 192.168.0.2 192.168.0.22");
-        assert!(!sh_succeeds(&spoofed).await, "under another's address");
+        let spoofed = "ping -c 1 -W 1 -I 192.168.0.2 192.168.0.22";
+        assert!(!one.netns.sh_succeeds(spoofed).await, "under another's address");
         one.sh("ip addr del 192.168.0.2/32 dev eth1; ip link set eth1 address 02:00:00:00:00:07").await;
         assert!(!one.reaches("192.168.0.2").await, "from another MAC");
         one.sh("ip link set eth1 address 02:00:00:00:00:01").await;
@@ -416,7 +403,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let settings =
             AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
         let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
-        let (store, stop) = (Arc::new(Store::new()), CancellationToken::new());
+        let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());

@@ -11,6 +11,7 @@ use super::tests::{Datastore, IDS, datastore, host, read};
 use super::*;
 use crate::model::name::Mac;
 use crate::model::rule::{Ports, Protocol};
+use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::sets::IpSet;
 
@@ -89,7 +90,7 @@ impl Machine<'_> {
             Interface::StartsWith(start) => name.starts_with(start),
         };
         let address = |end: &End| if *end == End::Source { packet.src } else { packet.dst };
-        let in_net = |end: &End, net: &ipnet::IpNet| {
+        let in_net = |end: &End, net: &IpNet| {
             assert_eq!(Family::of_net(*net), self.family, "a net of the other family");
             net.contains(&address(end))
         };
@@ -257,7 +258,7 @@ impl Reader<'_> {
                         return false;
                     }
                     let one = || text.parse::<IpAddr>().unwrap() == address;
-                    text.parse::<ipnet::IpNet>().map_or_else(|_| one(), |net| net.contains(&address))
+                    text.parse::<IpNet>().map_or_else(|_| one(), |net| net.contains(&address))
                 }
                 "src_ports" | "dst_ports" => {
                     let right = match rule["protocol"] {
@@ -388,7 +389,7 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
 fn check(family: Family, datastore: &Datastore, packets: Vec<Packet>) -> Result<(), TestCaseError> {
     let snapshot = read(datastore);
     let mut desired = Desired::new(host(), family);
-    desired.update(&snapshot);
+    desired.update(&snapshot, &News::All);
     let machine = Machine { family, chains: typed(&desired, &snapshot), sets: &desired.sets, log: Log::default() };
     let reader = Reader { datastore, log: Log::default() };
     for packet in packets {
