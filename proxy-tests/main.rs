@@ -14,6 +14,7 @@ mod cli;
 mod compose;
 mod connectivity;
 mod crashes;
+mod datastore;
 mod differ;
 mod doors;
 mod embedded;

@@ -18,5 +18,6 @@ pub(crate) mod routes;
 pub(crate) mod runtime;
 pub(crate) mod sets;
 pub(crate) mod short;
+pub(crate) mod standing;
 pub(crate) mod sysctl;
 pub(crate) mod wiring;

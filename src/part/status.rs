@@ -31,7 +31,8 @@ impl Gauge {
     pub(crate) fn waiting_for(&self) -> Vec<String> {
         let mut missing = Vec::new();
         if !self.store.is_connected() {
-            missing.push(format!("etcd at {}", self.etcd));
+            let doubt = self.store.doubt().map(|why| format!(", which is not believed: {why}"));
+            missing.push(format!("etcd at {}{}", self.etcd, doubt.unwrap_or_default()));
         }
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
@@ -59,6 +60,7 @@ impl Gauge {
             let unreadable = snapshot.unreadable().into_iter().map(|(object, why)| ReportedFault { object, why });
             (snapshot.as_of(&self.host).0, count, unreadable.collect::<Vec<_>>())
         });
+        faults.extend(self.store.doubt().map(|why| ReportedFault { object: format!("etcd at {}", self.etcd), why }));
         let programmed = self.programmed.borrow().faults.clone();
         faults.extend(programmed.into_iter().map(|(object, why)| ReportedFault { object, why }));
         let bird = match &self.bird_socket {

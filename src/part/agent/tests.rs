@@ -1,7 +1,10 @@
 use super::kernel::{Kernel, Why};
 use super::*;
+use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
+use crate::part::defaults::Host;
+use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
 use crate::plan::{routes, sets};
@@ -310,7 +313,9 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-            async move { store.run(&etcd, &stop).await }
+            let host = Host { name: "h1".parse().unwrap(), ip: settings.host_ip, ip6: None, as_number: None };
+            let holdings = Holdings { host, reservations: Reservations::in_state_dir(folder.path()) };
+            async move { store.run(&etcd, &holdings, &stop).await }
         };
         let agent = run(prepared, "h1".parse().unwrap(), store, sender, settings, stop.clone());
         let story = async {
