@@ -12,6 +12,7 @@ pub(crate) mod daemon_config;
 pub(crate) mod desired;
 pub(crate) mod diff;
 pub(crate) mod filter;
+pub(crate) mod flow;
 pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod routes;

@@ -27,6 +27,7 @@ use super::nat;
 use super::routes::{Route, Routes};
 use super::sets::{self, SetName, Sets};
 
+mod flows;
 mod tree;
 
 use tree::Tree;
