@@ -15,6 +15,7 @@ pub(crate) mod filter;
 pub(crate) mod flow;
 pub(crate) mod json;
 pub(crate) mod nat;
+pub(crate) mod raw;
 pub(crate) mod routes;
 pub(crate) mod runtime;
 pub(crate) mod sets;

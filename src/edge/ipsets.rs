@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 
 use super::exec::run;
 use crate::model::fault::Fault;
+use crate::model::pool::Family;
 use crate::plan::sets::{SetName, SetStep, Sets, parse, render};
 
-/// The sets that are ours, with all members.
-pub(crate) async fn observe() -> Result<Sets, Fault> {
-    Ok(parse(&run("ipset", &["save"], "").await?.stdout))
+/// The sets of a family that are ours, with all members.
+pub(crate) async fn observe(family: Family) -> Result<Sets, Fault> {
+    Ok(parse(family, &run("ipset", &["save"], "").await?.stdout))
 }
 
-/// How many members each set of ours has; far cheaper than to see them all.
+/// How many members each set of ours has, in both families; far cheaper than to see them all.
 pub(crate) async fn sizes() -> Result<BTreeMap<SetName, usize>, Fault> {
     Ok(parse_sizes(&run("ipset", &["list", "-terse"], "").await?.stdout))
 }

@@ -5,31 +5,19 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::try_join_all;
+
 use super::exec::run;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
-use crate::plan::diff::{ChainStep, SeenTable, parse, render};
+use crate::plan::diff::{ChainStep, FILTER, SeenTable, parse, render, tables};
 use crate::plan::filter;
 
-/// What is there of ours in the tables that we use.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) filter: SeenTable,
-    pub(crate) nat: SeenTable,
-}
+/// What is there of ours, by table: each of those that we use in a family.
+pub(crate) type Seen = BTreeMap<&'static str, SeenTable>;
 
-/// The steps of one apply.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Steps {
-    pub(crate) filter: Vec<ChainStep>,
-    pub(crate) nat: Vec<ChainStep>,
-}
-
-impl Steps {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.filter.is_empty() && self.nat.is_empty()
-    }
-}
+/// The steps of one apply, by table.
+pub(crate) type Steps = BTreeMap<&'static str, Vec<ChainStep>>;
 
 fn tool(family: Family, verb: &str) -> String {
     match family {
@@ -38,17 +26,18 @@ fn tool(family: Family, verb: &str) -> String {
     }
 }
 
-async fn save(family: Family, table: &str) -> Result<BTreeMap<String, SeenTable>, Fault> {
-    Ok(parse(&run(&tool(family, "save"), &["-t", table], "").await?.stdout))
+async fn save(family: Family, table: &str) -> Result<SeenTable, Fault> {
+    let mut tables = parse(&run(&tool(family, "save"), &["-t", table], "").await?.stdout);
+    Ok(tables.remove(table).unwrap_or_default())
 }
 
 /// The chains, entries and jumps that are ours.
 ///
 /// Asks table by table: without a name the tool fails on a table of somebody else's that it cannot show.
 pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
-    let (filter, nat) = tokio::try_join!(save(family, "filter"), save(family, "nat"))?;
-    let of = |mut tables: BTreeMap<String, SeenTable>, name: &str| tables.remove(name).unwrap_or_default();
-    Ok(Seen { filter: of(filter, "filter"), nat: of(nat, "nat") })
+    let names = tables(family);
+    let seen = try_join_all(names.iter().map(|table| save(family, table))).await?;
+    Ok(names.iter().copied().zip(seen).collect())
 }
 
 /// Carries out all steps, of each table in one transaction. Answers how many tables that were.
@@ -56,22 +45,17 @@ pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
 /// # Errors
 /// A table whose steps hold one that fails is as it was. Observe again.
 pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<usize, Fault> {
-    let (mut text, mut tables) = (String::new(), 0);
-    for (table, steps) in [("filter", &steps.filter), ("nat", &steps.nat)] {
-        if !steps.is_empty() {
-            text.push_str(&render(table, steps));
-            tables += 1;
-        }
-    }
-    if text.is_empty() {
+    let texts: Vec<String> =
+        steps.iter().filter(|(_, steps)| !steps.is_empty()).map(|(table, steps)| render(table, steps)).collect();
+    if texts.is_empty() {
         return Ok(0);
     }
-    run(&tool(family, "restore"), &["--noflush", "-w"], &text).await.map(|_| tables)
+    run(&tool(family, "restore"), &["--noflush", "-w"], &texts.concat()).await.map(|_| texts.len())
 }
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
 pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
-    let saved = run(&tool(family, "save"), &["-t", "filter"], "").await?.stdout;
+    let saved = run(&tool(family, "save"), &["-t", FILTER], "").await?.stdout;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
 }

@@ -1,14 +1,21 @@
 //! The folder of reservations: one file for each container of ours on this host.
 //!
-//! A file is whole or not there, also after a loss of power: it is written aside, brought to the disk, then renamed. It goes when the addresses of its container are free
-//! in the datastore and not before, so what is still to be released can be read from the folder.
+//! A file is whole or not there, also after a loss of power: it is written aside, brought to the disk, then renamed. It goes
+//! when the addresses of its container are free in the datastore and not before, so what is still to be released can be
+//! read from the folder. What a node that was killed had written aside belongs to its container too, and goes with the
+//! next look at that one.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::reservation::Reservation;
+
+/// What follows the container's id in the name of a reservation, and of one that is being written.
+const WHOLE: &str = ".json";
+const ASIDE: &str = ".new";
 
 /// See the module.
 #[derive(Debug)]
@@ -22,7 +29,12 @@ impl Reservations {
     }
 
     fn path(&self, container: &ContainerId) -> PathBuf {
-        self.folder.join(format!("{}.json", container.as_str()))
+        self.folder.join(format!("{}{WHOLE}", container.as_str()))
+    }
+
+    /// Where a reservation is written before it takes its name.
+    fn aside(&self, container: &ContainerId) -> PathBuf {
+        self.folder.join(format!("{}{ASIDE}", container.as_str()))
     }
 
     /// The reservation of a container; `None` if there is none.
@@ -52,12 +64,13 @@ impl Reservations {
         if std::fs::read(&path).is_ok_and(|there| there == text) {
             return Ok(());
         }
-        let aside = path.with_extension("new");
+        let aside = self.aside(&reservation.container);
         let write = || {
             std::fs::create_dir_all(&self.folder)?;
             let mut file = std::fs::File::create(&aside)?;
             file.write_all(&text)?;
             file.sync_data()?;
+            fail_point("reserve: the reservation is written aside");
             std::fs::rename(&aside, &path)
         };
         write().map_err(|error| fault(error.to_string()))
@@ -65,16 +78,16 @@ impl Reservations {
 
     /// Removes a reservation; one that is not there is no error.
     pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), Fault> {
-        let path = self.path(container);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Fault::World(format!("remove reservation {}: {error}", path.display())))
-            }
-            _ => Ok(()),
-        }
+        self.tidy(container)?;
+        remove(&self.path(container))
     }
 
-    /// The containers that have one.
+    /// Removes what somebody who was killed had written aside. Only where nobody writes that container's reservation.
+    pub(crate) fn tidy(&self, container: &ContainerId) -> Result<(), Fault> {
+        remove(&self.aside(container))
+    }
+
+    /// The containers of which anything is there.
     pub(crate) fn containers(&self) -> Result<Vec<ContainerId>, Fault> {
         let fault =
             |error: std::io::Error| Fault::World(format!("list reservations in {}: {error}", self.folder.display()));
@@ -85,10 +98,19 @@ impl Reservations {
         let mut containers = Vec::new();
         for entry in entries {
             let name = entry.map_err(fault)?.file_name();
-            let id = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let id = name.to_str().and_then(|name| name.strip_suffix(WHOLE).or_else(|| name.strip_suffix(ASIDE)));
             containers.extend(id.and_then(|id| id.parse::<ContainerId>().ok()));
         }
         Ok(containers)
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Fault> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Fault::World(format!("remove reservation {}: {error}", path.display())))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -115,5 +137,21 @@ mod tests {
         reservations.remove(&container).unwrap();
         reservations.remove(&container).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));
+    }
+    #[test]
+    fn what_was_written_aside_belongs_to_its_container_and_goes_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let reservations = Reservations::in_state_dir(folder.path());
+        let container: ContainerId = "a".repeat(64).parse().unwrap();
+        std::fs::create_dir_all(&reservations.folder).unwrap();
+        for clear in [Reservations::tidy, Reservations::remove] {
+            std::fs::write(reservations.aside(&container), "{").unwrap();
+            assert_eq!(
+                (reservations.read(&container), reservations.containers()),
+                (Ok(None), Ok(vec![container.clone()]))
+            );
+            clear(&reservations, &container).unwrap();
+            assert_eq!(reservations.containers(), Ok(vec![]));
+        }
     }
 }

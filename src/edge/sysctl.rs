@@ -6,7 +6,7 @@ use std::fs;
 
 use crate::model::fault::Fault;
 use crate::model::name::IfName;
-use crate::plan::sysctl::for_interface;
+use crate::plan::sysctl::{FORWARD_IPV6, IPV6_INTERFACES, for_interface, hears_routers, must_go_on_hearing};
 
 fn file(setting: &str) -> String {
     format!("/proc/sys/{setting}")
@@ -31,6 +31,25 @@ pub(crate) fn write(setting: &str, value: &str) -> Result<(), Fault> {
 /// Whether a setting is there at all. A kernel without IPv6 has none of its settings.
 fn is_there(setting: &str) -> bool {
     fs::exists(file(setting)).unwrap_or(true)
+}
+
+/// Makes the host forward IPv6, and lets its own interfaces hear routers as they did. Where it forwards already, nothing is
+/// touched: who hears routers then is somebody's decision.
+pub(crate) fn forward_ipv6() -> Result<(), Fault> {
+    if read(FORWARD_IPV6)? == "1" {
+        return Ok(());
+    }
+    let folder = file(IPV6_INTERFACES);
+    let fault = |error: std::io::Error| Fault::World(format!("read {folder}: {error}"));
+    for entry in fs::read_dir(&folder).map_err(fault)? {
+        let Ok(interface) = entry.map_err(fault)?.file_name().into_string() else { continue };
+        let setting = hears_routers(&interface);
+        // An interface may go away meanwhile.
+        if read(&setting).is_ok_and(|accept_ra| must_go_on_hearing(&interface, &accept_ra)) {
+            write(&setting, "2")?;
+        }
+    }
+    write(FORWARD_IPV6, "1")
 }
 
 /// Makes the settings of the host's side of a container's link true.

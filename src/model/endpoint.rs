@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName, WorkloadId};
+use super::pool::Family;
 
 /// Whether the container's process runs.
 ///
@@ -115,6 +116,13 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     pub(crate) fn is_active(&self) -> bool {
         self.state == State::Active
+    }
+
+    /// Whether the endpoint is of a family: it has an address of it. One that has none at all counts as IPv4's, so that
+    /// somebody closes it.
+    pub(crate) fn is_of(&self, family: Family) -> bool {
+        let own = self.addresses.iter().any(|address| Family::of(*address) == family);
+        own || (self.addresses.is_empty() && family == Family::V4)
     }
 
     /// The same without addresses that are another container's from now on.

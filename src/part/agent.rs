@@ -9,6 +9,9 @@
 //! `iptables-restore`. The kernel is looked at in whole at the start, after an apply that failed, and on a clock; steps
 //! that are found that way are drift, and logged with the name of the object.
 //!
+//! IPv4 and IPv6 are two planes of the same: each has its wanted state and its kernel, and an endpoint stands in those that
+//! it has an address of. On a kernel without IPv6 there is the one plane.
+//!
 //! Invariants: before the first snapshot is complete nothing is removed, and only the guard and the base chains are
 //! written. An object that cannot be programmed is closed and reported, and does not keep the others from being
 //! programmed. At the end the kernel stays as it is.
@@ -27,9 +30,9 @@ use crate::edge::bird::{Bird, BirdState};
 use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
-use crate::edge::ruleset::{self, RulesetEvents};
+use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
-use crate::edge::{iptables, sysctl};
+use crate::edge::{ipsets, iptables, sysctl};
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::{EndpointId, HostName};
@@ -38,14 +41,15 @@ use crate::model::snapshot::Snapshot;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
-use crate::plan::diff::SeenTable;
+use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::filter::{self, Way};
+use crate::plan::raw::desired_raw;
 use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
 
 mod kernel;
 mod speaker;
 
-use kernel::{Kernel, Why};
+use kernel::{Ear, Kernel, Why};
 
 /// How often the sizes of sets are looked at (decided: a flushed set is repaired within 2 s).
 const SIZES_EVERY: Duration = Duration::from_secs(1);
@@ -98,7 +102,9 @@ pub(crate) struct Prepared {
     guard: Guard,
     routes: KernelRoutes,
     links: LinkEvents,
-    ruleset: RulesetEvents,
+    ear: Ear,
+    /// Those that this host's kernel has.
+    families: Vec<Family>,
 }
 
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
@@ -118,20 +124,45 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path) -> Result<Prepared
         )));
     }
     let guard = Guard::raise(&spawner).await?;
-    let seen = iptables::observe(Family::V4).await?;
-    check_marks(&Marks::programmed(run_dir), &seen.filter);
-    let steps = iptables::Steps { filter: desired::first_steps(&seen.filter), nat: Vec::new() };
-    iptables::apply(Family::V4, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
-    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ruleset: ruleset::listen()? })
+    let mut families = vec![Family::V4];
+    let mut stood = vec![set_up(Family::V4).await?];
+    let ipv6 = async {
+        let stood = set_up(Family::V6).await?;
+        sysctl::forward_ipv6().map(|()| stood)
+    };
+    match ipv6.await {
+        Ok(also) => {
+            families.push(Family::V6);
+            stood.push(also);
+        }
+        Err(fault) => tracing::warn!(%fault, "no IPv6 for containers on this host"),
+    }
+    check_marks(&Marks::programmed(run_dir), &stood);
+    let ear = Ear::new(ruleset::listen()?);
+    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ear, families })
 }
 
-/// Takes away the marks of endpoints whose policy does not stand any more: somebody flushed it while no node ran.
-fn check_marks(marks: &Marks, seen: &SeenTable) {
-    let has = |chain| seen.chains.contains_key(&chain);
+/// Writes the base chains of a family and the jumps to them; answers what stood in the filter table before.
+async fn set_up(family: Family) -> Result<SeenTable, Fault> {
+    let mut seen = iptables::observe(family).await?;
+    let mut table = |name| seen.remove(name).unwrap_or_default();
+    let (stood, raw) = (table(FILTER), table(RAW));
+    let steps = iptables::Steps::from([
+        (FILTER, desired::first_steps(family, &stood)),
+        (RAW, diff::steps(&desired_raw(family), &raw, None)),
+    ]);
+    iptables::apply(family, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
+    Ok(stood)
+}
+
+/// Takes away the marks of endpoints whose policy does not stand any more: somebody flushed it while no node ran. Of an
+/// endpoint of both families that stands in one, the other is dark for the moment.
+fn check_marks(marks: &Marks, stood: &[SeenTable]) {
     for id in marks.all() {
         let interface = id.parse::<EndpointId>().ok().and_then(|id| id.interface());
         let stands = interface.as_ref().and_then(filter::suffix).is_some_and(|suffix| {
-            Way::BOTH.iter().all(|way| has(way.dispatch_chain("")) && has(way.endpoint_chain(suffix)))
+            let chains = Way::BOTH.map(|way| [way.dispatch_chain(""), way.endpoint_chain(suffix)]).concat();
+            stood.iter().any(|seen| chains.iter().all(|chain| seen.chains.contains_key(chain)))
         });
         if !stands {
             mark(marks.clear(&id));
@@ -151,18 +182,24 @@ pub(crate) async fn run(
     settings: AgentSettings,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let Prepared { spawner, guard, routes, links, ruleset } = prepared;
+    let Prepared { spawner, guard, routes, links, ear, families } = prepared;
+    let routes = Arc::new(routes);
+    let plane = |family: Family| Plane {
+        desired: Desired::new(host.clone(), family),
+        kernel: Kernel::new(family, Arc::clone(&routes)),
+        pending: Changes::default(),
+    };
     let programmed = Arc::new(programmed);
     let (speech, spoken) = watch::channel(None);
     let agent = Agent {
-        desired: Desired::new(host.clone(), Family::V4),
-        kernel: Kernel::new(Family::V4, routes, ruleset),
-        host,
+        planes: families.into_iter().map(plane).collect(),
+        ear,
+        host: host.clone(),
         ip: settings.host_ip,
         store,
         programmed: Arc::clone(&programmed),
-        pending: Changes::default(),
         known: None,
+        guard_lost: None,
         speech,
         speaker: None,
         audit_every: AUDIT_EVERY,
@@ -185,16 +222,23 @@ pub(crate) async fn run(
     ended
 }
 
+/// One family: what should be, what is, and what was touched since the last apply.
+struct Plane {
+    desired: Desired,
+    kernel: Kernel,
+    pending: Changes,
+}
+
 struct Agent {
     host: HostName,
     ip: Ipv4Addr,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
-    desired: Desired,
-    kernel: Kernel,
-    /// What was touched since the last apply.
-    pending: Changes,
-    /// The revision that `desired` was made from; `None` before the first load.
+    planes: Vec<Plane>,
+    ear: Ear,
+    /// Why there is no guard.
+    guard_lost: Option<String>,
+    /// The revision that was taken in; `None` before the first load.
     known: Option<i64>,
     speaker: Option<Speaker>,
     speech: watch::Sender<Option<String>>,
@@ -279,7 +323,7 @@ impl Agent {
                     Err(_) => return Ok(()),
                 },
                 event = links.next() => Wake::Link(event),
-                changed = self.kernel.ruleset_changed() => {
+                changed = self.ear.changed() => {
                     changed?;
                     Wake::Ruleset
                 }
@@ -299,6 +343,11 @@ impl Agent {
         }
     }
 
+    /// The next apply looks at the kernel first, in both families.
+    fn doubt(&mut self, why: Why) {
+        self.planes.iter_mut().for_each(|plane| plane.kernel.doubt(why));
+    }
+
     async fn heed(&mut self, wake: Wake, clocks: &mut Clocks) -> Result<(), Fault> {
         match wake {
             // News may be just what the failed apply lacked.
@@ -315,7 +364,7 @@ impl Agent {
                 clocks.look = clocks.look.or(Some(soonest));
             }
             Wake::Look => {
-                self.kernel.doubt(Why::Ruleset);
+                self.doubt(Why::Ruleset);
                 (clocks.look, clocks.looked) = (None, Instant::now());
             }
             Wake::Sizes => {
@@ -323,7 +372,7 @@ impl Agent {
                 clocks.sizes = Instant::now() + SIZES_EVERY;
             }
             Wake::Audit => {
-                self.kernel.doubt(Why::Clock);
+                self.doubt(Why::Clock);
                 self.check_interfaces();
                 clocks.audited = Instant::now();
             }
@@ -335,11 +384,11 @@ impl Agent {
     async fn raise(&mut self, spawner: &Spawner, clocks: &mut Clocks) -> Option<Guard> {
         match Guard::raise(spawner).await {
             Ok(raised) => {
-                self.kernel.clear("guard");
+                self.guard_lost = None;
                 Some(raised)
             }
             Err(fault) => {
-                self.kernel.blame("guard", fault.to_string());
+                self.guard_lost = Some(fault.to_string());
                 clocks.failed();
                 None
             }
@@ -348,12 +397,14 @@ impl Agent {
 
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
-        let Agent { store, desired, pending, known, host, ip, speaker, speech, audit_every, .. } = self;
+        let Agent { store, planes, known, host, ip, speaker, speech, audit_every, .. } = self;
         store.read(|snapshot: &Snapshot| {
             if snapshot.revision == 0 || *known == Some(snapshot.revision) {
                 return;
             }
-            merge(pending, desired.update(snapshot));
+            for Plane { desired, pending, .. } in planes {
+                merge(pending, desired.update(snapshot));
+            }
             let now = desired_bird(snapshot, host, *ip);
             if speaker.as_ref() != Some(&now) {
                 speech.send_replace(Some(now.render()));
@@ -367,33 +418,42 @@ impl Agent {
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.
     async fn apply(&mut self) -> bool {
-        let pending = std::mem::take(&mut self.pending);
-        let well = self.kernel.apply(&self.desired, &pending).await;
-        self.publish(&pending);
+        let (mut well, mut touched) = (true, BTreeSet::new());
+        for Plane { desired, kernel, pending } in &mut self.planes {
+            let pending = std::mem::take(pending);
+            well &= kernel.apply(desired, &pending, &mut self.ear).await;
+            touched.extend(pending.endpoints);
+        }
+        if self.ear.take_strangers() {
+            self.doubt(Why::Ruleset);
+        }
+        self.publish(touched);
         well
     }
 
-    /// Tells what came of an apply, if anything did.
-    fn publish(&mut self, pending: &Changes) {
-        let Agent { programmed, desired, kernel, known, told, marks, .. } = self;
+    /// Tells what came of an apply, if anything did. An endpoint stands when it does in each family that it is of.
+    fn publish(&mut self, mut keys: BTreeSet<EndpointKey>) {
+        let faults = self.faults();
+        let Agent { programmed, planes, known, told, marks, .. } = self;
         let revision = known.unwrap_or_default();
-        let mut faults = desired.faults.clone();
-        faults.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
         told.retain(|object, why| faults.get(object) == Some(why));
         for (object, why) in &faults {
             // A fault of the kernel is told when it has outlived one retry: an interface that goes with its container
             // takes its route along before anybody can say so in the datastore.
-            let lasts = desired.faults.contains_key(object) || programmed.borrow().faults.get(object) == Some(why);
+            let lasts = planes.iter().any(|plane| plane.desired.faults.contains_key(object))
+                || programmed.borrow().faults.get(object) == Some(why);
             if lasts && told.insert(object.clone(), why.clone()).is_none() {
                 tracing::warn!(object, why, "not as it should be");
             }
         }
-        let mut keys: BTreeSet<&EndpointKey> = pending.endpoints.iter().chain(kernel.rerouted()).collect();
-        if kernel.looked_at_all() {
-            keys.extend(desired.placed().map(|(key, _)| key));
+        for Plane { desired, kernel, .. } in &*planes {
+            keys.extend(kernel.rerouted().iter().cloned());
+            if kernel.looked_at_all() {
+                keys.extend(desired.placed().map(|(key, _)| key.clone()));
+            }
         }
         programmed.send_if_modified(|programmed| {
-            let in_sync = kernel.is_known();
+            let in_sync = planes.iter().all(|plane| plane.kernel.is_known());
             let same = keys.is_empty()
                 && programmed.revision == revision
                 && programmed.in_sync == in_sync
@@ -406,10 +466,8 @@ impl Agent {
             programmed.faults = faults;
             let before = programmed.endpoints.len();
             for key in keys {
-                match desired.endpoint(key).filter(|(_, endpoint)| kernel.holds(endpoint)) {
-                    Some((revision, endpoint)) => {
-                        let active = endpoint.is_active() && kernel.routes_to(endpoint, &desired.routes);
-                        let stands = EndpointProgrammed { revision, active };
+                match stands(planes, &key) {
+                    Some(stands) => {
                         if programmed.endpoints.insert(key.endpoint.clone(), stands).is_none() {
                             mark(marks.set(key.endpoint.as_str(), ""));
                         }
@@ -432,33 +490,61 @@ impl Agent {
         });
     }
 
-    fn heed_link(&mut self, event: &LinkEvent) {
-        match event {
-            LinkEvent::Lost => self.kernel.doubt(Why::Links),
-            LinkEvent::Changed(name) => {
-                let Some(key) = self.desired.owner(name).cloned() else { return };
-                if let Some((_, endpoint)) = self.desired.endpoint(&key) {
-                    self.kernel.forget_routes(&endpoint.interface);
-                    self.pending.routes.extend(&endpoint.addresses);
-                    self.pending.endpoints.insert(key);
+    /// What is closed or missing in either family, and why.
+    fn faults(&self) -> BTreeMap<String, String> {
+        let mut faults: BTreeMap<String, String> = BTreeMap::new();
+        for Plane { desired, kernel, .. } in &self.planes {
+            let mut own = desired.faults.clone();
+            own.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
+            for (object, why) in own {
+                match faults.get_mut(&object) {
+                    Some(other) if *other != why => *other = format!("{other}; in IPv6: {why}"),
+                    Some(_) => {}
+                    None => {
+                        faults.insert(object, why);
+                    }
                 }
+            }
+        }
+        faults.extend(self.guard_lost.clone().map(|why| ("guard".to_owned(), why)));
+        faults
+    }
+
+    fn heed_link(&mut self, event: &LinkEvent) {
+        let name = match event {
+            LinkEvent::Lost => return self.doubt(Why::Links),
+            LinkEvent::Changed(name) => name,
+        };
+        for Plane { desired, kernel, pending } in &mut self.planes {
+            let Some(key) = desired.owner(name).cloned() else { return };
+            if let Some((_, endpoint)) = desired.endpoint(&key) {
+                kernel.forget_routes(&endpoint.interface);
+                pending.routes.extend(&endpoint.addresses);
+                pending.endpoints.insert(key);
             }
         }
     }
 
     /// Notices that a set was flushed or filled behind our back.
     async fn look_at_sizes(&mut self) {
-        if self.known.is_some() && !self.desired.sets.is_empty() {
-            self.kernel.compare_sizes(&self.desired.sets).await;
+        if self.known.is_none() || self.planes.iter().all(|plane| plane.desired.sets.is_empty()) {
+            return;
+        }
+        match ipsets::sizes().await {
+            Ok(sizes) => {
+                for Plane { desired, kernel, .. } in &mut self.planes {
+                    kernel.compare_sizes(&desired.sets, &sizes);
+                }
+            }
+            Err(_) => self.doubt(Why::Failed),
         }
     }
 
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
-        let routed =
-            self.desired.placed().filter(|(_, endpoint)| self.kernel.routes_to(endpoint, &self.desired.routes));
-        let faults: Vec<(String, String)> = routed
-            .filter(|(_, endpoint)| endpoint.is_active())
+        let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
+        let faults: Vec<(String, String)> = placed
+            .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
             .filter_map(|(key, endpoint)| {
                 let fault = sysctl::apply_to_interface(&endpoint.interface).err()?;
                 Some((desired::endpoint_object(&key.endpoint), fault.to_string()))
@@ -468,6 +554,18 @@ impl Agent {
             tracing::warn!(object, why, "kernel settings of an interface are not as they should be");
         }
     }
+}
+
+/// What of an endpoint is in the kernel; `None` if its policy does not stand in each family that it is of.
+fn stands(planes: &[Plane], key: &EndpointKey) -> Option<EndpointProgrammed> {
+    let mut all = None;
+    for Plane { desired, kernel, .. } in planes {
+        let (revision, endpoint) = desired.endpoint(key).filter(|(_, endpoint)| kernel.holds(endpoint))?;
+        let routed = endpoint.is_active() && kernel.routes_to(endpoint, &desired.routes);
+        let active = routed && all.is_none_or(|before: EndpointProgrammed| before.active);
+        all = Some(EndpointProgrammed { revision, active });
+    }
+    all
 }
 
 /// The marks are for a hook that finds no node; without one it refuses a start.

@@ -23,7 +23,9 @@ pub(crate) async fn run() -> Result<(), Fault> {
     for family in [Family::V4, Family::V6] {
         done(remove_chains(family).await);
     }
-    done(remove_sets().await);
+    for family in [Family::V4, Family::V6] {
+        done(remove_sets(family).await);
+    }
     done(guard::remove().await);
     if faults.is_empty() { Ok(()) } else { Err(Fault::World(format!("clean this host: {}", faults.join("; ")))) }
 }
@@ -47,14 +49,11 @@ async fn remove_routes() -> Result<(), Fault> {
 async fn remove_chains(family: Family) -> Result<(), Fault> {
     let seen = iptables::observe(family).await?;
     let nothing = Table::default();
-    let steps = iptables::Steps {
-        filter: diff::steps(&nothing, &seen.filter, None),
-        nat: diff::steps(&nothing, &seen.nat, None),
-    };
+    let steps = seen.iter().map(|(table, seen)| (*table, diff::steps(&nothing, seen, None))).collect();
     iptables::apply(family, &steps).await.map(drop)
 }
 
-async fn remove_sets() -> Result<(), Fault> {
-    let seen = ipsets::observe().await?;
+async fn remove_sets(family: Family) -> Result<(), Fault> {
+    let seen = ipsets::observe(family).await?;
     ipsets::apply(&sets::removals(&Sets::new(), &seen)).await
 }

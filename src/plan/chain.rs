@@ -117,6 +117,8 @@ pub(crate) enum Match {
     Tracked(Tracked),
     /// Whether the packet carries the accept mark.
     Accepted(bool),
+    /// What is sent to the packet's source would not leave through the interface that the packet came in by.
+    SourceElsewhere,
     /// The sender's Ethernet address is another one.
     MacIsNot(Mac),
     Net(End, IpNet),
@@ -254,6 +256,7 @@ impl fmt::Display for Match {
                 let not = if *yes { "" } else { "! " };
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
             }
+            Match::SourceElsewhere => f.write_str("-m rpfilter --invert"),
             Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
             Match::Net(End::Source, net) => write!(f, "-s {net}"),
             Match::Net(End::Destination, net) => write!(f, "-d {net}"),

@@ -24,6 +24,7 @@ use super::chain::{Chain, ChainName};
 use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
 use super::nat;
+use super::raw;
 use super::routes::{Route, Routes};
 use super::sets::{self, SetName, Sets};
 
@@ -43,7 +44,7 @@ pub(crate) struct Changes {
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
 
-/// An endpoint of this host that is programmed.
+/// An endpoint of this host that has its interface to itself. It is programmed in the families that it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Placed {
     key: EndpointKey,
@@ -67,6 +68,7 @@ pub(crate) struct Desired {
     family: Family,
     pub(crate) filter: Table,
     pub(crate) nat: Table,
+    pub(crate) raw: Table,
     pub(crate) sets: Sets,
     pub(crate) routes: Routes,
     /// Objects that are closed or left out, and why.
@@ -98,8 +100,8 @@ pub(crate) fn endpoint_object(endpoint: &EndpointId) -> String {
 
 /// What must stand in the filter table whatever the datastore says: the base chains, the jumps to them, and an empty
 /// dispatch, which drops all.
-pub(crate) fn base_table(to_host: ToHost) -> Table {
-    let mut chains = filter::base(to_host);
+pub(crate) fn base_table(family: Family, to_host: ToHost) -> Table {
+    let mut chains = filter::base(family, to_host);
     chains.extend(Way::BOTH.map(|way| Tree::default().chain(way, "")));
     let jumps = filter::jumps().into_iter().map(|(kernel, chain, entry)| (kernel, entry.render(&chain)));
     Table {
@@ -108,10 +110,10 @@ pub(crate) fn base_table(to_host: ToHost) -> Table {
     }
 }
 
-/// The steps that must be carried out before the datastore is known. What stands there from an earlier run is kept:
+/// The steps in the filter table that must be carried out before the datastore is known. What stands there from an earlier run is kept:
 /// the dispatch with all that hangs on it, and the chain of packets to the host in any of its forms.
-pub(crate) fn first_steps(seen: &SeenTable) -> Vec<ChainStep> {
-    let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept].map(base_table);
+pub(crate) fn first_steps(family: Family, seen: &SeenTable) -> Vec<ChainStep> {
+    let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept].map(|to_host| base_table(family, to_host));
     let is_kept = |name: &ChainName| {
         let dispatch = Way::BOTH.iter().any(|way| *name == way.dispatch_chain(""));
         let known = || forms.iter().any(|form| diff::holds(form, seen, name));
@@ -150,6 +152,7 @@ impl Desired {
             family,
             filter: Table::default(),
             nat: Table::default(),
+            raw: raw::desired_raw(family),
             sets: Sets::new(),
             routes: Routes::new(),
             faults: BTreeMap::new(),
@@ -166,11 +169,11 @@ impl Desired {
             profiles: BTreeMap::new(),
             spoken: BTreeMap::new(),
         };
-        desired.filter = base_table(ToHost::Drop);
+        desired.filter = base_table(family, ToHost::Drop);
         desired
     }
 
-    /// The interface and the state of an endpoint of this host; `None` if it is not programmed.
+    /// The revision and the record of an endpoint of this host; `None` if it is not programmed in any family.
     pub(crate) fn endpoint(&self, key: &EndpointKey) -> Option<(i64, &Endpoint)> {
         let record = self.endpoints.get(key)?;
         let endpoint = record.readable()?;
@@ -197,7 +200,7 @@ impl Desired {
         })
     }
 
-    /// The endpoints of this host that are programmed.
+    /// The endpoints of this host that are programmed, in this family or the other.
     pub(crate) fn placed(&self) -> impl Iterator<Item = (&EndpointKey, &Endpoint)> {
         self.placed.values().map(|placed| (&placed.key, &placed.record))
     }
@@ -351,11 +354,12 @@ impl Desired {
         let mut addresses = BTreeSet::new();
         for suffix in touched {
             let new = self.winner(suffix, changes);
-            let old = self.placed.get(suffix);
-            if old == new.as_ref() {
+            if self.placed.get(suffix) == new.as_ref() {
                 continue;
             }
-            if let Some(old) = self.placed.remove(suffix) {
+            let old = self.placed.remove(suffix).filter(|old| old.record.is_of(self.family));
+            let programs = new.as_ref().filter(|new| new.record.is_of(self.family));
+            if let Some(old) = old {
                 for profile in &old.record.profiles {
                     discount(&mut self.uses, profile);
                 }
@@ -365,18 +369,19 @@ impl Desired {
                     }
                     addresses.insert(*address);
                 }
-                if new.is_none() {
+                if programs.is_none() {
                     for way in Way::BOTH {
                         self.remove_chain(way.endpoint_chain(suffix), changes);
                     }
                     self.tree.remove(suffix, &mut grown);
                 }
-            } else {
+            } else if programs.is_some() {
                 self.tree.insert(suffix, &mut grown);
             }
-            let Some(new) = new else { continue };
-            self.put_endpoint(suffix, &new, &mut addresses, changes);
-            self.placed.insert(suffix.clone(), new);
+            if let Some(new) = programs {
+                self.put_endpoint(suffix, new, &mut addresses, changes);
+            }
+            self.placed.extend(new.map(|new| (suffix.clone(), new)));
         }
         self.put_dispatch(&grown, changes);
         self.put_routes(&addresses, changes);
@@ -561,7 +566,7 @@ impl Desired {
             Some(why) => self.faults.insert(object, why),
             None => self.faults.remove(&object),
         };
-        for chain in filter::base(to_host) {
+        for chain in filter::base(self.family, to_host) {
             self.put_chain(&chain, changes);
         }
         self.to_host = Some(setting);

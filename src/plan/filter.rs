@@ -113,7 +113,7 @@ pub(crate) fn jumps() -> Vec<(&'static str, ChainName, Entry)> {
 }
 
 /// The chains that are always there. They depend on nothing but the setting.
-pub(crate) fn base(to_host: ToHost) -> Vec<Chain> {
+pub(crate) fn base(family: Family, to_host: ToHost) -> Vec<Chain> {
     let accept_chain = vec![
         Entry::new(Vec::new(), Target::Mark, "accepted by policy"),
         Entry::new(Vec::new(), Target::Accept, "accepted by policy"),
@@ -122,12 +122,22 @@ pub(crate) fn base(to_host: ToHost) -> Vec<Chain> {
     vec![
         Chain::ordered(accept(), accept_chain),
         Chain::ordered(allow(), allow_chain),
-        Chain::ordered(ChainName::fixed("FORWARD"), forward()),
-        Chain::ordered(ChainName::fixed("INPUT"), input(to_host)),
+        Chain::ordered(ChainName::fixed("FORWARD"), forward(family)),
+        Chain::ordered(ChainName::fixed("INPUT"), input(family, to_host)),
     ]
 }
 
-fn forward() -> Vec<Entry> {
+/// Messages of ICMPv6 by which a neighbour moves routes: router advertisement and redirect (RFC 4861, 4.2 and 4.5).
+const STEERING: [u8; 2] = [134, 137];
+
+/// Messages of ICMPv6 by which neighbours find each other: solicitation and advertisement (RFC 4861, 4.3 and 4.4).
+const NEIGHBOURS: [u8; 2] = [135, 136];
+
+fn icmpv6(kinds: [u8; 2]) -> [Vec<Match>; 2] {
+    kinds.map(|kind| vec![Match::Protocol(Protocol::ICMPV6), Match::Icmp(Family::V6, kind, None)])
+}
+
+fn forward(family: Family) -> Vec<Entry> {
     let both = |matches: &[Match], target: &Target, words: &str| {
         Way::BOTH.map(|way| {
             let matches = [way.on(ours())].into_iter().chain(matches.iter().cloned()).collect();
@@ -139,6 +149,9 @@ fn forward() -> Vec<Entry> {
         Entry::new(matches, target, words)
     };
     let mut entries = Vec::new();
+    if family == Family::V6 {
+        entries.extend(icmpv6(STEERING).map(|kind| one(Way::From, &kind, Target::Drop, "containers are no routers")));
+    }
     entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
     entries.extend(both(&[Match::Tracked(Tracked::Established)], &Target::Goto(accept()), "of an allowed connection"));
@@ -151,15 +164,21 @@ fn forward() -> Vec<Entry> {
     entries
 }
 
-fn input(to_host: ToHost) -> Vec<Entry> {
+fn input(family: Family, to_host: ToHost) -> Vec<Entry> {
     let from = |matches: Vec<Match>, target: Target, words: &str| {
         let matches = [Match::In(ours())].into_iter().chain(matches).collect();
         Entry::new(matches, target, words)
     };
-    let mut entries = vec![
+    let mut entries = Vec::new();
+    if family == Family::V6 {
+        // What a neighbour claims counts on its own link only (linux net/ipv6/ndisc.c), so it harms nobody else.
+        entries.extend(icmpv6(STEERING).map(|kind| from(kind, Target::Drop, "containers are no routers")));
+        entries.extend(icmpv6(NEIGHBOURS).map(|kind| from(kind, Target::Accept, "finding the next hop")));
+    }
+    entries.extend([
         from(vec![Match::Tracked(Tracked::Invalid)], Target::Drop, "part of no connection"),
         from(vec![Match::Tracked(Tracked::Established)], Target::Accept, "of an allowed connection"),
-    ];
+    ]);
     let last = match to_host {
         ToHost::Drop => {
             entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));

@@ -65,6 +65,11 @@ impl SetName {
         SET_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then(|| SetName(name.to_owned()))
     }
 
+    /// The same of one family only.
+    pub(crate) fn seen_of(family: Family, name: &str) -> Option<Self> {
+        name.starts_with(prefix(family)).then(|| SetName(name.to_owned()))
+    }
+
     #[cfg(test)]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
@@ -262,14 +267,14 @@ fn member(net: IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
-/// Reads what `ipset save` writes, as far as it is ours.
-pub(crate) fn parse(text: &str) -> Sets {
+/// Reads what `ipset save` writes, as far as it is ours and of a family.
+pub(crate) fn parse(family: Family, text: &str) -> Sets {
     let mut sets = Sets::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             ["create", name, kind, options @ ..] => {
-                let Some(name) = SetName::seen(name) else { continue };
+                let Some(name) = SetName::seen_of(family, name) else { continue };
                 let option = |key: &str| options.iter().skip_while(|word| **word != key).nth(1).copied();
                 let kind = SetType {
                     kind: (*kind).to_owned(),
@@ -279,7 +284,7 @@ pub(crate) fn parse(text: &str) -> Sets {
                 sets.insert(name, IpSet { kind, members: BTreeSet::new() });
             }
             ["add", name, member, ..] => {
-                let Some(set) = SetName::seen(name).and_then(|name| sets.get_mut(&name)) else { continue };
+                let Some(set) = SetName::seen_of(family, name).and_then(|name| sets.get_mut(&name)) else { continue };
                 let net = member.parse::<IpNet>().ok().or_else(|| member.parse::<IpAddr>().ok().map(IpNet::from));
                 match net {
                     Some(net) => {
@@ -322,8 +327,10 @@ mod tests {
     #[test]
     fn a_set_of_the_wrong_size_is_built_beside_and_swapped() {
         let wanted = Sets::from([(name("a"), set(&["10.0.0.1"]))]);
-        let seen =
-            parse("create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n");
+        let seen = parse(
+            Family::V4,
+            "create calico4-t-a hash:ip family inet hashsize 1024 maxelem 65536\nadd calico4-t-a 10.0.0.9\n",
+        );
         assert_eq!(
             render(&steps(&wanted, &seen)),
             "create calico4-tmp hash:ip family inet maxelem 1048576\nadd calico4-tmp 10.0.0.1\nswap calico4-tmp calico4-t-a\ndestroy calico4-tmp\n"
@@ -340,6 +347,6 @@ mod tests {
     #[test]
     fn names_fit_and_strangers_are_not_ours() {
         assert!(name(&"t".repeat(200)).as_str().len() <= SET_NAME_LONGEST);
-        assert!(parse("create web hash:ip family inet maxelem 65536\nadd web 10.0.0.1\n").is_empty());
+        assert!(parse(Family::V4, "create web hash:ip family inet maxelem 65536\nadd web 10.0.0.1\n").is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Kernel settings that containers' networks need.
 
-use crate::model::name::IfName;
+use crate::model::name::{INTERFACE_PREFIX, IfName};
 
 /// Settings of the whole host, with the value that each must have.
 pub(crate) const HOST: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
@@ -8,6 +8,26 @@ pub(crate) const HOST: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
 /// The highest of this and the interface's own value counts (linux Documentation/networking/ip-sysctl, rp_filter); at 2 a
 /// container could send under another's address whatever the interface says.
 pub(crate) const REVERSE_PATH_FOR_ALL: &str = "net/ipv4/conf/all/rp_filter";
+
+/// Whether the host forwards IPv6. To switch it on makes the kernel forget the routes that routers have advertised, and hear
+/// no more advertisements, on every interface whose [`hears_routers`] is not 2 (linux net/ipv6/addrconf.c,
+/// `addrconf_fixup_forwarding`; Documentation/networking/ip-sysctl, accept_ra).
+pub(crate) const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
+
+/// Where the interfaces' IPv6 settings are, a folder each.
+pub(crate) const IPV6_INTERFACES: &str = "net/ipv6/conf";
+
+/// The setting of an interface that says whether it hears routers: 1 as long as the host does not forward, 2 always.
+pub(crate) fn hears_routers(interface: &str) -> String {
+    format!("{IPV6_INTERFACES}/{interface}/accept_ra")
+}
+
+/// Whether an interface must be told to go on hearing routers when the host begins to forward: it is the host's own and
+/// hears them now.
+pub(crate) fn must_go_on_hearing(interface: &str, accept_ra: &str) -> bool {
+    let whole = ["all", "default", "lo"].contains(&interface) || interface.starts_with(INTERFACE_PREFIX);
+    !whole && accept_ra == "1"
+}
 
 /// The settings of the host's side of a container's link.
 pub(crate) fn for_interface(name: &IfName) -> Vec<(String, &'static str)> {
@@ -23,4 +43,17 @@ pub(crate) fn for_interface(name: &IfName) -> Vec<(String, &'static str)> {
         // Nothing polices IPv6 on this link, so there is none.
         (of("ipv6/conf", "disable_ipv6"), "1"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_of_the_hosts_own_go_on_hearing_routers_if_they_do_now() {
+        assert!(must_go_on_hearing("eth0", "1"));
+        for (interface, accept_ra) in [("eth0", "0"), ("eth0", "2"), ("all", "1"), ("default", "1"), ("cali1", "1")] {
+            assert!(!must_go_on_hearing(interface, accept_ra), "{interface} {accept_ra}");
+        }
+    }
 }

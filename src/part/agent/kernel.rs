@@ -1,4 +1,4 @@
-//! What the agent believes the kernel holds, and the one apply that brings it to what is wanted.
+//! What the agent believes the kernel holds of one family, and the one apply that brings it to what is wanted.
 //!
 //! The order inside an apply is fixed here: members of sets, chains, routes, and last the sets that no chain speaks of any
 //! more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
@@ -21,7 +21,7 @@ use crate::model::name::IfName;
 use crate::model::pool::Family;
 use crate::plan::chain::{ChainName, ChainText};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
-use crate::plan::diff::{self, ChainStep};
+use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
 use crate::plan::filter::{self, ToHost, Way};
 use crate::plan::routes::{self, Route, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
@@ -47,9 +47,37 @@ impl Why {
     }
 }
 
+/// The ear for changes of the ruleset, one for both families: nftables tells of a change, not whose table it was in.
+pub(super) struct Ear {
+    events: RulesetEvents,
+    strangers: bool,
+}
+
+impl Ear {
+    pub(super) fn new(events: RulesetEvents) -> Self {
+        Ear { events, strangers: false }
+    }
+
+    /// Waits until somebody else changes the ruleset. Must not run beside an apply.
+    ///
+    /// # Cancel safety
+    /// No change is lost.
+    pub(super) async fn changed(&mut self) -> Result<(), Fault> {
+        self.events.changed().await
+    }
+
+    /// Whether somebody else was at work during the applies since this was last asked.
+    pub(super) fn take_strangers(&mut self) -> bool {
+        std::mem::take(&mut self.strangers)
+    }
+}
+
+/// What is there of a table that has not been looked at.
+static UNSEEN: SeenTable = SeenTable { chains: BTreeMap::new(), jumps: BTreeMap::new() };
+
 pub(super) struct Kernel {
     family: Family,
-    hand: KernelRoutes,
+    hand: Arc<KernelRoutes>,
     sets: Sets,
     tables: Seen,
     routes: BTreeSet<Route>,
@@ -64,11 +92,10 @@ pub(super) struct Kernel {
     failed: BTreeSet<ChainName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
-    ruleset: RulesetEvents,
 }
 
 impl Kernel {
-    pub(super) fn new(family: Family, hand: KernelRoutes, ruleset: RulesetEvents) -> Self {
+    pub(super) fn new(family: Family, hand: Arc<KernelRoutes>) -> Self {
         Kernel {
             family,
             hand,
@@ -81,7 +108,6 @@ impl Kernel {
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
-            ruleset,
         }
     }
 
@@ -90,12 +116,12 @@ impl Kernel {
         self.doubt.get_or_insert(why);
     }
 
-    pub(super) fn blame(&mut self, object: impl Into<String>, why: String) {
-        self.faults.insert(object.into(), why);
+    fn seen(&self, table: &str) -> &SeenTable {
+        self.tables.get(table).unwrap_or(&UNSEEN)
     }
 
-    pub(super) fn clear(&mut self, object: &str) {
-        self.faults.remove(object);
+    fn blame(&mut self, object: impl Into<String>, why: String) {
+        self.faults.insert(object.into(), why);
     }
 
     /// Whether the last apply looked at everything.
@@ -116,18 +142,21 @@ impl Kernel {
         self.faults.iter().chain(self.unrouted.values().map(|(object, why)| (object, why)))
     }
 
-    /// Whether the chains of an endpoint stand, with the way to them.
+    /// Whether the chains of an endpoint stand, with the way to them, as far as it is of this family.
     pub(super) fn holds(&self, endpoint: &Endpoint) -> bool {
+        if !endpoint.is_of(self.family) {
+            return true;
+        }
         let Some(suffix) = filter::suffix(&endpoint.interface) else { return false };
         Way::BOTH.iter().all(|way| {
             let on_the_way = (0..=suffix.len()).map(|length| way.dispatch_chain(&suffix[..length]));
             let own = way.endpoint_chain(suffix);
-            self.tables.filter.chains.contains_key(&own)
+            self.seen(FILTER).chains.contains_key(&own)
                 && on_the_way.chain([own]).all(|chain| !self.failed.contains(&chain))
         })
     }
 
-    /// Whether all addresses of an endpoint are routed to it.
+    /// Whether all addresses of an endpoint are routed to it, as far as they are of this family.
     pub(super) fn routes_to(&self, endpoint: &Endpoint, wanted: &Routes) -> bool {
         let own = endpoint.addresses.iter().filter(|address| Family::of(**address) == self.family);
         own.into_iter().all(|address| {
@@ -141,22 +170,17 @@ impl Kernel {
         self.routes.retain(|route| route.interface.as_ref() != Some(interface));
     }
 
-    /// Looks at the sizes of sets, and doubts everything if they are not what was left.
-    pub(super) async fn compare_sizes(&mut self, wanted: &Sets) {
-        match ipsets::sizes().await {
-            Ok(sizes) => {
-                let differs =
-                    |name: &SetName| self.sets.get(name).is_some_and(|set| sizes.get(name) != Some(&set.members.len()));
-                if wanted.keys().any(differs) {
-                    self.doubt(Why::Sizes);
-                }
-            }
-            Err(_) => self.doubt(Why::Failed),
+    /// Doubts everything if the sizes of sets are not what was left.
+    pub(super) fn compare_sizes(&mut self, wanted: &Sets, sizes: &BTreeMap<SetName, usize>) {
+        let differs =
+            |name: &SetName| self.sets.get(name).is_some_and(|set| sizes.get(name) != Some(&set.members.len()));
+        if wanted.keys().any(differs) {
+            self.doubt(Why::Sizes);
         }
     }
 
     /// Brings the kernel to what is wanted. Answers whether all of it went well; if not, call again after a while.
-    pub(super) async fn apply(&mut self, desired: &Desired, changes: &Changes) -> bool {
+    pub(super) async fn apply(&mut self, desired: &Desired, changes: &Changes, ear: &mut Ear) -> bool {
         let look = self.doubt.take();
         self.looked = look.is_some();
         self.rerouted.clear();
@@ -166,12 +190,12 @@ impl Kernel {
                 self.doubt = look;
                 return false;
             }
-            self.faults.retain(|object, _| object == "guard");
+            self.faults.clear();
             self.failed.clear();
         }
         let scope = Scope { changes, look };
         let mut well = self.apply_sets(desired, &scope).await;
-        well &= self.apply_chains(desired, &scope).await;
+        well &= self.apply_chains(desired, &scope, ear).await;
         let routed = self.apply_routes(desired, &scope).await;
         well &= self.remove_sets(desired, &scope).await;
         if !well {
@@ -181,8 +205,11 @@ impl Kernel {
     }
 
     async fn observe(&mut self) -> Result<(), Fault> {
-        let (sets, tables, routes) =
-            tokio::try_join!(ipsets::observe(), iptables::observe(self.family), self.hand.observe(self.family))?;
+        let (sets, tables, routes) = tokio::try_join!(
+            ipsets::observe(self.family),
+            iptables::observe(self.family),
+            self.hand.observe(self.family)
+        )?;
         (self.sets, self.tables, self.routes) = (sets, tables, routes);
         Ok(())
     }
@@ -234,21 +261,24 @@ impl Kernel {
         well
     }
 
-    async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
+    async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>, ear: &mut Ear) -> bool {
         let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let mut steps = Steps { filter: diff::steps(&desired.filter, &self.tables.filter, only), nat: Vec::new() };
+        let mut steps = Steps::from([(FILTER, diff::steps(&desired.filter, self.seen(FILTER), only))]);
         if scope.look.is_some() || scope.changes.nat {
-            steps.nat = diff::steps(&desired.nat, &self.tables.nat, None);
+            steps.insert(NAT, diff::steps(&desired.nat, self.seen(NAT), None));
         }
-        if steps.is_empty() {
+        if scope.look.is_some() {
+            steps.insert(RAW, diff::steps(&desired.raw, self.seen(RAW), None));
+        }
+        if steps.values().all(Vec::is_empty) {
             return true;
         }
-        scope.tell_drift(steps.filter.iter().chain(&steps.nat).map(ChainStep::object));
-        match self.carry_out(&steps).await {
+        scope.tell_drift(steps.values().flatten().map(ChainStep::object));
+        match self.carry_out(&steps, ear).await {
             Ok(()) => true,
             Err(fault) => {
                 tracing::warn!(%fault, "chains could not be written together: writing them apart");
-                if let Err(fault) = self.apply_apart(desired).await {
+                if let Err(fault) = self.apply_apart(desired, ear).await {
                     self.blame(WHOLE, fault.to_string());
                 }
                 false
@@ -258,73 +288,65 @@ impl Kernel {
 
     /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
     /// was at work.
-    async fn carry_out(&mut self, steps: &Steps) -> Result<(), Fault> {
-        let before = self.ruleset.take();
+    async fn carry_out(&mut self, steps: &Steps, ear: &mut Ear) -> Result<(), Fault> {
+        let before = ear.events.take();
         let tables = iptables::apply(self.family, steps).await?;
-        if before > 0 || self.ruleset.take() > tables {
-            self.doubt(Why::Ruleset);
+        ear.strangers |= before > 0 || ear.events.take() > tables;
+        for (table, steps) in steps {
+            diff::carried_out(self.tables.entry(table).or_default(), steps);
         }
-        diff::carried_out(&mut self.tables.filter, &steps.filter);
-        diff::carried_out(&mut self.tables.nat, &steps.nat);
         Ok(())
     }
 
-    /// Waits until somebody else changes the ruleset.
-    ///
-    /// # Cancel safety
-    /// No change is lost.
-    pub(super) async fn ruleset_changed(&mut self) -> Result<(), Fault> {
-        self.ruleset.changed().await
-    }
-
     /// Carries out what can be carried out, and closes the chains that cannot be written.
-    async fn apply_apart(&mut self, desired: &Desired) -> Result<(), Fault> {
+    async fn apply_apart(&mut self, desired: &Desired, ear: &mut Ear) -> Result<(), Fault> {
         self.tables = iptables::observe(self.family).await?;
         // Every chain is made first, empty, so that no step fails for another's fault. An empty chain accepts nothing.
         let fresh = |step: ChainStep| match step {
             ChainStep::Write(name, text) => {
                 let empty = ChainText { ordered: text.ordered, lines: Vec::new() };
-                (!self.tables.filter.chains.contains_key(&name)).then(|| ChainStep::Write(name, Arc::new(empty)))
+                (!self.seen(FILTER).chains.contains_key(&name)).then(|| ChainStep::Write(name, Arc::new(empty)))
             }
             _ => None,
         };
-        let all = diff::steps(&desired.filter, &self.tables.filter, None);
-        let made = Steps { filter: all.into_iter().filter_map(fresh).collect(), nat: Vec::new() };
-        self.carry_out(&made).await?;
+        let all = diff::steps(&desired.filter, self.seen(FILTER), None);
+        let made = Steps::from([(FILTER, all.into_iter().filter_map(fresh).collect())]);
+        self.carry_out(&made, ear).await?;
 
-        let filter = diff::steps(&desired.filter, &self.tables.filter, None);
-        let nat = diff::steps(&desired.nat, &self.tables.nat, None);
-        let mut waiting = vec![Steps { filter: Vec::new(), nat }, Steps { filter, nat: Vec::new() }];
-        while let Some(mut steps) = waiting.pop() {
-            let Err(fault) = self.carry_out(&steps).await else { continue };
-            if steps.filter.len() + steps.nat.len() > 1 {
-                let rest = Steps {
-                    filter: steps.filter.split_off(steps.filter.len().div_ceil(2)),
-                    nat: steps.nat.split_off(steps.nat.len().div_ceil(2)),
-                };
-                waiting.extend([rest, steps]);
-            } else if let Some(step) = steps.filter.pop().or_else(|| steps.nat.pop()) {
-                self.give_up(&step, &fault).await;
+        let apart = |(table, wanted): (&'static str, &Table)| (table, diff::steps(wanted, self.seen(table), None));
+        let mut waiting: Vec<(&str, Vec<ChainStep>)> =
+            [(NAT, &desired.nat), (FILTER, &desired.filter), (RAW, &desired.raw)].map(apart).into();
+        while let Some((table, mut steps)) = waiting.pop() {
+            let whole = Steps::from([(table, steps.clone())]);
+            let Err(fault) = self.carry_out(&whole, ear).await else { continue };
+            if steps.len() > 1 {
+                let rest = steps.split_off(steps.len().div_ceil(2));
+                waiting.extend([(table, rest), (table, steps)]);
+            } else if let Some(step) = steps.pop() {
+                self.give_up(table, &step, &fault, ear).await;
             }
         }
         Ok(())
     }
 
-    /// Closes a chain that cannot be written. The base chains are not: they are few and fixed, and closed they would cut
+    /// Closes a chain of policy that cannot be written. The base chains are not: they are few and fixed, and closed they would cut
     /// off every container.
-    async fn give_up(&mut self, step: &ChainStep, fault: &Fault) {
+    async fn give_up(&mut self, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
         self.blame(step.object(), fault.to_string());
         let (ChainStep::Write(name, _) | ChainStep::Append(name, _) | ChainStep::Delete(name, _)) = step else {
             return;
         };
         self.failed.insert(name.clone());
-        if !matches!(step, ChainStep::Write(..)) || base_table(ToHost::Drop).chains.contains_key(name) {
+        if table != FILTER
+            || !matches!(step, ChainStep::Write(..))
+            || base_table(self.family, ToHost::Drop).chains.contains_key(name)
+        {
             return;
         }
         let closed = filter::closed(name.clone(), "its rules could not be written");
         let write = ChainStep::Write(name.clone(), Arc::new(closed.render()));
-        let steps = Steps { filter: vec![write], nat: Vec::new() };
-        if let Err(fault) = self.carry_out(&steps).await {
+        let steps = Steps::from([(FILTER, vec![write])]);
+        if let Err(fault) = self.carry_out(&steps, ear).await {
             self.blame(format!("{} (closing it)", step.object()), fault.to_string());
         }
     }

@@ -1,4 +1,4 @@
-use super::kernel::{Kernel, Why};
+use super::kernel::{Ear, Kernel, Why};
 use super::*;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
@@ -25,32 +25,83 @@ const SMALL: &str = r#"{
     "/calico/v1/host/h2/workload/docker/c3/endpoint/cccc1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "calicccc1111aaa", "mac": "02:00:00:00:00:03", "profile_ids": ["web"], "ipv4_nets": ["192.168.1.3/32"]}
 }"#;
 
+/// The same endpoints of h1 in both families, and one that has IPv6 only.
+const DUAL: &str = r#"{
+    "/calico/v1/ipam/v6/pool/fd00:0:0:1::-64": {"cidr": "fd00:0:0:1::/64", "masquerade": true},
+    "/calico/v1/ipam/v6/pool/::-0": {"cidr": "::/0"},
+    "/calico/v1/policy/profile/web/tags": ["web"],
+    "/calico/v1/policy/profile/web/rules": {"inbound_rules": [
+        {"action": "deny", "protocol": "tcp", "src_net": "fd01::/16", "dst_ports": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,"20:30"]},
+        {"src_tag": "web", "protocol": "icmp", "icmp_type": 8},
+        {"src_tag": "web", "protocol": "icmpv6", "icmp_type": 128, "icmp_code": 0},
+        {"src_tag": "web", "dst_ports": ["80:81"]}, {"protocol": "sctp", "src_ports": [1]}
+    ], "outbound_rules": [{"action": "allow"}]},
+    "/calico/v1/host/h1/workload/docker/c1/endpoint/aaaa1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "caliaaaa1111aaa", "mac": "02:00:00:00:00:01", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.1/32"], "ipv6_nets": ["fd00:0:0:1::1/128"]},
+    "/calico/v1/host/h1/workload/docker/c2/endpoint/aaaa2222aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "caliaaaa2222aaa", "mac": "02:00:00:00:00:02", "profile_ids": ["web"], "ipv6_nets": ["fd00:0:0:1::2/128"]},
+    "/calico/v1/host/h1/workload/docker/c4/endpoint/aaaa4444aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "caliaaaa4444aaa", "mac": "02:00:00:00:00:04", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.4/32"]},
+    "/calico/v1/host/h2/workload/docker/c3/endpoint/cccc1111aaaa1111aaaa1111aaaa1111": {"state": "active", "name": "calicccc1111aaa", "mac": "02:00:00:00:00:03", "profile_ids": ["web"], "ipv6_nets": ["fd00:0:0:1::3/128"]}
+}"#;
+
 const LINK: &str =
     "ip link add caliaaaa1111aaa type veth peer name far && ip link set far up && ip link set caliaaaa1111aaa up";
 
 fn desired(snapshot: &str) -> Desired {
-    let mut desired = Desired::new("h1".parse().unwrap(), Family::V4);
+    desired_of(Family::V4, snapshot)
+}
+
+fn desired_of(family: Family, snapshot: &str) -> Desired {
+    let mut desired = Desired::new("h1".parse().unwrap(), family);
     desired.update(&from_json(snapshot));
     desired
 }
 
-fn kernel() -> Kernel {
-    Kernel::new(Family::V4, KernelRoutes::open().unwrap(), ruleset::listen().unwrap())
+/// The kernel of one family, with an ear of its own.
+struct Hands {
+    family: Family,
+    kernel: Kernel,
+    ear: Ear,
+}
+
+fn kernel() -> Hands {
+    hands(Family::V4)
+}
+
+fn hands(family: Family) -> Hands {
+    let routes = Arc::new(KernelRoutes::open().unwrap());
+    Hands { family, kernel: Kernel::new(family, routes), ear: Ear::new(ruleset::listen().unwrap()) }
+}
+
+impl Hands {
+    async fn apply(&mut self, desired: &Desired, changes: &Changes) -> bool {
+        self.kernel.apply(desired, changes, &mut self.ear).await
+    }
+
+    /// What is left to do, of every kind.
+    async fn left(&self, desired: &Desired) -> String {
+        left_of(self.family, desired).await
+    }
 }
 
 /// The steps that are left, of every kind.
 async fn left(desired: &Desired) -> String {
-    let seen = iptables::observe(Family::V4).await.unwrap();
-    let there = crate::edge::ipsets::observe().await.unwrap();
-    let routes = KernelRoutes::open().unwrap().observe(Family::V4).await.unwrap();
-    let filter = diff::steps(&desired.filter, &seen.filter, None);
-    let nat = diff::steps(&desired.nat, &seen.nat, None);
+    left_of(Family::V4, desired).await
+}
+
+async fn left_of(family: Family, desired: &Desired) -> String {
+    let seen = iptables::observe(family).await.unwrap();
+    let there = ipsets::observe(family).await.unwrap();
+    let routes = KernelRoutes::open().unwrap().observe(family).await.unwrap();
+    let tables = [(FILTER, &desired.filter), (diff::NAT, &desired.nat), (RAW, &desired.raw)];
+    let chains: Vec<_> = tables
+        .into_iter()
+        .flat_map(|(name, table)| diff::steps(table, &seen.get(name).cloned().unwrap_or_default(), None))
+        .collect();
     let steps = [sets::steps(&desired.sets, &there), sets::removals(&desired.sets, &there)].concat();
     let moves = routes::steps(&desired.routes, &routes, |route| desired.may_stay(route));
-    if filter.is_empty() && nat.is_empty() && steps.is_empty() && moves.is_empty() {
+    if chains.is_empty() && steps.is_empty() && moves.is_empty() {
         return String::new();
     }
-    format!("{filter:?} {nat:?} {steps:?} {moves:?}")
+    format!("{chains:?} {steps:?} {moves:?}")
 }
 
 #[test]
@@ -103,7 +154,7 @@ fn damage_of_every_kind_is_put_right() {
         ] {
             sh(damage).await;
             assert_ne!(left(&wanted).await, "", "{damage}: not seen");
-            kernel.doubt(Why::Clock);
+            kernel.kernel.doubt(Why::Clock);
             assert!(kernel.apply(&wanted, &Changes::default()).await, "{damage}");
             assert_eq!(left(&wanted).await, "", "{damage}");
         }
@@ -121,9 +172,60 @@ fn a_change_is_applied_without_looking() {
         for snapshot in [small.clone(), Snapshot::default(), small] {
             let changes = wanted.update(&snapshot);
             assert!(kernel.apply(&wanted, &changes).await);
-            assert!(!kernel.looked_at_all());
+            assert!(!kernel.kernel.looked_at_all());
             assert_eq!(left(&wanted).await, "");
         }
+    });
+}
+
+#[test]
+fn the_two_families_stand_side_by_side_and_neither_touches_the_others() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        sh("ip link add caliaaaa2222aaa type veth peer name far2; ip link add caliaaaa4444aaa type veth peer name far4").await;
+        sh("ip link set caliaaaa2222aaa up; ip link set caliaaaa4444aaa up").await;
+        sh("ip6tables -N DOCKER; ip6tables -A FORWARD -j DOCKER; ip6tables -t raw -A PREROUTING -j RETURN").await;
+        sh("ipset create calico6x hash:ip family inet6; ip -6 route add fd99::9/128 dev lo proto static").await;
+        let wanted = [Family::V4, Family::V6].map(|family| desired_of(family, DUAL));
+        let (mut four, mut six) = (hands(Family::V4), hands(Family::V6));
+        assert!(four.apply(&wanted[0], &Changes::default()).await);
+        assert!(six.apply(&wanted[1], &Changes::default()).await);
+        for damage in [
+            "true",
+            "ip6tables -F",
+            "ip6tables -t raw -F calico-PREROUTING",
+            "ip6tables -t raw -D PREROUTING 1",
+            "ip6tables -t raw -I PREROUTING -j ACCEPT",
+            "ip6tables -t nat -F",
+            "ipset flush calico6-t-web",
+            "ipset create calico6-t-old hash:ip family inet6",
+            "ip -6 route del fd00:0:0:1::1/128",
+            "ip -6 route replace fd00:0:0:1::1/128 dev lo proto 97 metric 7",
+            "ip -6 route add fd00:0:0:9::/64 dev caliaaaa1111aaa proto 97",
+        ] {
+            sh(damage).await;
+            for (hands, wanted) in [(&mut six, &wanted[1]), (&mut four, &wanted[0])] {
+                hands.kernel.doubt(Why::Clock);
+                assert!(hands.apply(wanted, &Changes::default()).await, "{damage}");
+            }
+            assert_eq!(four.left(&wanted[0]).await, "", "{damage}");
+            assert_eq!(six.left(&wanted[1]).await, "", "{damage}");
+        }
+        // An endpoint stands only where it has an address.
+        for (save, there, missing) in
+            [("iptables-save", "aaaa4444aaa", "aaaa2222aaa"), ("ip6tables-save", "aaaa2222aaa", "aaaa4444aaa")]
+        {
+            let saved = sh(save).await;
+            assert!(saved.contains(there) && saved.contains("aaaa1111aaa") && !saved.contains(missing), "{saved}");
+        }
+        let empty = desired_of(Family::V6, "{}");
+        assert!(six.apply(&empty, &Changes::default()).await || six.apply(&empty, &Changes::default()).await);
+        six.kernel.doubt(Why::Clock);
+        assert!(six.apply(&empty, &Changes::default()).await);
+        assert_eq!((six.left(&empty).await, four.left(&wanted[0]).await), (String::new(), String::new()));
+        assert!(sh_succeeds("ipset list calico6x -terse").await);
+        assert!(sh("ip -6 route show fd99::9").await.contains("static"));
+        assert!(sh("ip6tables -t raw -S PREROUTING").await.contains("RETURN"));
     });
 }
 
@@ -138,11 +240,14 @@ fn one_bad_chain_is_closed_and_the_rest_is_programmed() {
         wanted.filter.chains.insert(bad.clone(), Arc::new(text));
         let mut kernel = kernel();
         assert!(!kernel.apply(&wanted, &Changes::default()).await);
-        assert_eq!(kernel.faults().map(|(object, _)| object.as_str()).collect::<Vec<_>>(), ["chain calico-pi-web"]);
+        assert_eq!(
+            kernel.kernel.faults().map(|(object, _)| object.as_str()).collect::<Vec<_>>(),
+            ["chain calico-pi-web"]
+        );
         assert!(sh("iptables -S calico-pi-web").await.contains("-j DROP"));
         let good = desired(SMALL);
         let (_, endpoint) = good.placed().next().unwrap();
-        assert!(kernel.holds(endpoint) && kernel.routes_to(endpoint, &good.routes));
+        assert!(kernel.kernel.holds(endpoint) && kernel.kernel.routes_to(endpoint, &good.routes));
         assert!(kernel.apply(&good, &Changes::default()).await);
         assert_eq!(left(&good).await, "");
     });
@@ -154,12 +259,12 @@ fn a_missing_interface_is_the_fault_of_its_endpoint_only() {
         let wanted = desired(SMALL);
         let mut kernel = kernel();
         assert!(!kernel.apply(&wanted, &Changes::default()).await);
-        let faults: Vec<_> = kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
+        let faults: Vec<_> = kernel.kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert!(faults[0].starts_with("aaaa1111aaaa1111aaaa1111aaaa1111: route 192.168.0.1"), "{faults:?}");
         sh(LINK).await;
         assert!(kernel.apply(&wanted, &Changes::default()).await);
-        assert!(!kernel.looked_at_all());
+        assert!(!kernel.kernel.looked_at_all());
         assert_eq!(left(&wanted).await, "");
     });
 }
@@ -343,9 +448,23 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             sh("iptables -D FORWARD 1; iptables -F calico-po-web").await;
             let mended = "iptables -S FORWARD 1 | grep -q calico-FORWARD && iptables -S calico-po-web | grep -q allow";
             until("the chains are mended", mended).await;
+            sh("sysctl -qw net.ipv6.conf.caliaaaa1111aaa.disable_ipv6=0").await;
+            let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(DUAL).unwrap();
+            for (path, value) in map {
+                put(path, value.to_string()).await;
+            }
+            wait(&mut programmed, |now| now.endpoints[&id].active && now.endpoints.len() == 3).await;
+            let faults = programmed.borrow().faults.clone();
+            assert!(faults["aaaa2222aaaa1111aaaa1111aaaa1111"].contains("no such interface"), "{faults:?}");
+            until("both routes stand", "ip route show proto 97; ip -6 route show proto 97 | grep -q fd00:0:0:1::1")
+                .await;
+            sh("ip6tables -D FORWARD 1; ip6tables -t raw -F; ipset flush calico6-t-web").await;
+            let mended = "ip6tables -S FORWARD 1 | grep -q calico-FORWARD && ip6tables -t raw -S | grep -q rpfilter \
+                          && ipset test calico6-t-web fd00:0:0:1::3";
+            until("IPv6 is mended", mended).await;
             sh("ETCDCTL_API=3 etcdctl del --prefix /calico/v1/host/h1/workload").await;
             wait(&mut programmed, |now| now.endpoints.is_empty()).await;
-            assert!(!sh("iptables-save; ip route show proto 97").await.contains("aaaa1111"));
+            assert!(!sh("iptables-save; ip6tables-save; ip route show proto 97").await.contains("aaaa1111"));
             stop.cancel();
         };
         let (ended, (), ()) = tokio::join!(agent, watching, story);

@@ -44,6 +44,7 @@ impl Network {
     pub(crate) async fn settle(&self, id: &ContainerId, through_us: bool) -> Result<(), Fault> {
         let lock = self.lock(id);
         let _serial = lock.lock().await;
+        self.reservations.tidy(id)?;
         for _ in 0..ATTEMPTS {
             let keys = self.keys(id);
             if keys.is_empty() && !self.is_reserved(id) {

@@ -222,6 +222,7 @@ impl Machine<'_> {
             Match::Out(interface) => is(interface, &packet.to),
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
             Match::Accepted(yes) => packet.marked == *yes,
+            Match::SourceElsewhere => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
             Match::Net(end, net) => net.contains(&address(end)),
             Match::InSet(end, set) => self.sets[set].members.contains(&address(end).into()),
@@ -245,7 +246,7 @@ impl Machine<'_> {
 /// The typed chains of a snapshot; their text is just what is wanted in the kernel.
 fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     let setting = snapshot.setting(&host(), "DefaultEndpointToHostAction");
-    let mut chains = filter::base(ToHost::parse(setting).0);
+    let mut chains = filter::base(Family::V4, ToHost::parse(setting).0);
     let mut prefixes = BTreeSet::from([String::new()]);
     for (suffix, placed) in &desired.placed {
         chains.extend(filter::endpoint(Family::V4, &placed.key, &placed.record, suffix));
