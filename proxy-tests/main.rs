@@ -19,6 +19,7 @@ mod differ;
 mod doors;
 mod embedded;
 mod first_instruction;
+mod flows;
 mod guard;
 mod install;
 mod lab_itself;

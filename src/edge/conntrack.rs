@@ -219,3 +219,60 @@ fn read(family: Family, body: &[u8]) -> Option<(Flow, Named)> {
     };
     Some((flow, Named(named)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::testnet::{in_own_network, sh};
+
+    /// A table with flows of every kind, and entries in zones of their own.
+    const FLOWS: &str = "
+        conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.2 --sport 1000 --dport 80 --state ESTABLISHED -t 600 &&
+        conntrack -I -p tcp -s 10.0.0.1 -d 10.0.0.9 -r 10.0.0.2 -q 172.25.0.1 --sport 1001 --dport 80 --reply-port-src 8080 --reply-port-dst 1001 --state ESTABLISHED -t 600 &&
+        conntrack -I -p udp -s 10.0.0.3 -d 10.0.0.2 --sport 53 --dport 5353 -t 600 -w 7 &&
+        conntrack -I -p icmp -s 10.0.0.1 -d 10.0.0.2 --icmp-type 8 --icmp-code 0 --icmp-id 5 -t 600 &&
+        conntrack -I -p tcp -s fd00::1 -d fd00::2 --sport 1000 --dport 80 --state ESTABLISHED -t 600";
+
+    #[test]
+    fn every_flow_is_understood_and_those_that_are_picked_go_and_no_other() {
+        in_own_network(|| async {
+            sh(FLOWS).await;
+            let mut flows = Vec::new();
+            let mut look = |flow: &Flow| {
+                flows.push(*flow);
+                false
+            };
+            assert_eq!(cut(Family::V4, &mut look).await, Ok(0));
+            assert_eq!(cut(Family::V6, &mut look).await, Ok(0));
+            flows.sort_by_key(|flow| (flow.src.is_ipv6(), flow.protocol, flow.ports));
+            let [src, dst, asked, host]: [IpAddr; 4] =
+                ["10.0.0.1", "10.0.0.2", "10.0.0.9", "172.25.0.1"].map(|text| text.parse().unwrap());
+            let tcp = Flow { protocol: 6, src, dst, ports: (1000, 80), icmp: (0, 0), outer: (dst, src) };
+            assert_eq!(flows.len(), 5, "{flows:?}");
+            assert_eq!((flows[0].protocol, flows[0].icmp), (1, (8, 0)));
+            assert_eq!(flows[1], tcp);
+            // What policy sees of it is the destination after its translation.
+            assert_eq!(flows[2], Flow { ports: (1001, 8080), outer: (asked, host), ..tcp });
+            assert_eq!((flows[3].protocol, flows[3].ports), (17, (53, 5353)));
+            assert_eq!((flows[4].src, flows[4].dst), ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()));
+
+            assert_eq!(cut(Family::V4, |flow| flow.protocol == 17 || flow.touches(host)).await, Ok(2));
+            let mut left = 0;
+            cut(Family::V4, |_| {
+                left += 1;
+                false
+            })
+            .await
+            .unwrap();
+            assert_eq!(left, 2);
+            assert_eq!(cut(Family::V6, |_| true).await, Ok(1));
+        });
+    }
+
+    #[test]
+    fn what_is_no_flow_is_passed_over() {
+        for bytes in [&b""[..], &[0; 40], &[255; 64], &[4, 0, 1, 0, 4, 0, 2, 0]] {
+            assert!(read(Family::V4, bytes).is_none());
+        }
+    }
+}

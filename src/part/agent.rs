@@ -369,6 +369,9 @@ impl Agent {
             }
             Wake::Sizes => {
                 self.look_at_sizes().await;
+                for Plane { desired, kernel, .. } in &mut self.planes {
+                    kernel.recheck_flows(desired).await;
+                }
                 clocks.sizes = Instant::now() + SIZES_EVERY;
             }
             Wake::Audit => {
@@ -579,6 +582,7 @@ fn merge(into: &mut Changes, more: Changes) {
     into.filter.extend(more.filter);
     into.sets.extend(more.sets);
     into.routes.extend(more.routes);
+    into.left.extend(more.left);
     into.endpoints.extend(more.endpoints);
     into.nat |= more.nat;
 }

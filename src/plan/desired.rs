@@ -40,6 +40,8 @@ pub(crate) struct Changes {
     pub(crate) nat: bool,
     pub(crate) sets: BTreeSet<SetName>,
     pub(crate) routes: BTreeSet<IpAddr>,
+    /// Addresses that were routed to an endpoint of this host and are not any more, or to another.
+    pub(crate) left: BTreeSet<IpAddr>,
     /// Endpoints of this host.
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
@@ -471,6 +473,9 @@ impl Desired {
             let old = self.routes.get(address).cloned();
             if old != name {
                 changes.routes.insert(*address);
+                if old.is_some() {
+                    changes.left.insert(*address);
+                }
                 let _ = match name {
                     Some(name) => self.routes.insert(*address, name),
                     None => self.routes.remove(address),

@@ -70,7 +70,12 @@ fn holds(one: &Match, flow: &Flow, sets: &Sets) -> bool {
         Match::Ports(end, ports) => ports.iter().any(|ports| (ports.first..=ports.last).contains(&port(end))),
         Match::Icmp(_, kind, code) => flow.icmp.0 == *kind && code.is_none_or(|code| flow.icmp.1 == code),
         // No rule of a profile becomes any of these.
-        Match::In(_) | Match::Out(_) | Match::Tracked(_) | Match::Accepted(_) | Match::MacIsNot(_) => false,
+        Match::In(_)
+        | Match::Out(_)
+        | Match::Tracked(_)
+        | Match::Accepted(_)
+        | Match::SourceElsewhere
+        | Match::MacIsNot(_) => false,
     }
 }
 

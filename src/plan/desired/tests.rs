@@ -8,6 +8,7 @@ use crate::model::rule::{Action, Ports, Protocol, Rule, Side};
 use crate::model::snapshot::tests::from_json;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::diff::{SeenTable, carried_out, steps};
+use crate::plan::flow::Flow;
 use crate::plan::sets::IpSet;
 
 fn host() -> HostName {
@@ -356,7 +357,7 @@ fn naive_forward(snapshot: &Snapshot, packet: &Packet) -> Verdict {
     let into = || behind(snapshot, &packet.to).is_some_and(|one| endpoint_allows(snapshot, one, Way::To, packet));
     match packet.tracked {
         _ if !from_ours && !to_ours => Verdict::Passed,
-        Some(Tracked::Invalid) => Verdict::Drop,
+        Some(Tracked::Invalid | Tracked::Midstream) => Verdict::Drop,
         Some(Tracked::Established) => Verdict::Accept,
         None if (!from_ours || naive_out(snapshot, packet)) && (!to_ours || into()) => Verdict::Accept,
         None => Verdict::Drop,
@@ -369,17 +370,16 @@ fn naive_input(snapshot: &Snapshot, packet: &Packet) -> Verdict {
         _ if !packet.from.starts_with("cali") => Verdict::Passed,
         (Some(Tracked::Invalid), _) => Verdict::Drop,
         (Some(Tracked::Established), _) => Verdict::Accept,
-        (None, Some("RETURN")) if naive_out(snapshot, packet) => Verdict::Passed,
-        (None, Some("ACCEPT")) if naive_out(snapshot, packet) => Verdict::Accept,
-        (None, _) => Verdict::Drop,
+        (None | Some(Tracked::Midstream), Some("RETURN")) if naive_out(snapshot, packet) => Verdict::Passed,
+        (None | Some(Tracked::Midstream), Some("ACCEPT")) if naive_out(snapshot, packet) => Verdict::Accept,
+        (None | Some(Tracked::Midstream), _) => Verdict::Drop,
     }
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
     let interface = || prop_oneof![5 => (0..IDS.len()).prop_map(|i| format!("cali{}", IDS[i])), 1 => Just("calistray".to_owned()), 1 => Just("cali".to_owned()), 1 => Just("eth0".to_owned())];
     let address = || (1u8..7).prop_map(|last| Ipv4Addr::new(10, 0, 0, last));
-    let tracked =
-        prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
+    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Midstream]).prop_map(Some)];
     let protocol = prop_oneof![Just(1u8), Just(6), Just(17), Just(47), Just(58), Just(132)];
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
     (head, (0u16..45, 0u16..45), (7u8..9, 0u8..2), tracked, any::<bool>()).prop_map(
@@ -408,6 +408,50 @@ proptest! {
             let verdict = machine.run(&ChainName::fixed("INPUT"), &mut packet.clone());
             prop_assert_eq!(verdict, naive_input(&snapshot, &packet), "input: {:?}", packet);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// A flow is cut just when the chains would not let its first packet pass any more.
+    #[test]
+    fn a_flow_is_judged_as_the_chains_judge_its_first_packet(snapshot in snapshot(), packets in prop::collection::vec(packet(), 30)) {
+        let desired = fresh(&snapshot);
+        let machine = Machine { chains: typed(&desired, &snapshot), sets: &desired.sets };
+        let mut judge = desired.judge(BTreeSet::new());
+        for mut packet in packets {
+            let at = |address: Ipv4Addr| desired.routes.get(&IpAddr::V4(address)).map_or("eth0".to_owned(), ToString::to_string);
+            (packet.from, packet.to, packet.tracked) = (at(packet.src), at(packet.dst), None);
+            if let Some(mac) = behind(&snapshot, &packet.from).and_then(|endpoint| endpoint.mac) {
+                packet.mac = mac;
+            }
+            let (src, dst) = (IpAddr::V4(packet.src), IpAddr::V4(packet.dst));
+            let flow = Flow { protocol: packet.protocol, src, dst, ports: packet.ports, icmp: packet.icmp, outer: (dst, src) };
+            let passes = machine.run(&ChainName::fixed("FORWARD"), &mut packet.clone()) != Verdict::Drop;
+            prop_assert_eq!(judge.allows(&flow), passes, "{:?}", packet);
+        }
+    }
+}
+
+#[test]
+fn flows_with_the_host_itself_are_the_settings_business() {
+    let map = ONE.replace("inactive", "active").replacen('{', "{SETTING", 1);
+    let with = |setting: &str| {
+        let setting = if setting.is_empty() {
+            String::new()
+        } else {
+            format!(r#""/calico/v1/config/DefaultEndpointToHostAction": "{setting}","#)
+        };
+        fresh(&from_json(&map.replace("SETTING", &setting)))
+    };
+    let [own, container]: [IpAddr; 2] = ["172.25.0.1", "10.0.0.1"].map(|text| text.parse().unwrap());
+    let flow = |src, dst| Flow { protocol: 6, src, dst, ports: (1, 2), icmp: (0, 0), outer: (dst, src) };
+    for (setting, out) in [("", false), ("DROP", false), ("RETURN", true), ("ACCEPT", true)] {
+        let desired = with(setting);
+        let mut judge = desired.judge([own].into());
+        assert!(judge.allows(&flow(own, container)));
+        assert_eq!(judge.allows(&flow(container, own)), out, "{setting}");
     }
 }
 
