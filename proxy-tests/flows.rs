@@ -119,10 +119,10 @@ fn a_flow_is_cut_when_policy_allows_it_no_more_and_only_then() {
     set_rules(h1, "server", &tagged);
     pause(Duration::from_secs(1));
     assert!(lines.iter().chain([&of_host, &own]).all(Line::carries));
-    h2.calicoctl("profile far tag remove far").ok();
+    lab.etcd().put("/calico/v1/policy/profile/far/tags", "[]");
     lines[1].is_cut();
     assert!(lines[0].carries() && own.carries());
-    h1.calicoctl("profile near tag add bad").ok();
+    lab.etcd().put("/calico/v1/policy/profile/near/tags", r#"["near", "bad"]"#);
     lines[0].is_cut();
     assert!(of_host.carries() && own.carries());
 

@@ -152,7 +152,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
         address
     };
     let etcd = Etcd::connect(&address).await?;
-    let store = Arc::new(Store::new());
+    let store = Arc::new(Store::new(host.clone()));
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());

@@ -171,12 +171,12 @@ impl Etcd {
 
     /// The whole datastore at one revision.
     pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
-        self.load_standing().await.map(|(_, snapshot)| snapshot)
+        self.load_into(Snapshot::default()).await.map(|(_, snapshot)| snapshot)
     }
 
-    /// The same, with what the datastore said of itself meanwhile.
-    pub(crate) async fn load_standing(&self) -> Result<(Standing, Snapshot), Fault> {
-        let mut snapshot = Snapshot::default();
+    /// The same, taken into an empty snapshot, which may be one that keeps less; with what the datastore said of itself
+    /// meanwhile.
+    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
         let mut from = ROOT.as_bytes().to_vec();
         // The end of a range of all keys with a prefix: the prefix with its last byte one higher.
         let mut end = from.clone();

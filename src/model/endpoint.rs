@@ -138,6 +138,11 @@ impl Endpoint {
         }
     }
 
+    /// Where the container sends what is for others.
+    pub(crate) fn next_hops(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        [self.ipv4_gateway, self.ipv6_gateway].into_iter().flatten()
+    }
+
     pub(crate) fn ipv4(&self) -> impl Iterator<Item = std::net::Ipv4Addr> + '_ {
         self.addresses.iter().filter_map(|address| match address {
             IpAddr::V4(v4) => Some(*v4),
@@ -150,6 +155,25 @@ impl Endpoint {
             IpAddr::V4(_) => None,
             IpAddr::V6(v6) => Some(*v6),
         })
+    }
+}
+
+/// What counts, on another host, of an endpoint: the addresses that it brings to the tags of its profiles, and its next
+/// hops, which no container may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Remote {
+    pub(crate) addresses: Box<[IpAddr]>,
+    pub(crate) profiles: Box<[ProfileName]>,
+    pub(crate) next_hops: Box<[IpAddr]>,
+}
+
+impl Remote {
+    pub(crate) fn of(endpoint: &Endpoint) -> Self {
+        Remote {
+            addresses: endpoint.addresses.iter().copied().collect(),
+            profiles: endpoint.profiles.iter().cloned().collect(),
+            next_hops: endpoint.next_hops().collect(),
+        }
     }
 }
 

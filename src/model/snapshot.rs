@@ -3,16 +3,20 @@
 //! It is the same whatever the way that led to it: applying the changes since any earlier snapshot, or loading anew,
 //! gives an equal value. A record that cannot be read stays in it with the reason, because what it stands for must be
 //! closed, not forgotten.
+//!
+//! A node's own snapshot knows its host: of the endpoints of all others, of which there may be a hundred thousand, it keeps
+//! only what counts here, in records that whoever derives something from them shares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 
 use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
 use super::claim::Claim;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Remote};
 use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
 use super::name::{HostName, ProfileName, TagName};
 use super::pool::{Family, Pool};
@@ -41,18 +45,56 @@ pub(crate) struct Change {
     pub(crate) value: Option<Vec<u8>>,
 }
 
+/// Which records may differ from those that somebody saw last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Any: there is another snapshot.
+    All,
+    Of(BTreeSet<Key>),
+}
+
+impl News {
+    pub(crate) fn none() -> Self {
+        News::Of(BTreeSet::new())
+    }
+
+    pub(crate) fn add(&mut self, key: Key) {
+        if let News::Of(keys) = self {
+            keys.insert(key);
+        }
+    }
+
+    /// Whether there may be any of a kind.
+    pub(crate) fn any(&self, is: impl Fn(&Key) -> bool) -> bool {
+        match self {
+            News::All => true,
+            News::Of(keys) => keys.iter().any(is),
+        }
+    }
+}
+
 type Records<K, T> = BTreeMap<K, Record<T>>;
+
+/// The endpoints of other hosts.
+pub(crate) type Remotes = BTreeMap<Arc<EndpointKey>, Arc<Record<Remote>>>;
 
 /// See the module. A field holds the records of one kind of key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Snapshot {
+    /// Whose endpoints are kept in whole; `None`: those of all hosts are.
+    host: Option<HostName>,
     /// The newest revision that it includes.
     pub(crate) revision: i64,
     pub(crate) ready: Option<Record<bool>>,
     pub(crate) config: Records<String, String>,
     pub(crate) host_config: Records<(HostName, String), String>,
     pub(crate) host_ips: Records<HostName, IpAddr>,
+    /// Those that are kept in whole.
     pub(crate) endpoints: Records<EndpointKey, Endpoint>,
+    /// The others.
+    pub(crate) remote: Remotes,
+    /// How many endpoints have an address as their next hop.
+    next_hops: BTreeMap<IpAddr, usize>,
     pub(crate) tags: Records<ProfileName, Vec<TagName>>,
     pub(crate) rules: Records<ProfileName, Rules>,
     pub(crate) pools: Records<IpNet, Pool>,
@@ -121,6 +163,11 @@ fn store_one<T>(slot: &mut Option<Record<T>>, change: &Change, read: impl FnOnce
 }
 
 impl Snapshot {
+    /// The empty snapshot of a node on this host.
+    pub(crate) fn of(host: HostName) -> Self {
+        Snapshot { host: Some(host), ..Snapshot::default() }
+    }
+
     /// Takes one change in. Answers the key that changed; `None` where the path is not one of ours.
     pub(crate) fn apply(&mut self, change: &Change) -> Option<Key> {
         self.revision = self.revision.max(change.revision);
@@ -130,7 +177,7 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
-            Key::Endpoint(key) => store(&mut self.endpoints, key, change, json),
+            Key::Endpoint(key) => self.store_endpoint(key, change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
             Key::ProfileRules(profile) => store(&mut self.rules, profile, change, json),
             Key::Pool(net) => store(&mut self.pools, net, change, |value| pool(value, net)),
@@ -144,7 +191,7 @@ impl Snapshot {
         Some(key)
     }
 
-    /// Takes in what a watch tells; answers how many of the changes were stale.
+    /// Takes in what a watch tells, and says which keys those are; answers how many of the changes were stale.
     ///
     /// A watch tells every change after the revision that it began at, in the order of their revisions. So whatever is
     /// older than the newest revision here has been taken in already, or has been overtaken by what was: it comes from a
@@ -153,19 +200,60 @@ impl Snapshot {
     /// transaction, which speaks of a key once, so taking one of them in again changes nothing.
     ///
     /// Source: etcd, "KV API guarantees": watches are ordered, unique, reliable and atomic.
-    pub(crate) fn follow(&mut self, changes: &[Change]) -> usize {
+    pub(crate) fn follow(&mut self, changes: &[Change], news: &mut News) -> usize {
         let mut stale = 0;
         for change in changes {
             if change.revision < self.revision {
                 stale += 1;
-            } else {
-                self.apply(change);
+            } else if let Some(key) = self.apply(change) {
+                news.add(key);
             }
         }
         stale
     }
 
-    /// The endpoints of one host, readable or not.
+    fn store_endpoint(&mut self, key: EndpointKey, change: &Change) {
+        if self.remote.get(&key).is_some_and(|record| record.revision > change.revision) {
+            return;
+        }
+        let before = self.next_hops_of(&key);
+        let whole = self.host.as_ref().is_none_or(|host| *host == key.host);
+        let after = if whole {
+            store(&mut self.endpoints, key.clone(), change, json);
+            self.next_hops_of(&key)
+        } else if let Some(value) = &change.value {
+            let remote = json(value).map(|endpoint: Endpoint| Remote::of(&endpoint));
+            let next_hops = remote.iter().flat_map(|remote| remote.next_hops.to_vec()).collect();
+            self.remote.insert(Arc::new(key), Arc::new(Record { revision: change.revision, value: remote }));
+            next_hops
+        } else {
+            self.remote.remove(&key);
+            Vec::new()
+        };
+        for address in after {
+            *self.next_hops.entry(address).or_default() += 1;
+        }
+        for address in before {
+            let Some(number) = self.next_hops.get_mut(&address) else { continue };
+            *number -= 1;
+            if *number == 0 {
+                self.next_hops.remove(&address);
+            }
+        }
+    }
+
+    fn next_hops_of(&self, key: &EndpointKey) -> Vec<IpAddr> {
+        let own = self.endpoints.get(key).and_then(Record::readable).map(|endpoint| endpoint.next_hops().collect());
+        let remote = || self.remote.get(key).and_then(|record| Some(record.readable()?.next_hops.to_vec()));
+        own.or_else(remote).unwrap_or_default()
+    }
+
+    /// The next hops of all containers.
+    pub(crate) fn next_hops(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.next_hops.keys().copied()
+    }
+
+    /// The endpoints of one host that are kept in whole, readable or not.
     pub(crate) fn endpoints_of<'s>(
         &'s self,
         host: &'s HostName,
@@ -201,8 +289,13 @@ impl Snapshot {
             let bad = map.iter().filter_map(|(k, record)| record.value.as_ref().err().map(|reason| (k, reason)));
             bad.map(|(k, reason)| (key(k.clone()).path(), reason.clone())).collect()
         }
+        let remote = self.remote.iter().filter_map(|(key, record)| {
+            let reason = record.value.as_ref().err()?;
+            Some((Key::Endpoint(EndpointKey::clone(key)).path(), reason.clone()))
+        });
         [
             of(&self.endpoints, Key::Endpoint),
+            remote.collect(),
             of(&self.tags, Key::ProfileTags),
             of(&self.rules, Key::ProfileRules),
             of(&self.pools, Key::Pool),
@@ -223,8 +316,16 @@ pub(crate) mod tests {
 
     /// A snapshot from `path: value` pairs, where a value that is a string stands for its text and any other for its JSON.
     pub(crate) fn from_json(text: &str) -> Snapshot {
+        fill(Snapshot::default(), text)
+    }
+
+    /// The same, as a node on host `h1` keeps it.
+    pub(crate) fn from_json_on_h1(text: &str) -> Snapshot {
+        fill(Snapshot::of("h1".parse().unwrap()), text)
+    }
+
+    fn fill(mut snapshot: Snapshot, text: &str) -> Snapshot {
         let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap();
-        let mut snapshot = Snapshot::default();
         for (path, value) in map {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let change = Change { revision: 1, path: path.clone(), value: Some(value.into_bytes()) };
@@ -258,14 +359,16 @@ pub(crate) mod tests {
             Just(None),
             Just(Some(b"[\"t\"]".to_vec())),
             Just(Some(b"{}".to_vec())),
-            Just(Some(br#"{"state":"active","name":"cali1","ipv4_nets":["10.0.0.1/32"]}"#.to_vec())),
+            Just(Some(
+                br#"{"state":"active","name":"cali1","ipv4_nets":["10.0.0.1/32"],"ipv4_gateway":"10.1.0.1"}"#.to_vec()
+            )),
         ];
         (path, value).prop_map(|(path, value)| Change { revision: 0, path, value })
     }
 
     /// What a store that begins empty tells of these writes: each at a revision of its own, deletions of nothing untold.
     fn told(writes: Vec<Change>) -> Vec<Change> {
-        let mut there = std::collections::BTreeSet::new();
+        let mut there = BTreeSet::new();
         let mut told = Vec::new();
         for mut write in writes {
             let known =
@@ -303,14 +406,14 @@ pub(crate) mod tests {
                 if let Some((from, to)) = again.next() {
                     let (from, to) = (from.index(newest + 1), to.index(newest + 1));
                     let mut replay = told[from.min(to)..from.max(to)].to_vec();
-                    view.follow(&replay);
+                    view.follow(&replay, &mut News::All);
                     // Not even in the wrong order.
                     replay.reverse();
-                    view.follow(&replay);
+                    view.follow(&replay, &mut News::All);
                     prop_assert_eq!(&view, &at(newest));
                 }
                 newest += 1;
-                prop_assert_eq!(view.follow(&told[newest - 1..newest]), 0);
+                prop_assert_eq!(view.follow(&told[newest - 1..newest], &mut News::All), 0);
                 prop_assert_eq!(&view, &at(newest));
             }
         }
@@ -339,16 +442,21 @@ pub(crate) mod tests {
         /// The same last word on every key gives the same snapshot, whatever was said before and in what order.
         #[test]
         fn a_snapshot_does_not_depend_on_the_way_that_led_to_it(changes in prop::collection::vec(change(), 0..40)) {
-            let mut whole = Snapshot::default();
+            let mut whole = Snapshot::of("h1".parse().unwrap());
             let mut last: BTreeMap<&str, &Change> = BTreeMap::new();
             for change in &changes {
                 whole.apply(change);
                 last.insert(&change.path, change);
             }
-            let mut short = Snapshot::default();
+            let mut short = Snapshot::of("h1".parse().unwrap());
             for change in last.values().rev() {
                 short.apply(change);
             }
+            let mut next_hops = BTreeMap::new();
+            let own = short.endpoints.values().filter_map(Record::readable).flat_map(Endpoint::next_hops);
+            let others = short.remote.values().filter_map(|record| record.readable()).flat_map(|one| one.next_hops.to_vec());
+            own.chain(others).for_each(|address| *next_hops.entry(address).or_default() += 1);
+            prop_assert_eq!(&whole.next_hops, &next_hops);
             prop_assert_eq!(whole, short);
         }
     }

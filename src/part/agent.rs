@@ -34,10 +34,9 @@ use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, iptables, sysctl};
 use crate::model::fault::Fault;
-use crate::model::key::EndpointKey;
+use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{EndpointId, HostName};
 use crate::model::pool::Family;
-use crate::model::snapshot::Snapshot;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
@@ -401,12 +400,17 @@ impl Agent {
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
         let Agent { store, planes, known, host, ip, speaker, speech, audit_every, .. } = self;
-        store.read(|snapshot: &Snapshot| {
-            if snapshot.revision == 0 || *known == Some(snapshot.revision) {
+        store.take(|snapshot, news| {
+            if snapshot.revision == 0 {
                 return;
             }
             for Plane { desired, pending, .. } in planes {
-                merge(pending, desired.update(snapshot));
+                pending.merge(desired.update(snapshot, news));
+            }
+            *known = Some(snapshot.revision);
+            // Most news is of endpoints, on which nothing of the following depends.
+            if !news.any(|key| !matches!(key, Key::Endpoint(_) | Key::Assignment(_))) {
+                return;
             }
             let now = desired_bird(snapshot, host, *ip);
             if speaker.as_ref() != Some(&now) {
@@ -415,7 +419,6 @@ impl Agent {
             }
             let interval = snapshot.setting(host, "IptablesRefreshInterval").and_then(|text| text.trim().parse().ok());
             *audit_every = interval.filter(|seconds| *seconds > 0).map_or(AUDIT_EVERY, Duration::from_secs);
-            *known = Some(snapshot.revision);
         });
     }
 
@@ -576,15 +579,6 @@ fn mark(marked: Result<(), Fault>) {
     if let Err(fault) = marked {
         tracing::warn!(%fault, "a mark of what the kernel holds is not right");
     }
-}
-
-fn merge(into: &mut Changes, more: Changes) {
-    into.filter.extend(more.filter);
-    into.sets.extend(more.sets);
-    into.routes.extend(more.routes);
-    into.left.extend(more.left);
-    into.endpoints.extend(more.endpoints);
-    into.nat |= more.nat;
 }
 
 #[cfg(test)]

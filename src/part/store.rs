@@ -9,7 +9,7 @@
 //! when it has answered that. A watch that ends as soon as it began counts as a failed try.
 
 use std::mem::Discriminant;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,7 +20,8 @@ use crate::edge::etcd::{CALL_TIMEOUT, Etcd};
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::Key;
-use crate::model::snapshot::{Change, Snapshot};
+use crate::model::name::HostName;
+use crate::model::snapshot::{Change, News, Snapshot};
 use crate::part::defaults::Host;
 use crate::plan::standing::{self, Standing};
 
@@ -48,7 +49,10 @@ pub(crate) struct Synced {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Store {
+    host: HostName,
     view: RwLock<Snapshot>,
+    /// What of the view may have changed since [`Store::take`]. Written under the view's lock.
+    news: Mutex<News>,
     synced: watch::Sender<Synced>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
@@ -61,9 +65,11 @@ pub(crate) struct Holdings {
 }
 
 impl Store {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(host: HostName) -> Self {
         Store {
-            view: RwLock::new(Snapshot::default()),
+            view: RwLock::new(Snapshot::of(host.clone())),
+            host,
+            news: Mutex::new(News::All),
             synced: watch::Sender::new(Synced::default()),
             doubt: RwLock::default(),
         }
@@ -72,6 +78,18 @@ impl Store {
     /// Reads the view. `read` must be short: the watch waits for it.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Snapshot) -> T) -> T {
         read(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the view, with what may have changed in it since the last time. For one reader alone: the agent.
+    pub(crate) fn take<T>(&self, read: impl FnOnce(&Snapshot, &News) -> T) -> T {
+        self.read(|snapshot| {
+            let news = std::mem::replace(&mut *self.news(), News::none());
+            read(snapshot, &news)
+        })
+    }
+
+    fn news(&self) -> std::sync::MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes on every change of the view.
@@ -104,9 +122,9 @@ impl Store {
         }
     }
 
-    fn write(&self, change: impl FnOnce(&mut Snapshot)) {
+    fn write(&self, change: impl FnOnce(&mut Snapshot, &mut News)) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut view);
+        change(&mut view, &mut self.news());
         let synced = Synced { revision: view.revision, connected: true };
         drop(view);
         self.synced.send_replace(synced);
@@ -170,7 +188,7 @@ impl Store {
         };
         *known = Some(standing);
         *since = Some(Instant::now());
-        self.write(|view| *view = snapshot);
+        self.write(|view, news| (*view, *news) = (snapshot, News::All));
         tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
         loop {
             let changes = match watch.next().await {
@@ -192,8 +210,8 @@ impl Store {
     }
 
     fn take_in(&self, changes: &[Change]) {
-        self.write(|view| {
-            let stale = view.follow(changes);
+        self.write(|view, news| {
+            let stale = view.follow(changes, news);
             if stale > 0 {
                 tracing::debug!(stale, "etcd told again what it had told before");
             }
@@ -209,13 +227,13 @@ impl Store {
     ) -> Result<(Standing, Snapshot), Fault> {
         let reserved = holdings.reservations.containers()?;
         self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
-        let loaded = etcd.load_standing().await?;
+        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &loaded.0)?;
         if !self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await? {
             return Ok(loaded);
         }
         tokio::time::sleep(GRACE).await;
-        let loaded = etcd.load_standing().await?;
+        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &loaded.0)?;
         Ok(loaded)
     }

@@ -30,10 +30,7 @@ impl Reserved {
     pub(crate) fn new(snapshot: &Snapshot, connected: Vec<Connected>) -> Self {
         let mut singles: BTreeSet<IpAddr> = snapshot.host_ips.values().filter_map(Record::readable).copied().collect();
         singles.extend(snapshot.bgp_ips.values().filter_map(Record::readable).flatten());
-        for endpoint in snapshot.endpoints.values().filter_map(Record::readable) {
-            singles.extend(endpoint.ipv4_gateway);
-            singles.extend(endpoint.ipv6_gateway);
-        }
+        singles.extend(snapshot.next_hops());
         let connected = connected.into_iter().filter(|net| !net.interface.starts_with(INTERFACE_PREFIX)).collect();
         Reserved { connected, singles }
     }

@@ -1,10 +1,10 @@
 //! Everything that one host's kernel should hold, as a function of the snapshot.
 //!
-//! The value is carried from one snapshot to the next: [`Desired::update`] compares the records with those it was made
-//! from and renders again only what they touch, so that one endpoint among five thousand costs about what one among ten
-//! does. From an empty value the same function makes the whole, so there is one way to compute and no second one to
-//! disagree with it; that the result does not depend on the way is a property test. A pure function over the whole
-//! snapshot would be simpler and was rejected for its price at every change.
+//! The value is carried from one snapshot to the next: [`Desired::update`] is told which records may differ, compares
+//! those with the ones that it was made from, and renders again only what they touch; so one change costs what it
+//! touches, whatever the number of endpoints here and elsewhere. From an empty value the same function makes the whole,
+//! so there is one way to compute and no second one to disagree with it; that the result does not depend on the way is a
+//! property test. A pure function over the whole snapshot would be simpler and was rejected for its price at every change.
 //!
 //! Invariant: what cannot be read or is ambiguous ends closed, with a fault that names it.
 
@@ -13,12 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::endpoint::Endpoint;
-use crate::model::key::EndpointKey;
+use ipnet::IpNet;
+
+use crate::model::endpoint::{Endpoint, Remote};
+use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{EndpointId, HostName, Orchestrator, ProfileName, TagName};
 use crate::model::pool::{Family, Pool};
 use crate::model::profile::Rules;
-use crate::model::snapshot::{Record, Snapshot};
+use crate::model::snapshot::{News, Record, Remotes, Snapshot};
 
 use super::chain::{Chain, ChainName};
 use super::diff::{self, ChainStep, SeenTable, Table};
@@ -26,11 +28,13 @@ use super::filter::{self, ToHost, Way};
 use super::nat;
 use super::raw;
 use super::routes::{Route, Routes};
-use super::sets::{self, SetName, Sets};
+use super::sets::{Extent, SetName, Sets};
 
 mod flows;
+mod members;
 mod tree;
 
+use members::Members;
 use tree::Tree;
 
 /// What the last update touched: everything else in the kernel is still as it should be.
@@ -38,7 +42,7 @@ use tree::Tree;
 pub(crate) struct Changes {
     pub(crate) filter: BTreeSet<ChainName>,
     pub(crate) nat: bool,
-    pub(crate) sets: BTreeSet<SetName>,
+    pub(crate) sets: BTreeMap<SetName, Extent>,
     pub(crate) routes: BTreeSet<IpAddr>,
     /// Addresses that were routed to an endpoint of this host and are not any more, or to another.
     pub(crate) left: BTreeSet<IpAddr>,
@@ -46,11 +50,39 @@ pub(crate) struct Changes {
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
 
+impl Changes {
+    fn member(&mut self, set: SetName, member: IpNet) {
+        match self.sets.entry(set).or_insert_with(|| Extent::Members(BTreeSet::new())) {
+            Extent::Whole => {}
+            Extent::Members(members) => {
+                members.insert(member);
+            }
+        }
+    }
+
+    /// Adds what another update touched.
+    pub(crate) fn merge(&mut self, more: Changes) {
+        self.filter.extend(more.filter);
+        self.routes.extend(more.routes);
+        self.left.extend(more.left);
+        self.endpoints.extend(more.endpoints);
+        self.nat |= more.nat;
+        for (set, extent) in more.sets {
+            match extent {
+                Extent::Members(members) => members.into_iter().for_each(|one| self.member(set.clone(), one)),
+                Extent::Whole => {
+                    self.sets.insert(set, Extent::Whole);
+                }
+            }
+        }
+    }
+}
+
 /// An endpoint of this host that has its interface to itself. It is programmed in the families that it is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Placed {
     key: EndpointKey,
-    record: Endpoint,
+    record: Arc<Endpoint>,
 }
 
 /// The records that a profile's chains were made from.
@@ -75,13 +107,13 @@ pub(crate) struct Desired {
     pub(crate) routes: Routes,
     /// Objects that are closed or left out, and why.
     pub(crate) faults: BTreeMap<String, String>,
-    /// The records that were taken in, of all hosts.
-    endpoints: BTreeMap<EndpointKey, Record<Endpoint>>,
-    tags: BTreeMap<ProfileName, Record<Vec<TagName>>>,
+    /// The records that were taken in.
+    endpoints: BTreeMap<EndpointKey, Record<Arc<Endpoint>>>,
+    /// Those of other hosts, shared with the snapshot.
+    remote: Remotes,
     pools: Vec<Pool>,
     to_host: Option<Option<String>>,
-    /// How many endpoints bring an address to a tag.
-    members: BTreeMap<TagName, BTreeMap<IpAddr, usize>>,
+    members: Members,
     /// The endpoints of this host that name an interface, by what follows `cali` in it.
     claimants: BTreeMap<String, BTreeSet<EndpointKey>>,
     placed: BTreeMap<String, Placed>,
@@ -89,10 +121,17 @@ pub(crate) struct Desired {
     /// The interfaces that an address is routed to; the first one has it.
     routed: BTreeMap<IpAddr, BTreeSet<String>>,
     /// How many placed endpoints have a profile.
-    uses: BTreeMap<ProfileName, usize>,
+    uses: BTreeMap<ProfileName, u32>,
     profiles: BTreeMap<ProfileName, Profile>,
-    /// How many used profiles speak of a tag.
-    spoken: BTreeMap<TagName, usize>,
+}
+
+/// The records that are to be compared.
+#[derive(Default)]
+struct Differing {
+    endpoints: BTreeSet<EndpointKey>,
+    remote: Vec<Arc<EndpointKey>>,
+    /// Profiles whose tags or rules are.
+    profiles: BTreeSet<ProfileName>,
 }
 
 /// The name under which the fault of an endpoint is kept: its bare id, so that who waits for it finds it.
@@ -130,13 +169,15 @@ pub(crate) fn first_steps(family: Family, seen: &SeenTable) -> Vec<ChainStep> {
     steps
 }
 
-fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+/// Answers whether it is the first.
+fn count<K: Ord + Clone>(counts: &mut BTreeMap<K, u32>, key: &K) -> bool {
     let number = counts.entry(key.clone()).or_default();
     *number += 1;
     *number == 1
 }
 
-fn discount<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) -> bool {
+/// Answers whether it was the last.
+fn discount<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) -> bool {
     let Some(number) = counts.get_mut(key) else { return false };
     *number -= 1;
     let gone = *number == 0;
@@ -159,17 +200,16 @@ impl Desired {
             routes: Routes::new(),
             faults: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            tags: BTreeMap::new(),
+            remote: Remotes::new(),
             pools: Vec::new(),
             to_host: None,
-            members: BTreeMap::new(),
+            members: Members::new(family),
             claimants: BTreeMap::new(),
             placed: BTreeMap::new(),
             tree: Tree::default(),
             routed: BTreeMap::new(),
             uses: BTreeMap::new(),
             profiles: BTreeMap::new(),
-            spoken: BTreeMap::new(),
         };
         desired.filter = base_table(family, ToHost::Drop);
         desired
@@ -204,25 +244,54 @@ impl Desired {
 
     /// The endpoints of this host that are programmed, in this family or the other.
     pub(crate) fn placed(&self) -> impl Iterator<Item = (&EndpointKey, &Endpoint)> {
-        self.placed.values().map(|placed| (&placed.key, &placed.record))
+        self.placed.values().map(|placed| (&placed.key, &*placed.record))
     }
 
-    /// Takes a snapshot in.
-    pub(crate) fn update(&mut self, snapshot: &Snapshot) -> Changes {
+    /// Takes a snapshot in, of which all that is not among the news is as it was when the last one was taken in.
+    pub(crate) fn update(&mut self, snapshot: &Snapshot, news: &News) -> Changes {
         let mut changes = Changes::default();
-        let retag = self.tags != snapshot.tags;
-        if retag {
-            self.tags.clone_from(&snapshot.tags);
+        let mut differing = self.differing(snapshot, news);
+        for profile in &differing.profiles {
+            let tags = snapshot.tags.get(profile).and_then(Record::readable);
+            let tags = tags.map(|tags| tags.iter().cloned().collect()).unwrap_or_default();
+            self.members.retag(profile, tags, &mut self.sets, &mut changes);
         }
-        let touched = self.update_endpoints(snapshot, retag, &mut changes);
-        if retag {
-            self.retag(&mut changes);
-        }
-        self.place(&touched, &mut changes);
-        self.update_profiles(snapshot, &mut changes);
+        self.update_remote(snapshot, news, std::mem::take(&mut differing.remote), &mut changes);
+        let touched = self.update_endpoints(snapshot, &differing.endpoints, &mut changes);
+        self.place(&touched, &mut differing.profiles, &mut changes);
+        self.update_profiles(snapshot, differing.profiles, &mut changes);
         self.update_base(snapshot, &mut changes);
         self.update_nat(snapshot, &mut changes);
         changes
+    }
+
+    fn differing(&self, snapshot: &Snapshot, news: &News) -> Differing {
+        let mut differing = Differing::default();
+        match news {
+            News::All => {
+                differing.endpoints = self.endpoints.keys().chain(snapshot.endpoints.keys()).cloned().collect();
+                differing.remote = differing_keys(&self.remote, &snapshot.remote);
+                let known = self.profiles.keys().chain(self.members.profiles());
+                let there = snapshot.rules.keys().chain(snapshot.tags.keys());
+                differing.profiles = known.chain(there).cloned().collect();
+            }
+            News::Of(keys) => {
+                for key in keys {
+                    match key {
+                        Key::Endpoint(key) => {
+                            differing.endpoints.insert(key.clone());
+                            let remote = snapshot.remote.get_key_value(key).or_else(|| self.remote.get_key_value(key));
+                            differing.remote.extend(remote.map(|(key, _)| Arc::clone(key)));
+                        }
+                        Key::ProfileTags(profile) | Key::ProfileRules(profile) => {
+                            differing.profiles.insert(profile.clone());
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        differing
     }
 
     fn put_chain(&mut self, chain: &Chain, changes: &mut Changes) {
@@ -235,77 +304,77 @@ impl Desired {
         changes.filter.insert(name);
     }
 
-    /// Compares the records of endpoints; answers the interfaces of this host that are touched.
-    fn update_endpoints(&mut self, snapshot: &Snapshot, retag: bool, changes: &mut Changes) -> BTreeSet<String> {
-        let differing = differing(&self.endpoints, &snapshot.endpoints);
+    /// Takes in what other hosts' endpoints bring to tags.
+    fn update_remote(
+        &mut self,
+        snapshot: &Snapshot,
+        news: &News,
+        differing: Vec<Arc<EndpointKey>>,
+        changes: &mut Changes,
+    ) {
+        for key in differing {
+            let new = snapshot.remote.get(&key);
+            let old = match new {
+                Some(record) => self.remote.insert(key, Arc::clone(record)),
+                None => self.remote.remove(&key),
+            };
+            let old = old.as_ref().and_then(|record| record.readable());
+            self.rebring(old, new.and_then(|record| record.readable()), changes);
+        }
+        if *news == News::All {
+            // Those that are equal too, so that they are shared with this snapshot and the last one's are let go.
+            self.remote.clone_from(&snapshot.remote);
+        }
+    }
+
+    /// Compares records of endpoints; answers the interfaces of this host that are touched.
+    fn update_endpoints(
+        &mut self,
+        snapshot: &Snapshot,
+        differing: &BTreeSet<EndpointKey>,
+        changes: &mut Changes,
+    ) -> BTreeSet<String> {
         let mut touched = BTreeSet::new();
         for key in differing {
-            let new = snapshot.endpoints.get(&key).cloned();
+            let new = snapshot.endpoints.get(key);
+            let same = match (self.endpoints.get(key), new) {
+                (None, None) => true,
+                (Some(old), Some(new)) => old.revision == new.revision && old.value.as_deref() == new.value.as_ref(),
+                _ => false,
+            };
+            if same {
+                continue;
+            }
+            let new = new.map(|record| Record { revision: record.revision, value: record.value.clone().map(Arc::new) });
             let old = match &new {
                 Some(record) => self.endpoints.insert(key.clone(), record.clone()),
-                None => self.endpoints.remove(&key),
+                None => self.endpoints.remove(key),
             };
-            let brings = |record: &Option<Record<Endpoint>>| {
-                let endpoint = record.as_ref().and_then(Record::readable)?;
-                Some((endpoint.addresses.clone(), endpoint.profiles.clone()))
+            let shown = |record: &Option<Record<Arc<Endpoint>>>| {
+                record.as_ref().and_then(Record::readable).map(|endpoint| Remote::of(endpoint))
             };
-            if !retag && brings(&old) != brings(&new) {
-                if let Some(endpoint) = old.as_ref().and_then(Record::readable) {
-                    self.tag_members(endpoint, false, changes);
-                }
-                if let Some(endpoint) = new.as_ref().and_then(Record::readable) {
-                    self.tag_members(endpoint, true, changes);
-                }
-            }
+            self.rebring(shown(&old).as_ref(), shown(&new).as_ref(), changes);
             if key.host == self.host {
-                self.claim(&key, old.as_ref(), new.as_ref(), &mut touched);
-                changes.endpoints.insert(key);
+                self.claim(key, old.as_ref(), new.as_ref(), &mut touched);
+                changes.endpoints.insert(key.clone());
             }
         }
         touched
     }
 
-    /// Brings the addresses of an endpoint to its tags, or takes them away.
-    fn tag_members(&mut self, endpoint: &Endpoint, bring: bool, changes: &mut Changes) {
-        for profile in &endpoint.profiles {
-            let Some(tags) = self.tags.get(profile).and_then(Record::readable) else { continue };
-            for tag in tags {
-                let members = self.members.entry(tag.clone()).or_default();
-                for address in endpoint.addresses.iter().filter(|address| Family::of(**address) == self.family) {
-                    let turned = if bring { count(members, address) } else { discount(members, address) };
-                    let name = SetName::tag(self.family, tag);
-                    let Some(set) = self.sets.get_mut(&name).filter(|_| turned) else { continue };
-                    let net = (*address).into();
-                    let _ = if bring { set.members.insert(net) } else { set.members.remove(&net) };
-                    changes.sets.insert(name);
-                }
-                if members.is_empty() {
-                    self.members.remove(tag);
-                }
-            }
+    /// Brings to tags what an endpoint has now instead of what it had.
+    fn rebring(&mut self, old: Option<&Remote>, new: Option<&Remote>, changes: &mut Changes) {
+        fn brings(one: Option<&Remote>) -> Option<(&[IpAddr], &[ProfileName])> {
+            one.map(|one| (&*one.addresses, &*one.profiles))
         }
-    }
-
-    /// The members of all tags anew, after the tags of a profile changed.
-    fn retag(&mut self, changes: &mut Changes) {
-        self.members.clear();
-        let endpoints: Vec<Endpoint> = self.endpoints.values().filter_map(Record::readable).cloned().collect();
-        for endpoint in &endpoints {
-            self.tag_members(endpoint, true, changes);
+        if brings(old) == brings(new) {
+            return;
         }
-        let tags: Vec<TagName> = self.spoken.keys().cloned().collect();
-        for tag in tags {
-            self.put_tag_set(&tag, changes);
+        if let Some(old) = old {
+            self.members.take(old, &mut self.sets, changes);
         }
-    }
-
-    fn put_tag_set(&mut self, tag: &TagName, changes: &mut Changes) {
-        let members = self.members.get(tag).into_iter().flat_map(BTreeMap::keys).copied();
-        let name = SetName::tag(self.family, tag);
-        let set = sets::addresses(self.family, members);
-        if self.sets.get(&name) != Some(&set) {
-            self.sets.insert(name.clone(), set);
-            changes.sets.insert(name);
+        if let Some(new) = new {
+            self.members.bring(new, &mut self.sets, changes);
         }
     }
 
@@ -313,8 +382,8 @@ impl Desired {
     fn claim(
         &mut self,
         key: &EndpointKey,
-        old: Option<&Record<Endpoint>>,
-        new: Option<&Record<Endpoint>>,
+        old: Option<&Record<Arc<Endpoint>>>,
+        new: Option<&Record<Arc<Endpoint>>>,
         touched: &mut BTreeSet<String>,
     ) {
         self.faults.remove(&endpoint_object(&key.endpoint));
@@ -350,8 +419,8 @@ impl Desired {
         self.faults.insert(endpoint_object(endpoint), why);
     }
 
-    /// Programs the endpoints of touched interfaces: chains, dispatch and routes.
-    fn place(&mut self, touched: &BTreeSet<String>, changes: &mut Changes) {
+    /// Programs the endpoints of touched interfaces: chains, dispatch and routes. Adds the profiles whose use begins or ends.
+    fn place(&mut self, touched: &BTreeSet<String>, used: &mut BTreeSet<ProfileName>, changes: &mut Changes) {
         let mut grown = BTreeSet::new();
         let mut addresses = BTreeSet::new();
         for suffix in touched {
@@ -362,9 +431,8 @@ impl Desired {
             let old = self.placed.remove(suffix).filter(|old| old.record.is_of(self.family));
             let programs = new.as_ref().filter(|new| new.record.is_of(self.family));
             if let Some(old) = old {
-                for profile in &old.record.profiles {
-                    discount(&mut self.uses, profile);
-                }
+                let ended = old.record.profiles.iter().filter(|profile| discount(&mut self.uses, profile));
+                used.extend(ended.cloned());
                 for address in &old.record.addresses {
                     if let Some(interfaces) = self.routed.get_mut(address) {
                         interfaces.remove(suffix);
@@ -381,6 +449,8 @@ impl Desired {
                 self.tree.insert(suffix, &mut grown);
             }
             if let Some(new) = programs {
+                let begun = new.record.profiles.iter().filter(|profile| count(&mut self.uses, profile));
+                used.extend(begun.cloned());
                 self.put_endpoint(suffix, new, &mut addresses, changes);
             }
             self.placed.extend(new.map(|new| (suffix.clone(), new)));
@@ -397,9 +467,6 @@ impl Desired {
                 self.filter.chains.insert(chain.name.clone(), Arc::new(text));
                 changes.filter.insert(chain.name);
             }
-        }
-        for profile in &new.record.profiles {
-            count(&mut self.uses, profile);
         }
         let own = new.record.addresses.iter().filter(|address| Family::of(**address) == self.family);
         for address in own.filter(|_| new.record.is_active()) {
@@ -435,7 +502,8 @@ impl Desired {
                 rightful.next().filter(|_| rightful.next().is_none()).cloned()
             }
         };
-        let placed = winner.as_ref().and_then(|key| Some(Placed { key: key.clone(), record: record(key)?.clone() }));
+        let placed =
+            winner.as_ref().and_then(|key| Some(Placed { key: key.clone(), record: Arc::clone(record(key)?) }));
         for key in &keys {
             if Some(key) == winner.as_ref() {
                 self.faults.remove(&endpoint_object(&key.endpoint));
@@ -484,52 +552,38 @@ impl Desired {
         }
     }
 
-    /// Makes the chains of profiles that came into use or changed, and of their tags' sets.
-    fn update_profiles(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
-        let mut differing: BTreeSet<ProfileName> =
-            self.profiles.keys().filter(|name| !self.uses.contains_key(*name)).cloned().collect();
-        for name in self.uses.keys() {
-            let old = self.profiles.get(name);
-            let tags = tags_usable(snapshot.tags.get(name));
-            if old.is_none_or(|old| old.rules.as_ref() != snapshot.rules.get(name) || old.tags != tags) {
-                differing.insert(name.clone());
-            }
-        }
-        let mut tags = BTreeSet::new();
+    /// Makes the chains of profiles that came into use or changed, and the sets of the tags that they speak of.
+    fn update_profiles(&mut self, snapshot: &Snapshot, differing: BTreeSet<ProfileName>, changes: &mut Changes) {
         for name in differing {
-            self.faults.remove(&format!("profile {name}"));
-            if let Some(old) = self.profiles.remove(&name) {
-                for tag in old.speaks_of {
-                    discount(&mut self.spoken, &tag);
-                    tags.insert(tag);
+            let old = self.profiles.get(&name);
+            let is_used = self.uses.contains_key(&name);
+            let same = match old {
+                None => !is_used,
+                Some(old) => {
+                    let tags = tags_usable(snapshot.tags.get(&name));
+                    is_used && old.rules.as_ref() == snapshot.rules.get(&name) && old.tags == tags
                 }
+            };
+            if same {
+                continue;
             }
-            if self.uses.contains_key(&name) {
-                self.put_profile(snapshot, &name, &mut tags, changes);
+            self.faults.remove(&format!("profile {name}"));
+            let old = self.profiles.remove(&name);
+            if is_used {
+                self.put_profile(snapshot, &name, changes);
             } else {
                 for way in Way::BOTH {
                     self.remove_chain(way.profile_chain(&name), changes);
                 }
             }
-        }
-        for tag in tags {
-            if self.spoken.contains_key(&tag) {
-                self.put_tag_set(&tag, changes);
-            } else {
-                let name = SetName::tag(self.family, &tag);
-                self.sets.remove(&name);
-                changes.sets.insert(name);
+            // Only now, so that the set of a tag that is still spoken of stays.
+            for tag in old.iter().flat_map(|old| &old.speaks_of) {
+                self.members.hush(tag, &mut self.sets, changes);
             }
         }
     }
 
-    fn put_profile(
-        &mut self,
-        snapshot: &Snapshot,
-        name: &ProfileName,
-        tags: &mut BTreeSet<TagName>,
-        changes: &mut Changes,
-    ) {
+    fn put_profile(&mut self, snapshot: &Snapshot, name: &ProfileName, changes: &mut Changes) {
         let rules = snapshot.rules.get(name);
         let usable = tags_usable(snapshot.tags.get(name));
         let readable = match rules.map(|record| &record.value) {
@@ -553,8 +607,7 @@ impl Desired {
             self.faults.insert(format!("profile {name}"), format!("it is closed: {why}"));
         }
         for tag in &speaks_of {
-            count(&mut self.spoken, tag);
-            tags.insert(tag.clone());
+            self.members.speak(tag, &mut self.sets, changes);
         }
         self.profiles.insert(name.clone(), Profile { rules: rules.cloned(), tags: usable, speaks_of });
     }
@@ -586,7 +639,7 @@ impl Desired {
         changes.nat = true;
         for name in [SetName::pools(self.family), SetName::masquerade(self.family)] {
             self.sets.remove(&name);
-            changes.sets.insert(name);
+            changes.sets.insert(name, Extent::Whole);
         }
         if let Some((chain, sets)) = nat::desired_nat(self.family, self.pools.iter()) {
             self.sets.extend(sets);
@@ -598,7 +651,7 @@ impl Desired {
 }
 
 /// The keys under which two ordered maps differ. One walk through both, since most of both is equal.
-fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+fn differing_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     let mut keys = Vec::new();
     loop {

@@ -120,6 +120,14 @@ pub(crate) struct IpSet {
     pub(crate) members: BTreeSet<IpNet>,
 }
 
+/// How much of a set may have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Extent {
+    Whole,
+    /// These may have come or gone.
+    Members(BTreeSet<IpNet>),
+}
+
 /// Sets by their names.
 pub(crate) type Sets = BTreeMap<SetName, IpSet>;
 
@@ -194,6 +202,28 @@ pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, st
             steps.push(SetStep::Create(name.clone(), wanted.kind.clone()));
             steps.extend(wanted.members.iter().map(|net| SetStep::Add(name.clone(), *net)));
         }
+    }
+}
+
+/// The steps that make one wanted set true where no more of it may have changed.
+pub(crate) fn steps_within(
+    name: &SetName,
+    wanted: &IpSet,
+    seen: Option<&IpSet>,
+    extent: &Extent,
+    steps: &mut Vec<SetStep>,
+) {
+    match (seen, extent) {
+        (Some(seen), Extent::Members(members)) if seen.kind == wanted.kind => {
+            for net in members {
+                match (wanted.members.contains(net), seen.members.contains(net)) {
+                    (true, false) => steps.push(SetStep::Add(name.clone(), *net)),
+                    (false, true) => steps.push(SetStep::Remove(name.clone(), *net)),
+                    (true, true) | (false, false) => {}
+                }
+            }
+        }
+        _ => steps_for(name, wanted, seen, steps),
     }
 }
 

@@ -227,9 +227,9 @@ impl Kernel {
         if scope.look.is_some() {
             steps = sets::steps(&desired.sets, &self.sets);
         } else {
-            for name in &scope.changes.sets {
+            for (name, extent) in &scope.changes.sets {
                 if let Some(set) = desired.sets.get(name) {
-                    sets::steps_for(name, set, self.sets.get(name), &mut steps);
+                    sets::steps_within(name, set, self.sets.get(name), extent, &mut steps);
                 }
             }
         }
@@ -241,7 +241,7 @@ impl Kernel {
     async fn remove_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
         let mut steps = sets::removals(&desired.sets, &self.sets);
         if scope.look.is_none() {
-            steps.retain(|step| scope.changes.sets.contains(step.set()));
+            steps.retain(|step| scope.changes.sets.contains_key(step.set()));
         }
         scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
         self.carry_out_sets(steps).await

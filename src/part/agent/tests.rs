@@ -3,6 +3,7 @@ use super::*;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
+use crate::model::snapshot::{News, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
@@ -51,7 +52,7 @@ fn desired(snapshot: &str) -> Desired {
 
 fn desired_of(family: Family, snapshot: &str) -> Desired {
     let mut desired = Desired::new("h1".parse().unwrap(), family);
-    desired.update(&from_json(snapshot));
+    desired.update(&from_json(snapshot), &News::All);
     desired
 }
 
@@ -170,7 +171,7 @@ fn a_change_is_applied_without_looking() {
         assert!(kernel.apply(&wanted, &Changes::default()).await);
         let small = from_json(SMALL);
         for snapshot in [small.clone(), Snapshot::default(), small] {
-            let changes = wanted.update(&snapshot);
+            let changes = wanted.update(&snapshot, &News::All);
             assert!(kernel.apply(&wanted, &changes).await);
             assert!(!kernel.kernel.looked_at_all());
             assert_eq!(left(&wanted).await, "");
@@ -414,7 +415,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let settings =
             AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
         let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
-        let (store, stop) = (Arc::new(Store::new()), CancellationToken::new());
+        let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());

@@ -1,15 +1,17 @@
 use std::net::Ipv4Addr;
+use std::time::Instant;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::model::name::{IfName, Mac};
 use crate::model::rule::{Action, Ports, Protocol, Rule, Side};
-use crate::model::snapshot::tests::from_json;
+use crate::model::snapshot::Change;
+use crate::model::snapshot::tests::from_json_on_h1 as from_json;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::diff::{SeenTable, carried_out, steps};
 use crate::plan::flow::Flow;
-use crate::plan::sets::IpSet;
+use crate::plan::sets::{self, IpSet, SetStep, Sets};
 
 fn host() -> HostName {
     "h1".parse().unwrap()
@@ -17,7 +19,7 @@ fn host() -> HostName {
 
 fn fresh(snapshot: &Snapshot) -> Desired {
     let mut desired = Desired::new(host(), Family::V4);
-    desired.update(snapshot);
+    desired.update(snapshot, &News::All);
     desired
 }
 
@@ -130,30 +132,58 @@ prop_compose! {
     }
 }
 
+/// What may differ between two snapshots: all, if nobody says what more than differs indeed.
+fn news(old: &Snapshot, new: &Snapshot, more: Option<&[usize]>) -> News {
+    fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+        old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
+    }
+    let Some(more) = more else { return News::All };
+    let remote = differing(&old.remote, &new.remote).into_iter().map(|key| EndpointKey::clone(&key));
+    let endpoints = differing(&old.endpoints, &new.endpoints).into_iter().chain(remote).map(Key::Endpoint);
+    let tags = differing(&old.tags, &new.tags).into_iter().map(Key::ProfileTags);
+    let rules = differing(&old.rules, &new.rules).into_iter().map(Key::ProfileRules);
+    let others = differing(&old.pools, &new.pools).into_iter().map(Key::Pool);
+    let settings = differing(&old.config, &new.config).into_iter().map(Key::Config);
+    let mut news = News::Of(endpoints.chain(tags).chain(rules).chain(others).chain(settings).collect());
+    for index in more {
+        news.add(Key::ProfileTags(format!("p{index}").parse().unwrap()));
+        let path = format!("/calico/v1/host/h1/workload/docker/w/endpoint/{}", IDS[*index]);
+        news.add(Key::parse(&path).unwrap());
+    }
+    news
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Whatever snapshots came before, the last one decides; and what each update says it touched is all that differs.
     #[test]
-    fn what_is_wanted_does_not_depend_on_the_way_that_led_to_it(snapshots in prop::collection::vec(snapshot(), 1..5)) {
+    fn what_is_wanted_does_not_depend_on_the_way_that_led_to_it(
+        snapshots in prop::collection::vec(snapshot(), 1..5),
+        told in prop::collection::vec(prop::option::weighted(0.7, prop::collection::vec(0..IDS.len(), 0..3)), 5),
+    ) {
         let mut desired = Desired::new(host(), Family::V4);
         let mut seen = SeenTable::default();
         let mut sets = Sets::new();
         carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
-        for snapshot in &snapshots {
-            let changes = desired.update(snapshot);
+        let mut before = &Snapshot::of(host());
+        for (snapshot, more) in snapshots.iter().zip(&told) {
+            let changes = desired.update(snapshot, &news(before, snapshot, more.as_deref()));
+            before = snapshot;
             let step = steps(&desired.filter, &seen, Some(&changes.filter));
             carried_out(&mut seen, &step);
             prop_assert_eq!(steps(&desired.filter, &seen, None), vec![]);
-            for name in &changes.sets {
+            let mut set_steps = Vec::new();
+            for (name, extent) in &changes.sets {
                 match desired.sets.get(name) {
-                    Some(set) => sets.insert(name.clone(), set.clone()),
-                    None => sets.remove(name),
-                };
+                    Some(set) => sets::steps_within(name, set, sets.get(name), extent, &mut set_steps),
+                    None => set_steps.extend(sets.contains_key(name).then(|| SetStep::Destroy(name.clone()))),
+                }
             }
+            sets::carried_out(&mut sets, &set_steps);
             prop_assert_eq!(&sets, &desired.sets);
         }
-        let last = fresh(snapshots.last().unwrap());
+        let last = fresh(before);
         prop_assert_eq!(desired, last);
     }
 }
@@ -286,7 +316,9 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
 
 fn side_matches(snapshot: &Snapshot, side: &Side, address: Ipv4Addr, port: u16) -> bool {
     let tagged = |tag| {
-        snapshot.endpoints.values().filter_map(Record::readable).any(|endpoint| {
+        let own = snapshot.endpoints.values().filter_map(Record::readable).map(Remote::of);
+        let others = snapshot.remote.values().filter_map(|record| record.readable().cloned());
+        own.chain(others).any(|endpoint| {
             let mut profiles = endpoint.profiles.iter().filter_map(|name| snapshot.tags.get(name)?.readable());
             endpoint.addresses.contains(&IpAddr::V4(address)) && profiles.any(|tags| tags.contains(tag))
         })
@@ -466,7 +498,7 @@ const ONE: &str = r#"{
 #[test]
 fn a_start_touches_only_the_route() {
     let mut desired = fresh(&from_json(ONE));
-    let changes = desired.update(&from_json(&ONE.replace("inactive", "active")));
+    let changes = desired.update(&from_json(&ONE.replace("inactive", "active")), &News::All);
     assert_eq!((changes.filter.len(), changes.sets.len(), changes.routes.len(), changes.endpoints.len()), (0, 0, 1, 1));
 }
 
@@ -476,8 +508,8 @@ fn an_added_endpoint_flushes_no_chain() {
     let mut seen = SeenTable::default();
     carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
     let more = r#", "/calico/v1/host/h1/workload/docker/w/endpoint/aa2": {"state": "inactive", "name": "caliaa2", "profile_ids": ["web"], "ipv4_nets": ["10.0.0.2/32"]}}"#;
-    let changes =
-        desired.update(&from_json(&ONE.trim_end().strip_suffix('}').map(|text| format!("{text}{more}")).unwrap()));
+    let changes = desired
+        .update(&from_json(&ONE.trim_end().strip_suffix('}').map(|text| format!("{text}{more}")).unwrap()), &News::All);
     let text = diff::render("filter", &steps(&desired.filter, &seen, Some(&changes.filter)));
     let written: Vec<&str> = text.lines().filter(|line| line.starts_with(':')).collect();
     assert_eq!(written, [":calico-fw-aa2 - [0:0]", ":calico-tw-aa2 - [0:0]"]);
@@ -500,32 +532,61 @@ fn two_endpoints_of_one_interface_are_both_closed_unless_the_name_tells() {
     assert_eq!(desired.faults.keys().collect::<Vec<_>>(), ["x1", "x2"]);
 }
 
+/// A record of an endpoint, and its path.
+fn one(host: &str, index: u32, profile: &str) -> (String, serde_json::Value) {
+    let id = format!("{:032x}", u128::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+    let value = serde_json::json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": [profile],
+        "ipv4_nets": [format!("{}/32", Ipv4Addr::from(0x0a00_0000 + index))]});
+    (format!("/calico/v1/host/{host}/workload/docker/w/endpoint/{id}"), value)
+}
+
 #[test]
 #[ignore = "a measurement, for a person to read"]
-fn how_long_one_more_endpoint_takes() {
-    for number in [10, 1_000, 5_000] {
-        let mut map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(ONE).unwrap();
-        let add = |map: &mut serde_json::Map<String, serde_json::Value>, index: u32| {
-            let id = format!("{:032x}", u128::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-            let value = serde_json::json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": ["web"],
-                "ipv4_nets": [format!("{}/32", Ipv4Addr::from(0x0a00_0000 + index))]});
-            map.insert(format!("/calico/v1/host/h1/workload/docker/w/endpoint/{id}"), value);
+fn how_long_one_change_takes() {
+    for (local, remote) in [(10, 0), (1_000, 0), (5_000, 0), (10, 100_000)] {
+        let mut snapshot = from_json(ONE);
+        let put = |snapshot: &mut Snapshot, (path, value): (String, serde_json::Value)| {
+            let change = Change { revision: snapshot.revision + 1, path, value: Some(value.to_string().into_bytes()) };
+            News::Of(snapshot.apply(&change).into_iter().collect())
         };
-        (0..number).for_each(|index| add(&mut map, index * 7919));
-        let mut desired = fresh(&from_json(&serde_json::Value::Object(map.clone()).to_string()));
+        for index in 1..=local {
+            put(&mut snapshot, one("h1", index * 7919, "web"));
+        }
+        for index in 1..=remote {
+            put(
+                &mut snapshot,
+                one(&format!("h{}", 2 + index % 500), 0x80_0000 + index, &format!("p{}", index % 2_000)),
+            );
+        }
+        let begun = Instant::now();
+        let mut desired = fresh(&snapshot);
+        println!("{local} here, {remote} elsewhere: all {:?}", begun.elapsed());
         let mut seen = SeenTable::default();
         carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
-        add(&mut map, 1);
-        let more = from_json(&serde_json::Value::Object(map).to_string());
-        let begun = std::time::Instant::now();
-        let changes = desired.update(&more);
-        let updated = begun.elapsed();
-        let steps = steps(&desired.filter, &seen, Some(&changes.filter));
-        println!(
-            "{number}: update {updated:?}, all {:?}, {} steps, {} chains",
-            begun.elapsed(),
-            steps.len(),
-            changes.filter.len()
-        );
+        let profile = "/calico/v1/policy/profile/web";
+        let rules = serde_json::json!({"inbound_rules": [{"src_tag": "web"}], "outbound_rules": []});
+        for (what, record) in [
+            ("one here", one("h1", 1, "web")),
+            ("one elsewhere", one("h2", 2, "web")),
+            ("its profile", one("h2", 2, "p1")),
+            ("rules", (format!("{profile}/rules"), rules)),
+            ("tags", (format!("{profile}/tags"), serde_json::json!(["web", "more"]))),
+        ] {
+            let news = put(&mut snapshot, record);
+            let begun = Instant::now();
+            let changes = desired.update(&snapshot, &news);
+            let updated = begun.elapsed();
+            let steps = steps(&desired.filter, &seen, Some(&changes.filter));
+            println!(
+                "  {what}: {updated:?}, with {} steps of {} chains {:?}",
+                steps.len(),
+                changes.filter.len(),
+                begun.elapsed()
+            );
+            carried_out(&mut seen, &steps);
+        }
+        let begun = Instant::now();
+        desired.update(&snapshot.clone(), &News::All);
+        println!("  another snapshot, equal: {:?}", begun.elapsed());
     }
 }
