@@ -156,14 +156,15 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
-    let ground = Ground { host: host.clone(), host_ip, state_dir, run_dir, apply_timeout };
+    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
+    let ipv6 = prepared.gives_ipv6();
+    let ground = Ground { host: host.clone(), host_ip, host_ip6: flags.ip6, ipv6, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
-    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
     let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),

@@ -106,6 +106,13 @@ pub(crate) struct Prepared {
     families: Vec<Family>,
 }
 
+impl Prepared {
+    /// Whether containers are given IPv6 here.
+    pub(crate) fn gives_ipv6(&self) -> bool {
+        self.families.contains(&Family::V6)
+    }
+}
+
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
 /// Needs neither etcd nor dockerd.
 ///
@@ -548,11 +555,13 @@ impl Agent {
 
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
+        let ipv6 = self.planes.len() > 1;
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         let faults: Vec<(String, String)> = placed
             .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
             .filter_map(|(key, endpoint)| {
-                let fault = sysctl::apply_to_interface(&endpoint.interface).err()?;
+                let fault =
+                    sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)).err()?;
                 Some((desired::endpoint_object(&key.endpoint), fault.to_string()))
             })
             .collect();

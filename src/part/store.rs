@@ -33,8 +33,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// How long a watch has to stand before its end is news and not a failed try.
 const STANDS: Duration = Duration::from_secs(10);
 
-/// How long the other hosts are given to put back what they hold, once this one has: they have noticed within about the
-/// longest wait between two tries.
+/// How long the hosts are given to put back what they hold, when the datastore has gone back: they have all noticed within
+/// about the longest wait between two tries.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How far the view has come.
@@ -229,7 +229,9 @@ impl Store {
         self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
         let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &loaded.0)?;
-        if !self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await? {
+        let put_back = self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await?;
+        let goes_back = loaded.1.revision < self.synced.borrow().revision;
+        if !put_back && !goes_back {
             return Ok(loaded);
         }
         tokio::time::sleep(GRACE).await;

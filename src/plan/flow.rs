@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use super::chain::{Chain, End, Match, Target};
 use super::sets::{SetName, Sets};
+use crate::model::rule::Ports;
 
 /// The first packet of a flow as policy saw it: past the translation of its destination, before that of its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub(crate) fn judge(chain: &Chain, flow: &Flow, sets: &Sets) -> Word {
             // To the chain that sets the accept mark.
             Target::Goto(_) | Target::Accept => return Word::Allowed,
             Target::Return => return Word::Silent,
+            // The packet goes on.
+            Target::Log(_) => {}
             Target::Drop | Target::Jump(_) | Target::Mark | Target::Unmark | Target::Masquerade => return Word::Denied,
         }
     }
@@ -62,13 +65,20 @@ fn holds(one: &Match, flow: &Flow, sets: &Sets) -> bool {
     let address = |end: &End| if *end == End::Source { flow.src } else { flow.dst };
     let port = |end: &End| if *end == End::Source { flow.ports.0 } else { flow.ports.1 };
     let is_in = |end, set: &SetName| sets.get(set).is_some_and(|set| set.members.contains(&address(end).into()));
+    let among = |end, ports: &[Ports]| ports.iter().any(|ports| (ports.first..=ports.last).contains(&port(end)));
+    let icmp = |kind: u8, code: Option<u8>| flow.icmp.0 == kind && code.is_none_or(|code| flow.icmp.1 == code);
     match one {
         Match::Net(end, net) => net.contains(&address(end)),
+        Match::NotNet(end, net) | Match::OutsideRange(end, net) => !net.contains(&address(end)),
         Match::InSet(end, set) => is_in(end, set),
         Match::NotInSet(end, set) => !is_in(end, set),
         Match::Protocol(protocol) => flow.protocol == protocol.0,
-        Match::Ports(end, ports) => ports.iter().any(|ports| (ports.first..=ports.last).contains(&port(end))),
-        Match::Icmp(_, kind, code) => flow.icmp.0 == *kind && code.is_none_or(|code| flow.icmp.1 == code),
+        Match::NotProtocol(protocol) => flow.protocol != protocol.0,
+        Match::Ports(end, ports) => among(end, ports),
+        Match::NotPorts(end, ports) => !among(end, ports),
+        Match::Icmp(_, kind, code) => icmp(*kind, *code),
+        Match::NotIcmp(_, kind, code) => !icmp(*kind, *code),
+        Match::NotTooOften => true,
         // No rule of a profile becomes any of these.
         Match::In(_)
         | Match::Out(_)

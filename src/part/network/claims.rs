@@ -424,15 +424,17 @@ impl Network {
     }
 
     fn new_endpoint(&self, prepared: &Prepared) -> Endpoint {
+        let addresses: BTreeSet<IpAddr> = prepared.addresses().collect();
+        let (ipv4_gateway, ipv6_gateway) = self.ground.gateways(&addresses);
         Endpoint {
             state: State::Inactive,
             interface: prepared.interface.clone(),
             container_interface: prepared.container_interface.clone(),
             mac: Some(prepared.mac),
             profiles: prepared.ask.wish.profiles.clone(),
-            addresses: prepared.addresses().collect(),
-            ipv4_gateway: Some(IpAddr::V4(self.ground.host_ip)),
-            ipv6_gateway: None,
+            addresses,
+            ipv4_gateway,
+            ipv6_gateway,
             requested: Some(prepared.ask.requested.clone()),
             handed_over: None,
             wired_by: None,
