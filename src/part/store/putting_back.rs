@@ -44,7 +44,7 @@ impl Store {
                     kept.extend(reservation.into_iter().flat_map(|one| one.endpoints).map(|(id, one)| {
                         let (host, orchestrator) = (holdings.host.name.clone(), Orchestrator::docker());
                         (EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id }, one)
-                    }))
+                    }));
                 }
                 // Who settles the container says so.
                 Err(fault) => tracing::debug!(%fault, "what is kept of a container is not put back"),
