@@ -9,7 +9,7 @@
 //! when it has answered that. A watch that ends as soon as it began counts as a failed try.
 
 use std::mem::Discriminant;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -23,6 +23,7 @@ use crate::model::key::Key;
 use crate::model::name::HostName;
 use crate::model::snapshot::{Change, News, Snapshot};
 use crate::part::defaults::Host;
+use crate::part::metrics::Metrics;
 use crate::plan::standing::{self, Standing};
 
 mod putting_back;
@@ -58,10 +59,11 @@ pub(crate) struct Store {
     doubt: RwLock<Option<String>>,
 }
 
-/// What this host holds whatever the datastore says.
+/// What this host holds whatever the datastore says, and where is counted how often that is asked.
 pub(crate) struct Holdings {
     pub(crate) host: Host,
     pub(crate) reservations: Reservations,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Store {
@@ -189,6 +191,7 @@ impl Store {
         *known = Some(standing);
         *since = Some(Instant::now());
         self.write(|view, news| (*view, *news) = (snapshot, News::All));
+        holdings.metrics.resyncs.inc();
         tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
         loop {
             let changes = match watch.next().await {

@@ -5,6 +5,7 @@ use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
 use crate::part::defaults::Host;
+use crate::part::metrics::Metrics;
 use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
@@ -69,7 +70,11 @@ fn kernel() -> Hands {
 
 fn hands(family: Family) -> Hands {
     let routes = Arc::new(KernelRoutes::open().unwrap());
-    Hands { family, kernel: Kernel::new(family, routes), ear: Ear::new(ruleset::listen().unwrap()) }
+    Hands {
+        family,
+        kernel: Kernel::new(family, routes, Arc::new(Metrics::new())),
+        ear: Ear::new(ruleset::listen().unwrap()),
+    }
 }
 
 impl Hands {
@@ -406,10 +411,12 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
             let host = Host { name: "h1".parse().unwrap(), ip: settings.host_ip, ip6: None, as_number: None };
-            let holdings = Holdings { host, reservations: Reservations::in_state_dir(folder.path()) };
+            let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
+            let holdings = Holdings { host, reservations, metrics };
             async move { store.run(&etcd, &holdings, &stop).await }
         };
-        let agent = run(prepared, "h1".parse().unwrap(), store, sender, settings, stop.clone());
+        let agent =
+            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let story = async {
             let id: EndpointId = "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap();
             let put =

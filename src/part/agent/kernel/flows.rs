@@ -75,6 +75,7 @@ impl Kernel {
             Ok(count) => {
                 self.faults.remove(OBJECT);
                 if count > 0 {
+                    self.metrics.flows_cut.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
                     tracing::info!(count, ?left, "flows that policy does not allow any more were cut");
                 }
             }
