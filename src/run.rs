@@ -39,6 +39,7 @@ use crate::edge::fail_point;
 use crate::edge::handover::{self, Predecessor, Successor, Told};
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
+use crate::edge::reservations::Reservations;
 use crate::edge::tls::Certificates;
 use crate::edge::wire::Engine;
 use crate::log::{self, Level};
@@ -56,7 +57,7 @@ use crate::part::proxy::{self, Served};
 use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
-use crate::part::store::Store;
+use crate::part::store::{Holdings, Store};
 use crate::plan::settings::Settings;
 
 /// Where a node waits, in its run folder, for one that is to take its place.
@@ -189,11 +190,10 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
     let reported = etcd.clone();
-    start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
-    if flags.log_level.is_none() {
-        let (host, store) = (host.clone(), Arc::clone(&store));
-        parts.keep("the level of the log", |stop| async move { follow_level(&host, &store, &level, &stop).await });
-    }
+    let this = flags.this_host(host.clone(), host_ip);
+    let reservations = Reservations::in_state_dir(&flags.state_dir);
+    let holdings = Holdings { host: this.clone(), reservations, metrics: Arc::clone(&metrics) };
+    start_followers(&mut parts, this, holdings, &network, &store, etcd);
     let reporter = Reporter {
         host: host.clone(),
         store: Arc::clone(&store),
@@ -201,7 +201,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     };
-    parts.keep("the reports", |stop| async move { Box::pin(reporter.run(&stop)).await });
+    start_tellers(&mut parts, reporter, flags.log_level.is_none().then_some(level));
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
@@ -320,11 +320,18 @@ fn start_servers(
 }
 
 /// Starts the parts that follow etcd and Docker.
-fn start_followers(parts: &mut Parts, this: Host, network: &Arc<Network>, store: &Arc<Store>, etcd: Etcd) {
+fn start_followers(
+    parts: &mut Parts,
+    this: Host,
+    holdings: Holdings,
+    network: &Arc<Network>,
+    store: &Arc<Store>,
+    etcd: Etcd,
+) {
     let (followed, recorded) = (Arc::clone(store), Arc::clone(store));
     let (leasing, reconciling) = (Arc::clone(network), Arc::clone(network));
     let watched = etcd.clone();
-    parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &stop).await });
+    parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &holdings, &stop).await });
     parts.start("the record of this host", |stop| async move {
         defaults::record(&this, &recorded, &etcd, &stop).await?;
         stop.cancelled().await;
@@ -332,6 +339,15 @@ fn start_followers(parts: &mut Parts, this: Host, network: &Arc<Network>, store:
     });
     parts.keep("the lease", |stop| async move { leasing.keep_lease(&stop).await });
     parts.keep("the reconciler", |stop| async move { reconciling.reconcile(&stop).await });
+}
+
+/// Starts the parts that tell: in the datastore, and in the log as much as the datastore wants, unless a flag says.
+fn start_tellers(parts: &mut Parts, reporter: Reporter, level: Option<Level>) {
+    if let Some(level) = level {
+        let (host, store) = (reporter.host.clone(), Arc::clone(&reporter.store));
+        parts.keep("the level of the log", |stop| async move { follow_level(&host, &store, &level, &stop).await });
+    }
+    parts.keep("the reports", |stop| async move { Box::pin(reporter.run(&stop)).await });
 }
 
 /// Has the log say as much as the datastore wants it to.

@@ -32,6 +32,7 @@ use super::rules;
 use super::sets::{Extent, SetName, Sets};
 use super::settings::Settings;
 
+mod flows;
 mod members;
 mod tree;
 
@@ -45,6 +46,8 @@ pub(crate) struct Changes {
     pub(crate) nat: bool,
     pub(crate) sets: BTreeMap<SetName, Extent>,
     pub(crate) routes: BTreeSet<IpAddr>,
+    /// Addresses that were routed to an endpoint of this host and are not any more, or to another.
+    pub(crate) left: BTreeSet<IpAddr>,
     /// Endpoints of this host.
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
@@ -63,6 +66,7 @@ impl Changes {
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
         self.routes.extend(more.routes);
+        self.left.extend(more.left);
         self.endpoints.extend(more.endpoints);
         self.nat |= more.nat;
         for (set, extent) in more.sets {
@@ -552,6 +556,9 @@ impl Desired {
             let old = self.routes.get(address).cloned();
             if old != name {
                 changes.routes.insert(*address);
+                if old.is_some() {
+                    changes.left.insert(*address);
+                }
                 let _ = match name {
                     Some(name) => self.routes.insert(*address, name),
                     None => self.routes.remove(address),
