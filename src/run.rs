@@ -168,6 +168,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let gauge = Arc::new(Gauge {
         host: host.clone(),
         host_ip,
+        host_ip6: flags.ip6,
         etcd: etcd.address().to_owned(),
         docker: flags.docker_host.clone(),
         listeners: doors.places.clone(),
@@ -185,7 +186,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
-    start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
+    start_followers(&mut parts, flags.this_host(host.clone(), host_ip, ipv6), &network, &store, etcd);
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),

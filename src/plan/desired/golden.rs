@@ -1,4 +1,5 @@
-//! Golden cases: a folder under `src/plan/golden` is a snapshot of host `h1` (172.25.0.1) and all texts that follow from it.
+//! Golden cases: a folder under `src/plan/golden` is a snapshot of host `h1` (172.25.0.1) and all texts that follow from it;
+//! one that has a folder `v6` in it keeps those of IPv6 there.
 //! `UPDATE_GOLDEN=1 cargo test golden` writes the texts anew; read the difference before you commit it.
 
 use std::fs;
