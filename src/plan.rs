@@ -16,6 +16,7 @@ pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod raw;
 pub(crate) mod routes;
+pub(crate) mod rules;
 pub(crate) mod runtime;
 pub(crate) mod sets;
 pub(crate) mod short;

@@ -84,3 +84,43 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::strategy::{Strategy, ValueTree};
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::edge::testnet::{in_own_network, sh};
+    use crate::model::snapshot::News;
+    use crate::plan::desired::Desired;
+    use crate::plan::desired::tests::{datastore, host, read};
+    use crate::plan::diff::{NAT, steps};
+
+    #[test]
+    fn whatever_the_rules_are_the_tool_takes_them_and_shows_them_again() {
+        in_own_network(|| async {
+            let mut runner = TestRunner::deterministic();
+            for family in [Family::V4, Family::V6] {
+                let (prefix, inet) = if family == Family::V4 { (4, "inet") } else { (6, "inet6") };
+                for tag in ["t-t0", "t-t1", "t-none", "pools", "masq"] {
+                    sh(&format!("ipset create calico{prefix}-{tag} hash:net family {inet}")).await;
+                }
+                for _ in 0..40 {
+                    let datastore = datastore().new_tree(&mut runner).unwrap().current();
+                    let mut desired = Desired::new(host(), family);
+                    desired.update(&read(&datastore), &News::All);
+                    let wanted = |seen: &Seen| {
+                        Steps::from([
+                            (FILTER, steps(&desired.filter, &seen[FILTER], None)),
+                            (NAT, steps(&desired.nat, &seen[NAT], None)),
+                        ])
+                    };
+                    apply(family, &wanted(&observe(family).await.unwrap())).await.unwrap();
+                    let left = wanted(&observe(family).await.unwrap());
+                    assert!(left.values().all(Vec::is_empty), "{left:?}\n{datastore:?}");
+                }
+            }
+        });
+    }
+}

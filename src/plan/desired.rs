@@ -28,6 +28,7 @@ use super::filter::{self, ToHost, Way};
 use super::nat;
 use super::raw;
 use super::routes::{Route, Routes};
+use super::rules;
 use super::sets::{Extent, SetName, Sets};
 
 mod members;
@@ -589,7 +590,7 @@ impl Desired {
             let chain = match readable {
                 Ok(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    speaks_of.extend(filter::tags_of(self.family, list).cloned());
+                    speaks_of.extend(rules::tags_of(self.family, list).cloned());
                     filter::profile(self.family, way, name, list)
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
@@ -679,4 +680,6 @@ fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
-mod tests;
+mod law;
+#[cfg(test)]
+pub(crate) mod tests;
