@@ -163,7 +163,8 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
-    let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
+    let (run_dir, bgp) = (flags.run_dir.clone(), flags.runs_bird());
+    let settings = AgentSettings { run_dir, host_ip, host_ip6: flags.ip6, bgp };
     let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),

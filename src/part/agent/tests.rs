@@ -395,8 +395,12 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         };
         let etcd = crate::edge::etcd::Etcd::connect(&address).await.unwrap();
 
-        let settings =
-            AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
+        let settings = AgentSettings {
+            run_dir: folder.path().to_owned(),
+            host_ip: Ipv4Addr::new(172, 25, 0, 1),
+            host_ip6: None,
+            bgp: true,
+        };
         let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
