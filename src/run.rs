@@ -186,9 +186,9 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
-    start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
+    start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
     start_followers(&mut parts, flags.this_host(host.clone(), host_ip, ipv6), &network, &store, etcd);
-    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
+    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
         names: Arc::clone(&doors.names),

@@ -37,6 +37,7 @@ use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{EndpointId, HostName};
 use crate::model::pool::Family;
+use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
@@ -188,13 +189,14 @@ pub(crate) async fn run(
     store: Arc<Store>,
     programmed: watch::Sender<Programmed>,
     settings: AgentSettings,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
     let Prepared { spawner, guard, routes, links, ear, families } = prepared;
     let routes = Arc::new(routes);
     let plane = |family: Family| Plane {
         desired: Desired::new(host.clone(), family),
-        kernel: Kernel::new(family, Arc::clone(&routes)),
+        kernel: Kernel::new(family, Arc::clone(&routes), Arc::clone(&metrics)),
         pending: Changes::default(),
     };
     let programmed = Arc::new(programmed);
@@ -207,6 +209,7 @@ pub(crate) async fn run(
         ip6: settings.host_ip6,
         store,
         programmed: Arc::clone(&programmed),
+        metrics,
         known: None,
         guard_lost: None,
         speech,
@@ -244,6 +247,7 @@ struct Agent {
     ip6: Option<Ipv6Addr>,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
+    metrics: Arc<Metrics>,
     planes: Vec<Plane>,
     ear: Ear,
     /// Why there is no guard.
@@ -312,6 +316,7 @@ impl Agent {
         loop {
             // Marks the state as seen before it is read: what comes later wakes the loop again.
             synced.mark_unchanged();
+            self.metrics.beat();
             self.take_in();
             if self.known.is_some() && clocks.retry.is_none() {
                 if self.apply().await { clocks.well() } else { clocks.failed() }
@@ -432,11 +437,16 @@ impl Agent {
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.
     async fn apply(&mut self) -> bool {
-        let (mut well, mut touched) = (true, BTreeSet::new());
+        let (mut well, mut busy, mut touched) = (true, false, BTreeSet::new());
+        let began = Instant::now();
         for Plane { desired, kernel, pending } in &mut self.planes {
             let pending = std::mem::take(pending);
             well &= kernel.apply(desired, &pending, &mut self.ear).await;
+            busy |= pending != Changes::default() || kernel.looked_at_all();
             touched.extend(pending.endpoints);
+        }
+        if busy {
+            self.metrics.count_apply(began.elapsed(), well);
         }
         if self.ear.take_strangers() {
             self.doubt(Why::Ruleset);

@@ -19,6 +19,7 @@ use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::IfName;
 use crate::model::pool::Family;
+use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
 use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
@@ -78,6 +79,7 @@ static UNSEEN: SeenTable = SeenTable { chains: BTreeMap::new(), jumps: BTreeMap:
 pub(super) struct Kernel {
     family: Family,
     hand: Arc<KernelRoutes>,
+    metrics: Arc<Metrics>,
     sets: Sets,
     tables: Seen,
     routes: BTreeSet<Route>,
@@ -95,10 +97,11 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    pub(super) fn new(family: Family, hand: Arc<KernelRoutes>) -> Self {
+    pub(super) fn new(family: Family, hand: Arc<KernelRoutes>, metrics: Arc<Metrics>) -> Self {
         Kernel {
             family,
             hand,
+            metrics,
             sets: Sets::new(),
             tables: Seen::default(),
             routes: BTreeSet::new(),
@@ -193,7 +196,7 @@ impl Kernel {
             self.faults.clear();
             self.failed.clear();
         }
-        let scope = Scope { changes, look };
+        let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
         let mut well = self.apply_sets(desired, &scope).await;
         well &= self.apply_chains(desired, &scope, ear).await;
         let routed = self.apply_routes(desired, &scope).await;
@@ -388,12 +391,14 @@ struct Scope<'c> {
     changes: &'c Changes,
     /// `Some`: everything.
     look: Option<Why>,
+    metrics: Arc<Metrics>,
 }
 
 impl Scope<'_> {
     fn tell_drift(&self, objects: impl Iterator<Item = String>) {
         if self.look.is_some_and(Why::is_drift) {
             for object in objects {
+                self.metrics.count_drift(&object);
                 tracing::warn!(object, "drift: it was changed by somebody else and is put right");
             }
         }

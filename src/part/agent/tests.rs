@@ -3,6 +3,7 @@ use super::*;
 use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
+use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
 use crate::plan::{routes, sets};
@@ -66,7 +67,11 @@ fn kernel() -> Hands {
 
 fn hands(family: Family) -> Hands {
     let routes = Arc::new(KernelRoutes::open().unwrap());
-    Hands { family, kernel: Kernel::new(family, routes), ear: Ear::new(ruleset::listen().unwrap()) }
+    Hands {
+        family,
+        kernel: Kernel::new(family, routes, Arc::new(Metrics::new())),
+        ear: Ear::new(ruleset::listen().unwrap()),
+    }
 }
 
 impl Hands {
@@ -408,7 +413,8 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
             async move { store.run(&etcd, &stop).await }
         };
-        let agent = run(prepared, "h1".parse().unwrap(), store, sender, settings, stop.clone());
+        let agent =
+            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let story = async {
             let id: EndpointId = "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap();
             let put =

@@ -11,6 +11,7 @@ use super::tests::{Datastore, IDS, datastore, host, read};
 use super::*;
 use crate::model::name::Mac;
 use crate::model::rule::{Ports, Protocol};
+use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::sets::IpSet;
 

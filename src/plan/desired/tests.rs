@@ -171,6 +171,10 @@ prop_compose! {
     }
 }
 
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    datastore().prop_map(|datastore| read(&datastore))
+}
+
 /// What may differ between two snapshots: all, if nobody says what more than differs indeed.
 fn news(old: &Snapshot, new: &Snapshot, more: Option<&[usize]>) -> News {
     fn differing<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
@@ -190,10 +194,6 @@ fn news(old: &Snapshot, new: &Snapshot, more: Option<&[usize]>) -> News {
         news.add(Key::parse(&path).unwrap());
     }
     news
-}
-
-fn snapshot() -> impl Strategy<Value = Snapshot> {
-    datastore().prop_map(|datastore| read(&datastore))
 }
 
 proptest! {
@@ -279,7 +279,7 @@ fn two_endpoints_of_one_interface_are_both_closed_unless_the_name_tells() {
 /// A record of an endpoint, and its path.
 fn one(host: &str, index: u32, profile: &str) -> (String, Value) {
     let id = format!("{:032x}", u128::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-    let value = json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": [profile],
+    let value = serde_json::json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": [profile],
         "ipv4_nets": [format!("{}/32", Ipv4Addr::from(0x0a00_0000 + index))]});
     (format!("/calico/v1/host/{host}/workload/docker/w/endpoint/{id}"), value)
 }
@@ -308,13 +308,13 @@ fn how_long_one_change_takes() {
         let mut seen = SeenTable::default();
         carried_out(&mut seen, &steps(&desired.filter, &SeenTable::default(), None));
         let profile = "/calico/v1/policy/profile/web";
-        let rules = json!({"inbound_rules": [{"src_tag": "web"}], "outbound_rules": []});
+        let rules = serde_json::json!({"inbound_rules": [{"src_tag": "web"}], "outbound_rules": []});
         for (what, record) in [
             ("one here", one("h1", 1, "web")),
             ("one elsewhere", one("h2", 2, "web")),
             ("its profile", one("h2", 2, "p1")),
             ("rules", (format!("{profile}/rules"), rules)),
-            ("tags", (format!("{profile}/tags"), json!(["web", "more"]))),
+            ("tags", (format!("{profile}/tags"), serde_json::json!(["web", "more"]))),
         ] {
             let news = put(&mut snapshot, record);
             let begun = Instant::now();
