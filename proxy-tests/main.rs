@@ -34,6 +34,7 @@ mod restarts;
 mod runtime;
 mod sdk;
 mod shown;
+mod six;
 mod steps;
 mod storm;
 mod streams;
