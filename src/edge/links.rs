@@ -344,6 +344,26 @@ impl Netlink {
         Ok(addresses)
     }
 
+    /// The addresses that this host itself answers to.
+    pub(crate) async fn own_addresses(&self) -> Result<BTreeSet<IpAddr>, Fault> {
+        let _dumping = self.dumping.lock().await;
+        let mut own = BTreeSet::new();
+        let mut found = self.handle.address().get().execute();
+        let doing = fault("list the host's addresses".to_owned());
+        while let Some(message) = found.try_next().await.map_err(&doing)? {
+            let of = |local| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) if local => Some(*address),
+                    AddressAttribute::Address(address) if !local => Some(*address),
+                    _ => None,
+                })
+            };
+            // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
+            own.extend(of(true).or_else(|| of(false)));
+        }
+        Ok(own)
+    }
+
     /// The address that this host would speak to the world from: that of its default route, else the first that is
     /// not of a bridge or tunnel of some other tool.
     pub(crate) async fn detect_ipv4(&self) -> Result<Option<Ipv4Addr>, Fault> {

@@ -384,6 +384,9 @@ impl Agent {
             }
             Wake::Sizes => {
                 self.look_at_sizes().await;
+                for Plane { desired, kernel, .. } in &mut self.planes {
+                    kernel.recheck_flows(desired).await;
+                }
                 clocks.sizes = Instant::now() + SIZES_EVERY;
             }
             Wake::Audit => {

@@ -48,6 +48,8 @@ pub(crate) struct Metrics {
     drift: Family<Label, Counter>,
     /// Times that the whole datastore was read.
     pub(crate) resyncs: Counter,
+    /// Established flows that policy did not allow any more.
+    pub(crate) flows_cut: Counter,
     endpoints: Family<Label, Gauge>,
     faults: Family<Label, Gauge>,
     connected: Family<Label, Gauge>,
@@ -61,10 +63,12 @@ pub(crate) struct Metrics {
 /// What kind of thing an object in a fault or a line of drift is: its first word, a record where it is a path, an
 /// endpoint where it is a bare id.
 fn kind(object: &str) -> &'static str {
-    const KINDS: [&str; 14] = [
+    const KINDS: [&str; 16] = [
         "BIRD",
         "chain",
         "entry",
+        "etcd",
+        "flows",
         "guard",
         "interface",
         "jump",
@@ -96,6 +100,7 @@ impl Metrics {
             apply_seconds: Histogram::new(buckets),
             drift: Family::default(),
             resyncs: Counter::default(),
+            flows_cut: Counter::default(),
             endpoints: Family::default(),
             faults: Family::default(),
             connected: Family::default(),
@@ -124,12 +129,13 @@ impl Metrics {
             "Starts of containers that wish for Calico and were created around the proxy",
             created_around.clone(),
         );
-        let Metrics { registry, applies, apply_seconds, drift, resyncs, .. } = self;
+        let Metrics { registry, applies, apply_seconds, drift, resyncs, flows_cut, .. } = self;
         registry.register("applies", "Times that the kernel was brought to what the datastore says", applies.clone());
         registry.register("apply_seconds", "Time that one of these took", apply_seconds.clone());
         let help = "Objects in the kernel that somebody else had changed and that were put right";
         registry.register("drift_repaired", help, drift.clone());
         registry.register("resyncs", "Times that the whole datastore was read", resyncs.clone());
+        registry.register("flows_cut", "Established flows that policy did not allow any more", flows_cut.clone());
         let Metrics { registry, endpoints, faults, connected, in_sync, ready, .. } = self;
         registry.register("endpoints", "Endpoints of this host", endpoints.clone());
         registry.register("faults", "Objects that are closed, missing or not as they should be", faults.clone());

@@ -34,7 +34,8 @@ impl Gauge {
     pub(crate) fn waiting_for(&self) -> Vec<String> {
         let mut missing = Vec::new();
         if !self.store.is_connected() {
-            missing.push(format!("etcd at {}", self.etcd));
+            let doubt = self.store.doubt().map(|why| format!(", which is not believed: {why}"));
+            missing.push(format!("etcd at {}{}", self.etcd, doubt.unwrap_or_default()));
         }
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
@@ -82,6 +83,7 @@ impl Gauge {
     /// What cannot be read, of any host, and what is not in this host's kernel as it should be.
     fn faults(&self) -> Vec<ReportedFault> {
         let mut faults = self.store.read(Snapshot::unreadable);
+        faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
         faults.extend(self.programmed.borrow().faults.clone());
         faults.into_iter().map(|(object, why)| ReportedFault { object, why }).collect()
     }

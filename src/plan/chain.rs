@@ -107,6 +107,8 @@ pub(crate) enum Tracked {
     Invalid,
     /// Part of a connection that was allowed, or related to one.
     Established,
+    /// Of a TCP connection that connection tracking has not seen begin.
+    Midstream,
 }
 
 /// One condition of an entry. All must hold.
@@ -285,6 +287,7 @@ impl fmt::Display for Match {
             Match::Out(interface) => write!(f, "-o {interface}"),
             Match::Tracked(Tracked::Invalid) => f.write_str("-m conntrack --ctstate INVALID"),
             Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
+            Match::Tracked(Tracked::Midstream) => f.write_str("-p 6 -m tcp ! --syn -m conntrack --ctstate NEW"),
             Match::Accepted(yes) => {
                 let not = if *yes { "" } else { "! " };
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")

@@ -31,6 +31,7 @@ use super::routes::{Route, Routes};
 use super::rules;
 use super::sets::{Extent, SetName, Sets};
 
+mod flows;
 mod members;
 mod tree;
 
@@ -44,6 +45,8 @@ pub(crate) struct Changes {
     pub(crate) nat: bool,
     pub(crate) sets: BTreeMap<SetName, Extent>,
     pub(crate) routes: BTreeSet<IpAddr>,
+    /// Addresses that were routed to an endpoint of this host and are not any more, or to another.
+    pub(crate) left: BTreeSet<IpAddr>,
     /// Endpoints of this host.
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
@@ -62,6 +65,7 @@ impl Changes {
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
         self.routes.extend(more.routes);
+        self.left.extend(more.left);
         self.endpoints.extend(more.endpoints);
         self.nat |= more.nat;
         for (set, extent) in more.sets {
@@ -538,6 +542,9 @@ impl Desired {
             let old = self.routes.get(address).cloned();
             if old != name {
                 changes.routes.insert(*address);
+                if old.is_some() {
+                    changes.left.insert(*address);
+                }
                 let _ = match name {
                     Some(name) => self.routes.insert(*address, name),
                     None => self.routes.remove(address),

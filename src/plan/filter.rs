@@ -19,7 +19,7 @@ use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName};
 use crate::model::pool::Family;
 use crate::model::rule::{Protocol, Rule};
 
-use super::chain::{Chain, ChainName, End, Entry, Interface, Match, Target, Tracked};
+use super::chain::{CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, Match, Target, Tracked};
 use super::rules;
 
 /// Which way a packet goes, seen from the container.
@@ -153,6 +153,13 @@ fn forward(family: Family) -> Vec<Entry> {
     entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
     entries.extend(both(&[Match::Tracked(Tracked::Established)], &Target::Goto(accept()), "of an allowed connection"));
+    // Connection tracking would take it for the beginning of a connection, whichever side it comes from, and so a
+    // connection that was cut would go on with the first word of the side that may begin one.
+    entries.extend(both(
+        &[Match::Tracked(Tracked::Midstream)],
+        &Target::Drop,
+        "of a connection that never began, or was cut",
+    ));
     entries.push(one(Way::From, &[], Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
     entries.push(one(Way::From, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(one(Way::From, &[], Target::Unmark, "the receiver decides anew"));
@@ -190,6 +197,21 @@ fn input(family: Family, to_host: ToHost) -> Vec<Entry> {
     entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
     entries
+}
+
+/// Whether a chain is one of a profile's.
+pub(crate) fn is_profile(name: &ChainName) -> bool {
+    ["pi", "po"].iter().any(|kind| is_of_kind(name, kind))
+}
+
+/// Whether a chain decides which flows may begin: those of profiles and endpoints, and that of packets to the host.
+pub(crate) fn decides(name: &ChainName) -> bool {
+    is_profile(name) || ["fw", "tw"].iter().any(|kind| is_of_kind(name, kind)) || *name == ChainName::fixed("INPUT")
+}
+
+fn is_of_kind(name: &ChainName, kind: &str) -> bool {
+    let rest = name.as_str().strip_prefix(CHAIN_PREFIX).and_then(|rest| rest.strip_prefix(kind));
+    rest.is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// What follows `cali` in an interface's name. `None`: it is no interface of ours.

@@ -1,7 +1,7 @@
 //! What the agent believes the kernel holds of one family, and the one apply that brings it to what is wanted.
 //!
 //! The order inside an apply is fixed here: members of sets, chains, routes, and last the sets that no chain speaks of any
-//! more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
+//! more, and then the flows that policy would not let begin any more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
 //!
 //! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
 //! them is closed instead, and everything else is programmed.
@@ -26,6 +26,10 @@ use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
 use crate::plan::filter::{self, ToHost, Way};
 use crate::plan::routes::{self, Route, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
+
+mod flows;
+
+use flows::Flows;
 
 /// The object under which it is told that the kernel cannot be seen at all.
 const WHOLE: &str = "kernel state";
@@ -94,6 +98,7 @@ pub(super) struct Kernel {
     failed: BTreeSet<ChainName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
+    flows: Flows,
 }
 
 impl Kernel {
@@ -111,6 +116,7 @@ impl Kernel {
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
+            flows: Flows::default(),
         }
     }
 
@@ -197,10 +203,12 @@ impl Kernel {
             self.failed.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
+        self.flows.learn(desired, changes, look);
         let mut well = self.apply_sets(desired, &scope).await;
         well &= self.apply_chains(desired, &scope, ear).await;
         let routed = self.apply_routes(desired, &scope).await;
         well &= self.remove_sets(desired, &scope).await;
+        self.cut_flows(desired).await;
         if !well {
             self.doubt(Why::Failed);
         }
@@ -229,6 +237,7 @@ impl Kernel {
             }
         }
         scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
+        self.flows.heed_sets(&steps);
         self.carry_out_sets(steps).await
     }
 
@@ -292,6 +301,7 @@ impl Kernel {
     /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
     /// was at work.
     async fn carry_out(&mut self, steps: &Steps, ear: &mut Ear) -> Result<(), Fault> {
+        self.flows.heed_chains(steps, self.tables.get(FILTER).unwrap_or(&UNSEEN));
         let before = ear.events.take();
         let tables = iptables::apply(self.family, steps).await?;
         ear.strangers |= before > 0 || ear.events.take() > tables;

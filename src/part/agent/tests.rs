@@ -1,9 +1,12 @@
 use super::kernel::{Ear, Kernel, Why};
 use super::*;
+use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
+use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
+use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
 use crate::plan::{routes, sets};
@@ -411,7 +414,16 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-            async move { store.run(&etcd, &stop).await }
+            let host = Host {
+                name: "h1".parse().unwrap(),
+                ip: settings.host_ip,
+                ip6: None,
+                gives_ipv6: true,
+                as_number: None,
+            };
+            let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
+            let holdings = Holdings { host, reservations, metrics };
+            async move { store.run(&etcd, &holdings, &stop).await }
         };
         let agent =
             run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());

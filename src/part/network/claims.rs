@@ -120,7 +120,8 @@ impl Network {
     fn lease(&self) -> Result<i64, Fault> {
         let lease = *self.lease.borrow();
         lease.filter(|_| self.store.is_connected()).ok_or_else(|| {
-            Fault::Away(format!("claim an address: etcd at {} is away; it must answer first", self.etcd.address()))
+            let why = self.store.doubt().unwrap_or_else(|| "it is away; it must answer first".to_owned());
+            Fault::Away(format!("claim an address in etcd at {}: {why}", self.etcd.address()))
         })
     }
 

@@ -13,6 +13,7 @@ use crate::model::name::Mac;
 use crate::model::rule::{Ports, Protocol};
 use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
+use crate::plan::flow::Flow;
 use crate::plan::sets::IpSet;
 
 #[derive(Debug, Clone)]
@@ -342,7 +343,7 @@ impl Reader<'_> {
         match packet.tracked {
             _ if !from_ours && !to_ours => Verdict::Passed,
             _ if from_ours && packet.says(&[134, 137]) => Verdict::Drop,
-            Some(Tracked::Invalid) => Verdict::Drop,
+            Some(Tracked::Invalid | Tracked::Midstream) => Verdict::Drop,
             Some(Tracked::Established) => Verdict::Accept,
             None if (!from_ours || self.out(packet)) && (!to_ours || into()) => Verdict::Accept,
             None => Verdict::Drop,
@@ -358,9 +359,9 @@ impl Reader<'_> {
             _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
-            (None, Some("RETURN")) if self.out(packet) => Verdict::Passed,
-            (None, Some("ACCEPT")) if self.out(packet) => Verdict::Accept,
-            (None, _) => Verdict::Drop,
+            (None | Some(Tracked::Midstream), Some("RETURN")) if self.out(packet) => Verdict::Passed,
+            (None | Some(Tracked::Midstream), Some("ACCEPT")) if self.out(packet) => Verdict::Accept,
+            (None | Some(Tracked::Midstream), _) => Verdict::Drop,
         }
     }
 }
@@ -373,8 +374,7 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
             Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]),
         })
     };
-    let tracked =
-        prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
+    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Midstream]).prop_map(Some)];
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
     let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
@@ -418,5 +418,46 @@ proptest! {
     #[test]
     fn the_chains_mean_what_the_rules_say_in_ipv6(datastore in datastore(), packets in prop::collection::vec(packet(Family::V6), 30)) {
         check(Family::V6, &datastore, packets)?;
+    }
+}
+
+/// A flow is cut just when the chains would not let its first packet pass any more.
+fn check_flows(family: Family, datastore: &Datastore, packets: Vec<Packet>) -> Result<(), TestCaseError> {
+    let snapshot = read(datastore);
+    let mut desired = Desired::new(host(), family);
+    desired.update(&snapshot, &News::All);
+    let machine = Machine { family, chains: typed(&desired, &snapshot), sets: &desired.sets, log: Log::default() };
+    let reader = Reader { datastore, log: Log::default() };
+    let mut judge = desired.judge(BTreeSet::new());
+    for mut packet in packets {
+        let at = |address: IpAddr| desired.routes.get(&address).map_or("eth0".to_owned(), ToString::to_string);
+        (packet.from, packet.to, packet.tracked) = (at(packet.src), at(packet.dst), None);
+        if let Some(mac) = reader.behind(&packet.from, &packet).and_then(|endpoint| endpoint["mac"].as_str()) {
+            packet.mac = mac.parse().unwrap();
+        }
+        // What a container may not send at all, and what is no family's, never becomes a flow.
+        if [134, 137].contains(&packet.icmp.0) {
+            continue;
+        }
+        let (src, dst) = (packet.src, packet.dst);
+        let flow =
+            Flow { protocol: packet.protocol, src, dst, ports: packet.ports, icmp: packet.icmp, outer: (dst, src) };
+        let passes = machine.run(&ChainName::fixed("FORWARD"), &mut packet.clone()) != Verdict::Drop;
+        prop_assert_eq!(judge.allows(&flow), passes, "{:?}", packet);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_flow_is_judged_as_the_chains_judge_its_first_packet(datastore in datastore(), packets in prop::collection::vec(packet(Family::V4), 30)) {
+        check_flows(Family::V4, &datastore, packets)?;
+    }
+
+    #[test]
+    fn a_flow_is_judged_as_the_chains_judge_its_first_packet_in_ipv6(datastore in datastore(), packets in prop::collection::vec(packet(Family::V6), 30)) {
+        check_flows(Family::V6, &datastore, packets)?;
     }
 }

@@ -11,6 +11,7 @@ use crate::model::rule::Rule;
 use crate::model::snapshot::Change;
 use crate::model::snapshot::tests::from_json_on_h1 as from_json;
 use crate::plan::diff::{SeenTable, carried_out, steps};
+use crate::plan::flow::Flow;
 use crate::plan::sets::{self, SetStep, Sets};
 
 pub(crate) fn host() -> HostName {
@@ -228,6 +229,27 @@ proptest! {
         }
         let last = fresh(before);
         prop_assert_eq!(desired, last);
+    }
+}
+
+#[test]
+fn flows_with_the_host_itself_are_the_settings_business() {
+    let map = ONE.replace("inactive", "active").replacen('{', "{SETTING", 1);
+    let with = |setting: &str| {
+        let setting = if setting.is_empty() {
+            String::new()
+        } else {
+            format!(r#""/calico/v1/config/DefaultEndpointToHostAction": "{setting}","#)
+        };
+        fresh(&from_json(&map.replace("SETTING", &setting)))
+    };
+    let [own, container]: [IpAddr; 2] = ["172.25.0.1", "10.0.0.1"].map(|text| text.parse().unwrap());
+    let flow = |src, dst| Flow { protocol: 6, src, dst, ports: (1, 2), icmp: (0, 0), outer: (dst, src) };
+    for (setting, out) in [("", false), ("DROP", false), ("RETURN", true), ("ACCEPT", true)] {
+        let desired = with(setting);
+        let mut judge = desired.judge([own].into());
+        assert!(judge.allows(&flow(own, container)));
+        assert_eq!(judge.allows(&flow(container, own)), out, "{setting}");
     }
 }
 
