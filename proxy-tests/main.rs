@@ -37,6 +37,7 @@ mod runtime;
 mod sdk;
 mod settings;
 mod shown;
+mod six;
 mod steps;
 mod storm;
 mod streams;
