@@ -57,6 +57,12 @@ impl Changes {
         }
     }
 
+    /// Whether more was touched than members of sets.
+    pub(crate) fn is_pressing(&self) -> bool {
+        let sets = self.sets.values().any(|extent| *extent == Extent::Whole);
+        sets || self.nat || !(self.filter.is_empty() && self.routes.is_empty() && self.endpoints.is_empty())
+    }
+
     /// Adds what another update touched.
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
