@@ -120,11 +120,16 @@ impl Lab {
 
     /// Starts the common etcd, with the data of an earlier one if there was one.
     pub(crate) fn start_etcd(&self) {
+        self.start_etcd_of("calico");
+    }
+
+    /// The same, of a cluster of this name if it has no data yet.
+    pub(crate) fn start_etcd_of(&self, cluster: &str) {
         let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
         let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
             "etcd",
             "--data-dir",
-            &self.folder.join("etcd").display().to_string(),
+            &self.etcd_folder().display().to_string(),
             "--listen-client-urls",
             &client,
             "--advertise-client-urls",
@@ -135,8 +140,15 @@ impl Lab {
             &peer,
             "--initial-cluster",
             &format!("default={peer}"),
+            "--initial-cluster-token",
+            cluster,
         ]);
         *self.etcd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("etcd.log")));
+    }
+
+    /// Where the common etcd keeps its data.
+    pub(crate) fn etcd_folder(&self) -> PathBuf {
+        self.folder.join("etcd")
     }
 
     /// Kills the common etcd. Its port refuses connections from now on.

@@ -77,6 +77,50 @@ fn check(case: &Case, put: impl Fn(&Value)) {
     }
 }
 
+/// Matches that are negated, on the way in to the first profile of bob and dan.
+fn negated([ann, bob, cat, dan]: [&Container<'_>; 4]) -> Vec<Case> {
+    let tcp = Probe::Tcp { from: None, to: 7000 };
+    let udp = Probe::Udp { from: None, to: 7000 };
+    let timestamp = Probe::Icmp { kind: 13, code: 0 };
+    let to_bob = |probe| Journey::new(ann, bob, probe);
+    let to_dan = |probe| Journey::new(ann, dan, probe);
+    let cat_to_bob = |probe| Journey::new(cat, bob, probe);
+    let from_port = |port| to_bob(Probe::Tcp { from: Some(port), to: 7000 });
+    let to_port = |to| to_bob(Probe::Udp { from: None, to });
+    let many: Vec<u16> = (1..40).map(|number| number * 2).chain([7001]).collect();
+    vec![
+        Case { matches: json!({"!protocol": "tcp"}), named: to_bob(udp), other: to_bob(tcp) },
+        Case { matches: json!({"!src_tag": "A"}), named: cat_to_bob(Probe::Ping), other: to_bob(Probe::Ping) },
+        Case { matches: json!({"!src_net": "192.168.1.0/31"}), named: cat_to_bob(tcp), other: to_bob(tcp) },
+        Case {
+            matches: json!({"src_net": "192.168.1.0/29", "!src_net": "192.168.1.1"}),
+            named: cat_to_bob(tcp),
+            other: to_bob(tcp),
+        },
+        Case {
+            matches: json!({"protocol": "tcp", "!src_ports": ["2000-2999"]}),
+            named: from_port(3000),
+            other: from_port(2000),
+        },
+        Case { matches: json!({"!dst_tag": "X"}), named: to_dan(Probe::Ping), other: to_bob(Probe::Ping) },
+        Case { matches: json!({"!dst_net": "192.168.1.2/32"}), named: to_dan(udp), other: to_bob(udp) },
+        Case { matches: json!({"!dst_ports": [7000]}), named: to_port(7001), other: to_port(7000) },
+        // More than one match of the kernel's holds.
+        Case { matches: json!({"protocol": "udp", "!dst_ports": many}), named: to_port(7000), other: to_port(7001) },
+        Case { matches: json!({"!dst_ports": [7000]}), named: to_port(7001), other: to_bob(Probe::Ping) },
+        Case {
+            matches: json!({"protocol": "icmp", "!icmp_type": 8}),
+            named: to_bob(timestamp),
+            other: to_bob(Probe::Ping),
+        },
+        Case {
+            matches: json!({"protocol": "icmp", "icmp_type": 8, "!icmp_type": 8, "!icmp_code": 1}),
+            named: to_bob(Probe::Ping),
+            other: to_bob(Probe::Icmp { kind: 8, code: 1 }),
+        },
+    ]
+}
+
 #[test]
 fn each_key_of_a_rule_allows_and_denies_what_it_says() {
     let lab = Lab::running(1);
@@ -123,6 +167,10 @@ fn each_key_of_a_rule_allows_and_denies_what_it_says() {
         check(case, |rules| update(h1, "T", rules, &json!([])));
     }
 
+    for case in &negated([&ann, &bob, &cat, &dan]) {
+        check(case, |rules| update(h1, "T", rules, &json!([])));
+    }
+
     // The action alone, without any match; none is an allowance. The first rule that matches decides.
     let all = [tcp, udp, Probe::Ping, timestamp].map(to_bob);
     for (rules, arrives) in [
@@ -132,6 +180,12 @@ fn each_key_of_a_rule_allows_and_denies_what_it_says() {
         (json!([{ "action": "deny" }, { "action": "allow" }]), false),
         (json!([{ "action": "allow" }, { "action": "deny" }]), true),
         (json!([]), false),
+        (json!([{ "ip_version": 4 }]), true),
+        (json!([{ "ip_version": 6 }]), false),
+        (json!([{ "!src_tag": "nobody" }]), true),
+        // A line in the log, and on to the next rule.
+        (json!([{ "action": "log", "log_prefix": "a \"b\" \n" }, { "action": "allow" }]), true),
+        (json!([{ "action": "log" }]), false),
     ] {
         update(h1, "T", &rules, &json!([]));
         wait_until_right(&rules.to_string(), SOON, || {
@@ -139,6 +193,10 @@ fn each_key_of_a_rule_allows_and_denies_what_it_says() {
             wrong.map(|journey| format!("{:?} arrives: {}", journey.probe, !arrives)).collect()
         });
     }
+
+    let logged = h1.sh("iptables -w -vnxL calico-pi-T");
+    let lines = logged.lines().find(|line| line.contains(" LOG ")).and_then(|line| line.split_whitespace().next());
+    assert!(lines.is_some_and(|number| number != "0"), "no packet came to the log:\n{logged}");
 
     // On the way out as on the way in.
     update(h1, "T", &json!([{ "action": "allow" }]), &json!([]));

@@ -90,7 +90,7 @@ pub(crate) struct Flags {
 
     /// This host's IPv6 address
     #[arg(long, env = "IP6", value_name = "ADDR")]
-    ip6: Option<Ipv6Addr>,
+    pub(crate) ip6: Option<Ipv6Addr>,
 
     /// This host's BGP autonomous system number [default: the cluster's]
     #[arg(long = "as", env = "AS", value_name = "NUMBER")]

@@ -6,6 +6,7 @@
 pub(crate) mod activation;
 pub(crate) mod bird;
 pub(crate) mod config_file;
+pub(crate) mod conntrack;
 pub(crate) mod control;
 pub(crate) mod docker;
 pub(crate) mod dockerd_process;

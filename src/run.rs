@@ -39,6 +39,7 @@ use crate::edge::fail_point;
 use crate::edge::handover::{self, Predecessor, Successor, Told};
 use crate::edge::http::{Door, open_tcp, open_unix, serve};
 use crate::edge::links::Netlink;
+use crate::edge::reservations::Reservations;
 use crate::edge::tls::Certificates;
 use crate::edge::wire::Engine;
 use crate::log;
@@ -54,7 +55,7 @@ use crate::part::proxy::listen::{Listener, SocketFile, docker_group};
 use crate::part::proxy::{self, Served};
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
-use crate::part::store::Store;
+use crate::part::store::{Holdings, Store};
 
 /// Where a node waits, in its run folder, for one that is to take its place.
 const HANDOVER: &str = "handover.sock";
@@ -155,14 +156,15 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
-    let ground = Ground { host: host.clone(), host_ip, state_dir, run_dir, apply_timeout };
+    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
+    let ipv6 = prepared.gives_ipv6();
+    let ground = Ground { host: host.clone(), host_ip, host_ip6: flags.ip6, ipv6, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
     let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
-    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
     let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
@@ -183,9 +185,12 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
-    start_servers(&mut parts, control_door, metrics_door, &network, &gauge, metrics);
-    start_followers(&mut parts, flags.this_host(host.clone(), host_ip), &network, &store, etcd);
-    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, stop));
+    start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
+    let this = flags.this_host(host.clone(), host_ip);
+    let reservations = Reservations::in_state_dir(&flags.state_dir);
+    let holdings = Holdings { host: this.clone(), reservations, metrics: Arc::clone(&metrics) };
+    start_followers(&mut parts, this, holdings, &network, &store, etcd);
+    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
         names: Arc::clone(&doors.names),
@@ -303,11 +308,18 @@ fn start_servers(
 }
 
 /// Starts the parts that follow etcd and Docker.
-fn start_followers(parts: &mut Parts, this: Host, network: &Arc<Network>, store: &Arc<Store>, etcd: Etcd) {
+fn start_followers(
+    parts: &mut Parts,
+    this: Host,
+    holdings: Holdings,
+    network: &Arc<Network>,
+    store: &Arc<Store>,
+    etcd: Etcd,
+) {
     let (followed, recorded) = (Arc::clone(store), Arc::clone(store));
     let (leasing, reconciling) = (Arc::clone(network), Arc::clone(network));
     let watched = etcd.clone();
-    parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &stop).await });
+    parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &holdings, &stop).await });
     parts.start("the record of this host", |stop| async move {
         defaults::record(&this, &recorded, &etcd, &stop).await?;
         stop.cancelled().await;

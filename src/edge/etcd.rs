@@ -14,7 +14,8 @@ use tokio::time::timeout;
 
 use crate::model::fault::Fault;
 use crate::model::key::{Key, ROOT};
-use crate::model::snapshot::{Change, Snapshot};
+use crate::model::snapshot::{Change, Record, Snapshot};
+use crate::plan::standing::Standing;
 
 /// How long one call may take (decided: calls on a request's path end after 5 s).
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,8 +24,16 @@ pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// more often than every 5 s (its `--grpc-keepalive-min-time`).
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 
-/// How many keys one page of a load holds, far below gRPC's message limit.
+/// How long a connection may take to come up. A connection that begins just before a hole in the network closes is made by
+/// the second SYN, a second later.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many keys one page of a load holds.
 const PAGE: i64 = 5_000;
+
+/// How long a message of etcd may be: a page of records of ordinary size many times over. What gRPC takes by itself, 4 MB,
+/// three records of the size that etcd allows exceed.
+const MESSAGE_BYTES: usize = 1 << 30;
 
 /// Where etcd is and how to speak to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -108,7 +117,7 @@ impl Etcd {
     /// `Refusal` for an address or certificate that cannot be used, `Away` if the client cannot be made.
     pub(crate) async fn connect(address: &EtcdAddress) -> Result<Etcd, Fault> {
         let mut options = ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(3))
+            .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
             .with_keep_alive_while_idle(true);
         if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
@@ -149,29 +158,42 @@ impl Etcd {
         }
     }
 
-    /// The whole datastore at one revision.
-    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
-        self.load_into(Snapshot::default()).await
+    /// What the datastore says of itself. One small read.
+    pub(crate) async fn standing(&self) -> Result<Standing, Fault> {
+        let mut kv = self.client.kv_client();
+        let answer = self.call("look at the datastore", kv.get(Key::Ready.path(), None)).await?;
+        Ok(Standing {
+            cluster: answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
+            revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
+            ready: answer.kvs().first().is_some_and(|pair| pair.value() == b"true"),
+        })
     }
 
-    /// The same, taken into an empty snapshot, which may be one that keeps less.
-    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<Snapshot, Fault> {
+    /// The whole datastore at one revision.
+    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
+        self.load_into(Snapshot::default()).await.map(|(_, snapshot)| snapshot)
+    }
+
+    /// The same, taken into an empty snapshot, which may be one that keeps less; with what the datastore said of itself
+    /// meanwhile.
+    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
         let mut from = ROOT.as_bytes().to_vec();
         // The end of a range of all keys with a prefix: the prefix with its last byte one higher.
         let mut end = from.clone();
         if let Some(last) = end.last_mut() {
             *last += 1;
         }
-        let mut revision = 0;
+        let (mut revision, mut cluster) = (0, 0);
         loop {
             let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
             if revision > 0 {
                 options = options.with_revision(revision);
             }
-            let mut kv = self.client.kv_client();
+            let mut kv = self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
             let mut page = self.call("load the datastore", kv.get(from.clone(), Some(options))).await?;
             if revision == 0 {
                 revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+                cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
             }
             let more = page.more();
             for pair in page.take_kvs() {
@@ -188,13 +210,14 @@ impl Etcd {
             }
         }
         snapshot.revision = revision;
-        Ok(snapshot)
+        let ready = snapshot.ready.as_ref().and_then(Record::readable) == Some(&true);
+        Ok((Standing { cluster, revision, ready }, snapshot))
     }
 
     /// All changes after a revision.
     pub(crate) async fn watch_after(&self, revision: i64) -> Result<Watch, Fault> {
         let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
-        let mut client = self.client.watch_client();
+        let mut client = self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES);
         let stream = self.call("watch the datastore", client.watch(ROOT, Some(options))).await?;
         Ok(Watch { stream, address: self.address.clone() })
     }

@@ -10,8 +10,11 @@ use futures_util::future::try_join_all;
 use super::exec::run;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
-use crate::plan::diff::{ChainStep, FILTER, SeenTable, parse, render, tables};
-use crate::plan::filter;
+use crate::plan::chain::CHAIN_PREFIX;
+use crate::plan::desired::base_table;
+use crate::plan::diff::{ChainStep, FILTER, RAW, SeenTable, parse, render, tables};
+use crate::plan::filter::ToHost;
+use crate::plan::raw::desired_raw;
 
 /// What is there of ours, by table: each of those that we use in a family.
 pub(crate) type Seen = BTreeMap<&'static str, SeenTable>;
@@ -69,12 +72,55 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    for (kernel, chain, _) in filter::jumps() {
-        let rules = run(program, &["-w", "-S", kernel], "").await?.stdout;
-        let jump = format!("-j {chain}");
+    let (filter, raw) = (base_table(family, ToHost::Drop), desired_raw(family));
+    for (table, kernel) in
+        filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
+    {
+        let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?.stdout;
+        let jump = format!("-j {CHAIN_PREFIX}{kernel}");
         if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&jump)) {
-            return Err(Fault::World(format!("check chain {kernel}: nothing in it leads to {chain}")));
+            return Err(Fault::World(format!("check chain {kernel} of {program}: nothing in it leads to ours")));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::strategy::{Strategy, ValueTree};
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+    use crate::edge::testnet::{in_own_network, sh};
+    use crate::model::snapshot::News;
+    use crate::plan::desired::Desired;
+    use crate::plan::desired::tests::{datastore, host, read};
+    use crate::plan::diff::{NAT, steps};
+
+    #[test]
+    fn whatever_the_rules_are_the_tool_takes_them_and_shows_them_again() {
+        in_own_network(|| async {
+            let mut runner = TestRunner::deterministic();
+            for family in [Family::V4, Family::V6] {
+                let (prefix, inet) = if family == Family::V4 { (4, "inet") } else { (6, "inet6") };
+                for tag in ["t-t0", "t-t1", "t-none", "pools", "masq"] {
+                    sh(&format!("ipset create calico{prefix}-{tag} hash:net family {inet}")).await;
+                }
+                for _ in 0..40 {
+                    let datastore = datastore().new_tree(&mut runner).unwrap().current();
+                    let mut desired = Desired::new(host(), family);
+                    desired.update(&read(&datastore), &News::All);
+                    let wanted = |seen: &Seen| {
+                        Steps::from([
+                            (FILTER, steps(&desired.filter, &seen[FILTER], None)),
+                            (NAT, steps(&desired.nat, &seen[NAT], None)),
+                        ])
+                    };
+                    apply(family, &wanted(&observe(family).await.unwrap())).await.unwrap();
+                    let left = wanted(&observe(family).await.unwrap());
+                    assert!(left.values().all(Vec::is_empty), "{left:?}\n{datastore:?}");
+                }
+            }
+        });
+    }
 }

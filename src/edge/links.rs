@@ -4,15 +4,15 @@
 //! half-made interface shows up on the host. rtnetlink is named here and in `kernel_routes` only.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -20,8 +20,14 @@ use tokio::task::JoinHandle;
 use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
 use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
+use crate::model::pool::Family;
 use crate::plan::address::Connected;
-use crate::plan::wiring::{HOST_MAC, LEAVING_GROUP, LINK_GROUP, Wiring};
+use crate::plan::wiring::{HOST_LINK_LOCAL, HOST_MAC, LEAVING_GROUP, LINK_GROUP, Wiring};
+
+/// How long an interface may take to answer for an address that it was given, and how often that is looked at. It is a
+/// matter of microseconds; one that takes longer answers later.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 /// An rtnetlink socket and the task that serves it.
 #[derive(Debug)]
@@ -208,24 +214,82 @@ impl Netlink {
             .ok_or_else(|| Fault::World(format!("give {name} its addresses: there is no such interface")))?;
         self.set_up(name).await?;
         for address in &wiring.addresses {
-            let add = self.handle.address().add(link.index, IpAddr::V4(*address), 32).replace();
-            add.execute().await.map_err(fault(format!("give {name} its address {address}")))?;
+            let net = IpNet::from(*address);
+            self.add_address(link.index, net).await.map_err(fault(format!("give {name} its address {address}")))?;
         }
-        let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(wiring.gateway, 32)
-            .output_interface(link.index)
-            .scope(RouteScope::Link)
-            .build();
-        self.route(to_gateway, format!("route {} through {name}", wiring.gateway)).await?;
-        let default =
-            RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
-        self.route(default, format!("route everything through {} on {name}", wiring.gateway)).await
+        if wiring.has(Family::V4) {
+            let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(wiring.gateway, 32)
+                .output_interface(link.index)
+                .scope(RouteScope::Link)
+                .build();
+            self.route(to_gateway, format!("route {} through {name}", wiring.gateway)).await?;
+            let default =
+                RouteMessageBuilder::<Ipv4Addr>::new().gateway(wiring.gateway).output_interface(link.index).build();
+            self.route(default, format!("route everything through {} on {name}", wiring.gateway)).await?;
+        }
+        if wiring.has(Family::V6) {
+            let default =
+                RouteMessageBuilder::<Ipv6Addr>::new().gateway(HOST_LINK_LOCAL).output_interface(link.index).build();
+            self.route(default, format!("route everything through {HOST_LINK_LOCAL} on {name}")).await?;
+        }
+        Ok(())
     }
 
-    /// Whether everything is routed over an interface: that is the last of what [`address`](Self::address) does.
-    pub(crate) async fn is_addressed(&self, index: u32) -> Result<bool, Fault> {
+    /// Gives an interface an address. Of IPv6 nobody else on the link is asked whether he has it already, and the interface
+    /// answers for it when this is over: the kernel sees to that in its own time (linux net/ipv6/addrconf.c,
+    /// `addrconf_dad_work`), and loses what comes before.
+    async fn add_address(&self, index: u32, net: IpNet) -> Result<(), rtnetlink::Error> {
+        let mut add = self.handle.address().add(index, net.addr(), net.prefix_len()).replace();
+        let IpNet::V6(net) = net else { return add.execute().await };
+        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        add.execute().await?;
+        for _ in 0..ANSWERS_WITHIN.as_micros() / LOOK_EVERY.as_micros() {
+            if self.is_local(index, net.addr()).await? {
+                break;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Whether packets to an address are taken in on an interface.
+    async fn is_local(&self, index: u32, address: Ipv6Addr) -> Result<bool, rtnetlink::Error> {
+        let query =
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(address, 128).output_interface(index).build();
+        let mut found = self.handle.route().get(query).execute();
+        Ok(found.try_next().await?.is_some_and(|route| route.header.kind == RouteType::Local))
+    }
+
+    /// Gives the host's end the address that is the container's next hop. The kernel makes the same one by itself, but
+    /// only once it has taken notice of the link, and after a moment in which it does not answer for it.
+    pub(crate) async fn add_next_hop(&self, host: &IfName) -> Result<(), Fault> {
+        let doing = || format!("give {host} its address {HOST_LINK_LOCAL}");
+        let link = self.link(host).await?;
+        let link = link.ok_or_else(|| Fault::World(format!("{}: there is no such interface", doing())))?;
+        let net =
+            IpNet::new(HOST_LINK_LOCAL.into(), 64).map_err(|error| Fault::World(format!("{}: {error}", doing())))?;
+        self.add_address(link.index, net).await.map_err(fault(doing()))
+    }
+
+    /// Whether everything is routed over an interface in each family that it has an address of: that is the last of what
+    /// [`address`](Self::address) does.
+    pub(crate) async fn is_addressed(&self, index: u32, wiring: &Wiring) -> Result<bool, Fault> {
+        for family in [Family::V4, Family::V6] {
+            if wiring.has(family) && !self.has_default(index, family).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn has_default(&self, index: u32, family: Family) -> Result<bool, Fault> {
         let _dumping = self.dumping.lock().await;
-        let mut routes = self.handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
+        let query = match family {
+            Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut routes = self.handle.route().get(query).execute();
         let mut found = false;
         while let Some(route) = routes.try_next().await.map_err(fault("list the container's routes".to_owned()))? {
             let goes_there =
@@ -278,6 +342,26 @@ impl Netlink {
             }
         }
         Ok(addresses)
+    }
+
+    /// The addresses that this host itself answers to.
+    pub(crate) async fn own_addresses(&self) -> Result<BTreeSet<IpAddr>, Fault> {
+        let _dumping = self.dumping.lock().await;
+        let mut own = BTreeSet::new();
+        let mut found = self.handle.address().get().execute();
+        let doing = fault("list the host's addresses".to_owned());
+        while let Some(message) = found.try_next().await.map_err(&doing)? {
+            let of = |local| {
+                message.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) if local => Some(*address),
+                    AddressAttribute::Address(address) if !local => Some(*address),
+                    _ => None,
+                })
+            };
+            // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
+            own.extend(of(true).or_else(|| of(false)));
+        }
+        Ok(own)
     }
 
     /// The address that this host would speak to the world from: that of its default route, else the first that is

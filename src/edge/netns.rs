@@ -40,6 +40,13 @@ impl Netns {
         }
     }
 
+    /// The namespace of a process of a test's own.
+    #[cfg(test)]
+    pub(crate) fn of_process(pid: u32) -> Self {
+        let file = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        Netns { file, what: format!("process {pid}") }
+    }
+
     /// For netlink messages that name a namespace.
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()

@@ -6,7 +6,7 @@ use std::fs;
 
 use crate::model::fault::Fault;
 use crate::model::name::IfName;
-use crate::plan::sysctl::{FORWARD_IPV6, IPV6_INTERFACES, for_interface, hears_routers, must_go_on_hearing};
+use crate::plan::sysctl::{FORWARD_IPV6, IPV6_INTERFACES, for_interface, hears_routers, inside, must_go_on_hearing};
 
 fn file(setting: &str) -> String {
     format!("/proc/sys/{setting}")
@@ -52,14 +52,25 @@ pub(crate) fn forward_ipv6() -> Result<(), Fault> {
     write(FORWARD_IPV6, "1")
 }
 
-/// Makes the settings of the host's side of a container's link true.
+/// Makes the settings of the host's side of a container's link true, which has IPv6 or has not.
 ///
 /// # Errors
 /// All that could not be set, in one message.
-pub(crate) fn apply_to_interface(name: &IfName) -> Result<(), Fault> {
-    let settings = for_interface(name).into_iter();
-    let needed = settings.filter(|(setting, _)| !setting.starts_with("net/ipv6/") || is_there(setting));
+pub(crate) fn apply_to_interface(name: &IfName, ipv6: bool) -> Result<(), Fault> {
+    let settings = for_interface(name, ipv6).into_iter();
+    write_all(settings.filter(|(setting, _)| ipv6 || !setting.starts_with("net/ipv6/") || is_there(setting)))
+}
+
+/// Makes the settings of the container's side of a link with IPv6 true. To be called inside the container's namespace.
+///
+/// # Errors
+/// All that could not be set, in one message.
+pub(crate) fn apply_inside(name: &IfName) -> Result<(), Fault> {
+    write_all(inside(name).into_iter())
+}
+
+fn write_all(settings: impl Iterator<Item = (String, &'static str)>) -> Result<(), Fault> {
     let faults: Vec<String> =
-        needed.filter_map(|(setting, value)| write(&setting, value).err()).map(|fault| fault.to_string()).collect();
+        settings.filter_map(|(setting, value)| write(&setting, value).err()).map(|fault| fault.to_string()).collect();
     if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
 }

@@ -1,6 +1,7 @@
 //! Network namespaces for tests: each test that touches the kernel has one of its own and can harm nobody.
 
 use std::future::Future;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
@@ -31,4 +32,45 @@ pub(crate) async fn sh(line: &str) -> String {
 /// Whether a command line succeeds.
 pub(crate) async fn sh_succeeds(line: &str) -> bool {
     run("sh", &["-ec", line], "").await.is_ok()
+}
+
+/// A namespace beside a test's own, held by a process that lives as long as the value.
+pub(crate) struct Elsewhere {
+    child: std::process::Child,
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Elsewhere {
+    #[expect(clippy::disallowed_methods, reason = "a namespace is held by a process of its own")]
+    pub(crate) async fn new() -> Self {
+        let child = std::process::Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        while std::fs::read_link(format!("/proc/{}/ns/net", child.id())).is_ok_and(|net| net == own) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Elsewhere { child }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs a command line in there that must succeed; answers what it printed.
+    pub(crate) async fn sh(&self, line: &str) -> String {
+        sh(&self.entering(line)).await
+    }
+
+    pub(crate) async fn sh_succeeds(&self, line: &str) -> bool {
+        sh_succeeds(&self.entering(line)).await
+    }
+
+    fn entering(&self, line: &str) -> String {
+        format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.pid())
+    }
 }

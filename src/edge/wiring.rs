@@ -13,8 +13,9 @@ use crate::edge::links::{Link, Netlink};
 use crate::edge::netns::Netns;
 use crate::edge::sysctl;
 use crate::model::fault::Fault;
+use crate::model::pool::Family;
 use crate::plan::routes::RouteStep;
-use crate::plan::wiring::{Wiring, hosts_line};
+use crate::plan::wiring::{Wiring, hosts_lines};
 
 /// What wires on this host.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Wirer {
     pub(crate) async fn wire(&self, wiring: &Wiring, netns: &Netns) -> Result<bool, Fault> {
         let inside = Netlink::open_in(netns)?;
         match self.wired(wiring, &inside).await? {
-            Some((host, index)) if host.operates && inside.is_addressed(index).await? => return Ok(false),
+            Some((host, index)) if host.operates && inside.is_addressed(index, wiring).await? => return Ok(false),
             // Whoever made the pair was killed before the rest, or somebody has set an end down.
             Some(_) => {}
             None => {
@@ -46,11 +47,18 @@ impl Wirer {
         }
         fail_point("wire: the pair is made");
         // Before the interface is up, so that nothing is ever open on it.
-        sysctl::apply_to_interface(&wiring.host_interface)?;
+        let ipv6 = wiring.has(Family::V6);
+        sysctl::apply_to_interface(&wiring.host_interface, ipv6)?;
+        if ipv6 {
+            netns.inside(|| sysctl::apply_inside(&wiring.container_interface))??;
+        }
         self.links.set_up(&wiring.host_interface).await?;
+        if ipv6 {
+            self.links.add_next_hop(&wiring.host_interface).await?;
+        }
         fail_point("wire: the host side is up");
         for address in &wiring.addresses {
-            self.routes.apply(&RouteStep::Put(IpAddr::V4(*address), wiring.host_interface.clone())).await?;
+            self.routes.apply(&RouteStep::Put(*address, wiring.host_interface.clone())).await?;
         }
         fail_point("wire: the route stands");
         // The last of it is what `is_addressed` looks for.
@@ -72,16 +80,95 @@ impl Wirer {
     }
 }
 
-/// Adds the container's own name to its hosts file, in place as Docker's bridge does it, unless it is there.
-pub(crate) fn add_hosts_line(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
+/// Adds the container's own name to its hosts file, in place as Docker's bridge does it, with each address that is not there.
+pub(crate) fn add_hosts_lines(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
     use std::io::Write as _;
     let fault =
         |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
-    let Some(line) = hosts_line(addresses, hostname) else { return Ok(()) };
+    let mut lines = hosts_lines(addresses, hostname);
+    if lines.is_empty() {
+        return Ok(());
+    }
     let text = std::fs::read_to_string(path).map_err(fault)?;
-    if text.lines().any(|one| one == line.trim_end()) {
+    lines.retain(|line| !text.lines().any(|one| one == line.trim_end()));
+    if lines.is_empty() {
         return Ok(());
     }
     let mut file = std::fs::OpenOptions::new().append(true).open(path).map_err(fault)?;
-    file.write_all(line.as_bytes()).map_err(fault)
+    file.write_all(lines.concat().as_bytes()).map_err(fault)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
+    use crate::plan::wiring::HOST_LINK_LOCAL;
+
+    fn wiring(addresses: &[&str]) -> Wiring {
+        Wiring {
+            host_interface: "cali1".parse().unwrap(),
+            container_interface: "eth1".parse().unwrap(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+            gateway: "172.25.0.1".parse().unwrap(),
+        }
+    }
+
+    /// Where Docker has made a namespace without a network: it switches IPv6 off there.
+    async fn as_docker_makes_it() -> Elsewhere {
+        let container = Elsewhere::new().await;
+        container
+            .sh("ip link set lo up; sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+            .await;
+        container
+    }
+
+    #[test]
+    fn a_container_has_each_family_that_it_has_an_address_of_and_no_other() {
+        in_own_network(|| async {
+            sh("ip addr add 172.25.0.1/32 dev lo; sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+                .await;
+            for (addresses, four, six) in [
+                (&["10.0.0.1", "fd00::1"][..], true, true),
+                (&["fd00::1"][..], false, true),
+                (&["10.0.0.1"][..], true, false),
+            ] {
+                let container = as_docker_makes_it().await;
+                let netns = Netns::of_process(container.pid());
+                let (wirer, wiring) = (Wirer::open().unwrap(), wiring(addresses));
+                assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}");
+                // At once, without a second try: nothing is tentative, and nobody is asked for long.
+                if six {
+                    assert!(sh_succeeds("ping -c 1 -W 1 fd00::1").await, "{addresses:?}");
+                    container.sh(&format!("ping -c 1 -W 1 {HOST_LINK_LOCAL}%eth1; ping -c 1 -W 1 fd00::1")).await;
+                    assert!(!sh("ip -6 addr show dev cali1").await.contains("tentative"));
+                }
+                let routes = container.sh("ip -6 route show default").await;
+                assert_eq!(routes.contains(&HOST_LINK_LOCAL.to_string()), six, "{addresses:?}: {routes}");
+                assert_eq!(sh_succeeds("ping -c 1 -W 1 10.0.0.1").await, four, "{addresses:?}");
+                assert_eq!(sh("ip -6 addr show dev cali1").await.is_empty(), !six, "{addresses:?}");
+                assert_eq!(wirer.wire(&wiring, &netns).await, Ok(false), "{addresses:?}: a second time");
+                if six {
+                    container.sh("ip -6 route flush default").await;
+                    assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: half of it was taken away");
+                    container.sh("ip link set eth1 down").await;
+                    assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: it was set down");
+                    assert!(sh_succeeds("ping -c 1 -W 1 fd00::1").await, "{addresses:?}: it was set down");
+                }
+                wirer.links.remove(&wiring.host_interface).await.unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn a_router_on_a_containers_link_gives_the_host_nothing() {
+        in_own_network(|| async {
+            sh("sysctl -qw net.ipv6.conf.all.forwarding=1").await;
+            let container = as_docker_makes_it().await;
+            let netns = Netns::of_process(container.pid());
+            Wirer::open().unwrap().wire(&wiring(&["fd00::1"]), &netns).await.unwrap();
+            let settings = sh("cd /proc/sys/net/ipv6/conf/cali1; cat accept_ra accept_redirects autoconf").await;
+            assert_eq!(settings.split_whitespace().collect::<Vec<_>>(), ["0", "0", "0"]);
+        });
+    }
 }

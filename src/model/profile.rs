@@ -80,7 +80,7 @@ pub(crate) fn default_tags(profile: &ProfileName) -> Vec<TagName> {
 /// The rules of a new profile, as the seeds have them: members reach each other, and everything goes out.
 pub(crate) fn default_rules(profile: &ProfileName) -> Rules {
     let mut inbound = Rule::default();
-    inbound.src.tag = profile.as_str().parse().ok();
+    inbound.is.src.tag = profile.as_str().parse().ok();
     Rules { id: Some(profile.clone()), inbound: vec![inbound], outbound: vec![Rule::default()] }
 }
 

@@ -140,7 +140,11 @@ fn pool(value: &[u8], net: IpNet) -> Result<Pool, String> {
     }
 }
 
+/// Takes a change in, unless the record says more already: what is older never overwrites what is newer.
 fn store<K: Ord, T>(map: &mut Records<K, T>, key: K, change: &Change, read: impl FnOnce(&[u8]) -> Result<T, String>) {
+    if map.get(&key).is_some_and(|record| record.revision > change.revision) {
+        return;
+    }
     match &change.value {
         Some(value) => {
             map.insert(key, Record { revision: change.revision, value: read(value) });
@@ -152,6 +156,9 @@ fn store<K: Ord, T>(map: &mut Records<K, T>, key: K, change: &Change, read: impl
 }
 
 fn store_one<T>(slot: &mut Option<Record<T>>, change: &Change, read: impl FnOnce(&[u8]) -> Result<T, String>) {
+    if slot.as_ref().is_some_and(|record| record.revision > change.revision) {
+        return;
+    }
     *slot = change.value.as_ref().map(|value| Record { revision: change.revision, value: read(value) });
 }
 
@@ -184,7 +191,31 @@ impl Snapshot {
         Some(key)
     }
 
+    /// Takes in what a watch tells, and says which keys those are; answers how many of the changes were stale.
+    ///
+    /// A watch tells every change after the revision that it began at, in the order of their revisions. So whatever is
+    /// older than the newest revision here has been taken in already, or has been overtaken by what was: it comes from a
+    /// server or a proxy that tells a part again. It is left out, whether it is a record or a deletion; otherwise a record
+    /// that has been deleted since would stand again until its deletion is told again too. Changes of one revision are one
+    /// transaction, which speaks of a key once, so taking one of them in again changes nothing.
+    ///
+    /// Source: etcd, "KV API guarantees": watches are ordered, unique, reliable and atomic.
+    pub(crate) fn follow(&mut self, changes: &[Change], news: &mut News) -> usize {
+        let mut stale = 0;
+        for change in changes {
+            if change.revision < self.revision {
+                stale += 1;
+            } else if let Some(key) = self.apply(change) {
+                news.add(key);
+            }
+        }
+        stale
+    }
+
     fn store_endpoint(&mut self, key: EndpointKey, change: &Change) {
+        if self.remote.get(&key).is_some_and(|record| record.revision > change.revision) {
+            return;
+        }
         let before = self.next_hops_of(&key);
         let whole = self.host.as_ref().is_none_or(|host| *host == key.host);
         let after = if whole {
@@ -335,7 +366,79 @@ pub(crate) mod tests {
         (path, value).prop_map(|(path, value)| Change { revision: 0, path, value })
     }
 
+    /// What a store that begins empty tells of these writes: each at a revision of its own, deletions of nothing untold.
+    fn told(writes: Vec<Change>) -> Vec<Change> {
+        let mut there = BTreeSet::new();
+        let mut told = Vec::new();
+        for mut write in writes {
+            let known =
+                if write.value.is_some() { !there.insert(write.path.clone()) } else { there.remove(&write.path) };
+            if write.value.is_some() || known {
+                write.revision = i64::try_from(told.len()).unwrap() + 1;
+                told.push(write);
+            }
+        }
+        told
+    }
+
     proptest! {
+        /// Whatever is told again, from however far back and however often, is without effect: after each message the view
+        /// is the one at the newest revision that was told.
+        #[test]
+        fn what_a_watch_tells_again_changes_nothing(
+            writes in prop::collection::vec(change(), 1..30),
+            loaded in any::<prop::sample::Index>(),
+            again in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..20),
+        ) {
+            let told = told(writes);
+            prop_assume!(!told.is_empty());
+            let at = |revision: usize| {
+                let mut snapshot = Snapshot::default();
+                for change in &told[..revision] {
+                    snapshot.apply(change);
+                }
+                snapshot
+            };
+            let mut newest = loaded.index(told.len());
+            let mut view = at(newest);
+            let mut again = again.into_iter();
+            while newest < told.len() {
+                if let Some((from, to)) = again.next() {
+                    let (from, to) = (from.index(newest + 1), to.index(newest + 1));
+                    let mut replay = told[from.min(to)..from.max(to)].to_vec();
+                    view.follow(&replay, &mut News::All);
+                    // Not even in the wrong order.
+                    replay.reverse();
+                    view.follow(&replay, &mut News::All);
+                    prop_assert_eq!(&view, &at(newest));
+                }
+                newest += 1;
+                prop_assert_eq!(view.follow(&told[newest - 1..newest], &mut News::All), 0);
+                prop_assert_eq!(&view, &at(newest));
+            }
+        }
+
+        /// The pages of a load are ordered by key, not by revision: every record stays as it was last written.
+        #[test]
+        fn an_older_change_never_overwrites_a_newer_one(writes in prop::collection::vec(change(), 1..30), seed in any::<u64>()) {
+            let puts: Vec<Change> = told(writes).into_iter().filter(|change| change.value.is_some()).collect();
+            let mut ordered = Snapshot::default();
+            for change in &puts {
+                ordered.apply(change);
+            }
+            let mut mixed = puts;
+            let length = mixed.len().max(1);
+            for place in 0..mixed.len() {
+                let other = usize::try_from(seed.rotate_left(u32::try_from(place).unwrap()) % 1009).unwrap() % length;
+                mixed.swap(place, other);
+            }
+            let mut view = Snapshot::default();
+            for change in &mixed {
+                view.apply(change);
+            }
+            prop_assert_eq!(view, ordered);
+        }
+
         /// The same last word on every key gives the same snapshot, whatever was said before and in what order.
         #[test]
         fn a_snapshot_does_not_depend_on_the_way_that_led_to_it(changes in prop::collection::vec(change(), 0..40)) {

@@ -38,6 +38,7 @@ use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{EndpointId, HostName};
 use crate::model::pool::Family;
+use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
@@ -108,6 +109,13 @@ pub(crate) struct Prepared {
     ear: Ear,
     /// Those that this host's kernel has.
     families: Vec<Family>,
+}
+
+impl Prepared {
+    /// Whether containers are given IPv6 here.
+    pub(crate) fn gives_ipv6(&self) -> bool {
+        self.families.contains(&Family::V6)
+    }
 }
 
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
@@ -183,13 +191,14 @@ pub(crate) async fn run(
     store: Arc<Store>,
     programmed: watch::Sender<Programmed>,
     settings: AgentSettings,
+    metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
     let Prepared { spawner, guard, routes, links, ear, families } = prepared;
     let routes = Arc::new(routes);
     let plane = |family: Family| Plane {
         desired: Desired::new(host.clone(), family),
-        kernel: Kernel::new(family, Arc::clone(&routes)),
+        kernel: Kernel::new(family, Arc::clone(&routes), Arc::clone(&metrics)),
         pending: Changes::default(),
     };
     let programmed = Arc::new(programmed);
@@ -201,6 +210,7 @@ pub(crate) async fn run(
         ip: settings.host_ip,
         store,
         programmed: Arc::clone(&programmed),
+        metrics,
         known: None,
         guard_lost: None,
         speech,
@@ -237,6 +247,7 @@ struct Agent {
     ip: Ipv4Addr,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
+    metrics: Arc<Metrics>,
     planes: Vec<Plane>,
     ear: Ear,
     /// Why there is no guard.
@@ -316,6 +327,7 @@ impl Agent {
         loop {
             // Marks the state as seen before it is read: what comes later wakes the loop again.
             synced.mark_unchanged();
+            self.metrics.beat();
             self.take_in();
             let due = self.known.is_some() && clocks.retry.is_none();
             let rests = !self.is_pressing() && Instant::now() < clocks.rested;
@@ -391,6 +403,9 @@ impl Agent {
             }
             Wake::Sizes => {
                 self.look_at_sizes().await;
+                for Plane { desired, kernel, .. } in &mut self.planes {
+                    kernel.recheck_flows(desired).await;
+                }
                 clocks.sizes = Instant::now() + SIZES_EVERY;
             }
             Wake::Audit => {
@@ -449,11 +464,16 @@ impl Agent {
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.
     async fn apply(&mut self) -> bool {
-        let (mut well, mut touched) = (true, BTreeSet::new());
+        let (mut well, mut busy, mut touched) = (true, false, BTreeSet::new());
+        let began = Instant::now();
         for Plane { desired, kernel, pending } in &mut self.planes {
             let pending = std::mem::take(pending);
             well &= kernel.apply(desired, &pending, &mut self.ear).await;
+            busy |= pending != Changes::default() || kernel.looked_at_all();
             touched.extend(pending.endpoints);
+        }
+        if busy {
+            self.metrics.count_apply(began.elapsed(), well);
         }
         if self.ear.take_strangers() {
             self.doubt(Why::Ruleset);
@@ -573,11 +593,13 @@ impl Agent {
 
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
+        let ipv6 = self.planes.len() > 1;
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         let faults: Vec<(String, String)> = placed
             .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
             .filter_map(|(key, endpoint)| {
-                let fault = sysctl::apply_to_interface(&endpoint.interface).err()?;
+                let fault =
+                    sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)).err()?;
                 Some((desired::endpoint_object(&key.endpoint), fault.to_string()))
             })
             .collect();

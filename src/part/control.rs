@@ -1,6 +1,7 @@
 //! The control socket: what `calicoctl` and the OCI hook ask of the node on this host, because it needs hands here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio_util::task::TaskTracker;
@@ -23,6 +24,9 @@ pub(crate) struct Control {
     /// The work on networks that is under way.
     pub(crate) under_way: TaskTracker,
 }
+
+/// How long the agent may be about one run over the kernel: its tools are given up before that.
+const SILENT_MOST: Duration = Duration::from_mins(2);
 
 /// Answers on the metrics address.
 pub(crate) struct Measures {
@@ -99,12 +103,15 @@ impl Service for Control {
 impl Service for Measures {
     async fn answer(&self, asked: Asked) -> Answer {
         match (asked.method.as_str(), asked.path.as_str()) {
-            ("GET" | "HEAD", "/livez") => Answer::text(200, "alive\n"),
+            ("GET" | "HEAD", "/livez") => match self.metrics.silent_for() {
+                silent if silent < SILENT_MOST => Answer::text(200, "alive\n"),
+                silent => Answer::text(503, format!("the agent hangs since {} s\n", silent.as_secs())),
+            },
             ("GET" | "HEAD", "/readyz") => match self.gauge.waiting_for() {
                 missing if missing.is_empty() => Answer::text(200, "ready\n"),
                 missing => Answer::text(503, format!("waiting for {}\n", missing.join("; "))),
             },
-            ("GET" | "HEAD", "/metrics") => match self.metrics.render() {
+            ("GET" | "HEAD", "/metrics") => match self.metrics.render(&self.gauge.now()) {
                 Ok(text) => Answer {
                     status: 200,
                     content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -77,7 +77,7 @@ fn check(host: &Host, snapshot: &Snapshot) -> Result<(), Fault> {
 type Transaction = (Vec<When>, Vec<Write>);
 
 /// What is to be written, each in a transaction of its own, in order.
-fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+pub(super) fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
     let mut all: Vec<Transaction> = Vec::new();
     let mut absent =
         |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));

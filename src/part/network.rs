@@ -19,8 +19,8 @@ mod settle;
 mod starting;
 mod succession;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -37,6 +37,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::{ContainerId, HostName, Orchestrator};
+use crate::model::pool::Family;
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
@@ -48,12 +49,25 @@ use crate::plan::runtime::Runtimes;
 #[derive(Debug, Clone)]
 pub(crate) struct Ground {
     pub(crate) host: HostName,
-    /// The next hop of every container here.
+    /// The next hop of IPv4 of every container here.
     pub(crate) host_ip: Ipv4Addr,
+    /// What is recorded as the next hop of IPv6.
+    pub(crate) host_ip6: Option<Ipv6Addr>,
+    /// Whether containers are given IPv6 here.
+    pub(crate) ipv6: bool,
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
     /// How long a start waits for the agent.
     pub(crate) apply_timeout: Duration,
+}
+
+impl Ground {
+    /// What is recorded as the next hops of a container with these addresses, of IPv4 and of IPv6.
+    fn gateways(&self, addresses: &BTreeSet<IpAddr>) -> (Option<IpAddr>, Option<IpAddr>) {
+        let has = |family| addresses.iter().any(|address| Family::of(*address) == family);
+        let ipv4 = has(Family::V4).then_some(IpAddr::V4(self.host_ip));
+        (ipv4, self.host_ip6.filter(|_| has(Family::V6)).map(IpAddr::V6))
+    }
 }
 
 /// See the module.

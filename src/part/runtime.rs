@@ -21,7 +21,7 @@ use crate::edge::iptables;
 use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
-use crate::edge::wiring::{Wirer, add_hosts_line};
+use crate::edge::wiring::{Wirer, add_hosts_lines};
 use crate::model::control::{ContainerNamed, ContainerWired, ContainerWiring, STARTING, WIRED};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
@@ -182,7 +182,7 @@ async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> 
         wirer.wire(&desired_wiring(endpoint, reservation.gateway)?, &netns).await?;
         let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
         if let Some(path) = config.hosts_path() {
-            add_hosts_line(path, &addresses, &config.hostname)?;
+            add_hosts_lines(path, &addresses, &config.hostname)?;
         }
     }
     // A node that is away now finds the container by itself when it is back.
@@ -209,14 +209,19 @@ async fn kept(
         return Err(Fault::Away(format!("{why}, and {withheld}")));
     }
     let programmed = Marks::programmed(&folders.run_dir);
-    for endpoint in reservation.endpoints.keys() {
+    let endpoints = &reservation.endpoints;
+    for endpoint in endpoints.keys() {
         if !programmed.is_set(endpoint.as_str()) {
             return Err(Fault::Away(format!(
                 "{why}, and the policy of endpoint {endpoint} does not stand in the kernel"
             )));
         }
     }
-    iptables::has_jumps(Family::V4).await.map_err(|fault| fault.during(why))?;
+    for family in [Family::V4, Family::V6] {
+        if endpoints.values().any(|endpoint| endpoint.is_of(family)) {
+            iptables::has_jumps(family).await.map_err(|fault| fault.during(why))?;
+        }
+    }
     Ok(Some(reservation))
 }
 

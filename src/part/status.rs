@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use crate::edge::bird::session_status;
 use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
 use crate::model::name::HostName;
+use crate::model::snapshot::Snapshot;
 use crate::part::agent::Programmed;
+use crate::part::metrics::Now;
 use crate::part::network::Network;
 use crate::part::store::Store;
 
@@ -31,7 +33,8 @@ impl Gauge {
     pub(crate) fn waiting_for(&self) -> Vec<String> {
         let mut missing = Vec::new();
         if !self.store.is_connected() {
-            missing.push(format!("etcd at {}", self.etcd));
+            let doubt = self.store.doubt().map(|why| format!(", which is not believed: {why}"));
+            missing.push(format!("etcd at {}{}", self.etcd, doubt.unwrap_or_default()));
         }
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
@@ -40,14 +43,30 @@ impl Gauge {
         if !programmed.in_sync {
             missing.push("the agent: the kernel does not hold what the datastore says yet".to_owned());
         }
+        if programmed.faults.contains_key("guard") {
+            missing.push("the guard".to_owned());
+        }
         if self.bird_socket.is_some() && !programmed.bird.is_up() {
             missing.push("BIRD".to_owned());
         }
         missing
     }
 
-    pub(crate) async fn status(&self) -> Status {
-        let (as_number, endpoints, mut faults) = self.store.read(|snapshot| {
+    /// How this node is right now, for the metrics.
+    pub(crate) fn now(&self) -> Now {
+        let count = self.count();
+        Now {
+            endpoints: [count.active, count.inactive],
+            faults: self.faults().into_iter().map(|fault| fault.object).collect(),
+            etcd: self.store.is_connected(),
+            docker: self.network.is_docker_up(),
+            in_sync: self.programmed.borrow().in_sync,
+            ready: self.waiting_for().is_empty(),
+        }
+    }
+
+    fn count(&self) -> EndpointCount {
+        self.store.read(|snapshot| {
             let mut count = EndpointCount::default();
             for endpoint in snapshot.endpoints_of(&self.host).filter_map(|(_, record)| record.readable()) {
                 if endpoint.is_active() {
@@ -56,11 +75,21 @@ impl Gauge {
                     count.inactive += 1;
                 }
             }
-            let unreadable = snapshot.unreadable().into_iter().map(|(object, why)| ReportedFault { object, why });
-            (snapshot.as_of(&self.host).0, count, unreadable.collect::<Vec<_>>())
-        });
-        let programmed = self.programmed.borrow().faults.clone();
-        faults.extend(programmed.into_iter().map(|(object, why)| ReportedFault { object, why }));
+            count
+        })
+    }
+
+    /// What cannot be read, of any host, and what is not in this host's kernel as it should be.
+    fn faults(&self) -> Vec<ReportedFault> {
+        let mut faults = self.store.read(Snapshot::unreadable);
+        faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
+        faults.extend(self.programmed.borrow().faults.clone());
+        faults.into_iter().map(|(object, why)| ReportedFault { object, why }).collect()
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        let as_number = self.store.read(|snapshot| snapshot.as_of(&self.host).0);
+        let (endpoints, mut faults) = (self.count(), self.faults());
         let bird = match &self.bird_socket {
             None => None,
             Some(socket) => Some(match session_status(socket).await {

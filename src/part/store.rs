@@ -1,21 +1,42 @@
 //! The store: this process's view of the datastore, kept true by a load and a watch.
 //!
 //! One task writes, everybody reads. A broken or compacted watch ends in a new load, whose snapshot replaces the old one;
-//! until the first load is complete nobody sees anything, and while etcd is away the view stands still.
+//! until the first load is complete nobody sees anything, and while etcd is away the view stands still. It stands still too
+//! while what answers is not believed to be this host's datastore (see [`crate::plan::standing`]). What a load lacks of this
+//! host's containers is put back before the load becomes the view, so that nobody takes them for destroyed.
+//!
+//! Whether etcd is there is found by trying, at most once a second, and at first with one small read: a whole load only
+//! when it has answered that. A watch that ends as soon as it began counts as a failed try.
 
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::mem::Discriminant;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd};
+use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
+use crate::model::key::Key;
 use crate::model::name::HostName;
-use crate::model::snapshot::{News, Snapshot};
+use crate::model::snapshot::{Change, News, Snapshot};
+use crate::part::defaults::Host;
+use crate::part::metrics::Metrics;
+use crate::plan::standing::{self, Standing};
+
+mod putting_back;
 
 /// How long to wait before trying etcd again: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// How long a watch has to stand before its end is news and not a failed try.
+const STANDS: Duration = Duration::from_secs(10);
+
+/// How long the hosts are given to put back what they hold, when the datastore has gone back: they have all noticed within
+/// about the longest wait between two tries.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,12 +55,26 @@ pub(crate) struct Store {
     /// What of the view may have changed since [`Store::take`]. Written under the view's lock.
     news: Mutex<News>,
     synced: watch::Sender<Synced>,
+    /// Why the datastore that answers is not believed.
+    doubt: RwLock<Option<String>>,
+}
+
+/// What this host holds whatever the datastore says, and where is counted how often that is asked.
+pub(crate) struct Holdings {
+    pub(crate) host: Host,
+    pub(crate) reservations: Reservations,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Store {
     pub(crate) fn new(host: HostName) -> Self {
-        let view = RwLock::new(Snapshot::of(host.clone()));
-        Store { host, view, news: Mutex::new(News::All), synced: watch::Sender::new(Synced::default()) }
+        Store {
+            view: RwLock::new(Snapshot::of(host.clone())),
+            host,
+            news: Mutex::new(News::All),
+            synced: watch::Sender::new(Synced::default()),
+            doubt: RwLock::default(),
+        }
     }
 
     /// Reads the view. `read` must be short: the watch waits for it.
@@ -69,6 +104,11 @@ impl Store {
         self.synced.borrow().connected
     }
 
+    /// Why the datastore that answers is not believed; `None` if none answers or it is.
+    pub(crate) fn doubt(&self) -> Option<String> {
+        self.doubt.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Waits until the view includes a revision, so that who wrote it also reads it.
     ///
     /// # Errors
@@ -93,20 +133,26 @@ impl Store {
     }
 
     /// Follows etcd until told to stop.
-    pub(crate) async fn run(&self, etcd: &Etcd, stop: &CancellationToken) {
+    pub(crate) async fn run(&self, etcd: &Etcd, holdings: &Holdings, stop: &CancellationToken) {
         let mut wait = RETRY.0;
-        let mut told = false;
+        let mut known = None;
+        let mut told: Option<Discriminant<Fault>> = None;
         while !stop.is_cancelled() {
+            let mut since = None;
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.follow(etcd, &mut wait, &mut told) => ended,
+                ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
             };
             self.synced.send_modify(|synced| synced.connected = false);
-            if told {
+            if since.is_some_and(|since: Instant| since.elapsed() >= STANDS) {
+                (wait, told) = (RETRY.0, None);
+            }
+            if told.replace(std::mem::discriminant(&ended)) == Some(std::mem::discriminant(&ended)) {
                 tracing::debug!(fault = %ended, "etcd is still away");
-            } else {
+            } else if matches!(ended, Fault::Away(_)) {
                 tracing::warn!(fault = %ended, "etcd is away: what is programmed stays, and nothing new is");
-                told = true;
+            } else {
+                tracing::error!(fault = %ended, "the datastore is not believed: what is programmed stays, and nothing new is");
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -116,31 +162,84 @@ impl Store {
         }
     }
 
-    /// Loads, then watches until the watch ends; answers why it did.
-    async fn follow(&self, etcd: &Etcd, wait: &mut Duration, told: &mut bool) -> Fault {
-        let snapshot = match etcd.load_into(Snapshot::of(self.host.clone())).await {
-            Ok(snapshot) => snapshot,
+    /// Asks whether this is the datastore that the host's containers are recorded in.
+    fn check(&self, etcd: &Etcd, known: Option<&Standing>, reserved: usize, found: &Standing) -> Result<(), Fault> {
+        let doubt = standing::doubt(known, reserved, found);
+        self.doubt.write().unwrap_or_else(PoisonError::into_inner).clone_from(&doubt);
+        let fault = |why| Fault::World(format!("load the datastore in etcd at {}: {why}", etcd.address()));
+        doubt.map_or(Ok(()), |why| Err(fault(why)))
+    }
+
+    /// Loads, then watches until the watch ends; answers why it did. `since`: when the watch began.
+    async fn follow(
+        &self,
+        etcd: &Etcd,
+        holdings: &Holdings,
+        known: &mut Option<Standing>,
+        since: &mut Option<Instant>,
+    ) -> Fault {
+        let loaded = match self.load(etcd, holdings, known.as_ref()).await {
+            Ok(loaded) => loaded,
             Err(fault) => return fault,
         };
+        let (standing, snapshot) = loaded;
         let revision = snapshot.revision;
         let mut watch = match etcd.watch_after(revision).await {
             Ok(watch) => watch,
             Err(fault) => return fault,
         };
+        *known = Some(standing);
+        *since = Some(Instant::now());
         self.write(|view, news| (*view, *news) = (snapshot, News::All));
+        holdings.metrics.resyncs.inc();
         tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
-        *wait = RETRY.0;
-        *told = false;
         loop {
-            match watch.next().await {
-                Ok(changes) if changes.is_empty() => {}
-                Ok(changes) => self.write(|view, news| {
-                    for key in changes.iter().filter_map(|change| view.apply(change)) {
-                        news.add(key);
-                    }
-                }),
+            let changes = match watch.next().await {
+                Ok(changes) => changes,
                 Err(fault) => return fault,
+            };
+            // All that one transaction does comes at once, so a wipe is seen before any part of it is taken in.
+            if let Some(change) = changes.iter().find(|change| change.path == Key::Ready.path()) {
+                let ready = change.value.as_deref() == Some(b"true");
+                if !ready && known.is_some_and(|known| known.ready) {
+                    return Fault::Away(format!("watch the datastore: {} was taken away", change.path));
+                }
+                *known = known.map(|known| Standing { ready, ..known });
+            }
+            if !changes.is_empty() {
+                self.take_in(&changes);
             }
         }
+    }
+
+    fn take_in(&self, changes: &[Change]) {
+        self.write(|view, news| {
+            let stale = view.follow(changes, news);
+            if stale > 0 {
+                tracing::debug!(stale, "etcd told again what it had told before");
+            }
+        });
+    }
+
+    /// Loads a datastore that is believed and lacks nothing that this host can put back.
+    async fn load(
+        &self,
+        etcd: &Etcd,
+        holdings: &Holdings,
+        known: Option<&Standing>,
+    ) -> Result<(Standing, Snapshot), Fault> {
+        let reserved = holdings.reservations.containers()?;
+        self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
+        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
+        self.check(etcd, known, reserved.len(), &loaded.0)?;
+        let put_back = self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await?;
+        let goes_back = loaded.1.revision < self.synced.borrow().revision;
+        if !put_back && !goes_back {
+            return Ok(loaded);
+        }
+        tokio::time::sleep(GRACE).await;
+        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
+        self.check(etcd, known, reserved.len(), &loaded.0)?;
+        Ok(loaded)
     }
 }

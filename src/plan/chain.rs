@@ -107,6 +107,8 @@ pub(crate) enum Tracked {
     Invalid,
     /// Part of a connection that was allowed, or related to one.
     Established,
+    /// Of a TCP connection that connection tracking has not seen begin.
+    Midstream,
 }
 
 /// One condition of an entry. All must hold.
@@ -122,16 +124,44 @@ pub(crate) enum Match {
     /// The sender's Ethernet address is another one.
     MacIsNot(Mac),
     Net(End, IpNet),
+    NotNet(End, IpNet),
+    /// As [`Match::NotNet`], for an entry that has a [`Match::Net`] of the same end already, of which iptables takes one.
+    OutsideRange(End, IpNet),
     InSet(End, SetName),
     NotInSet(End, SetName),
     Protocol(Protocol),
+    NotProtocol(Protocol),
     /// At most [`PORTS_MOST`] in weight.
     Ports(End, Vec<Ports>),
+    /// None of these, at most as many. Only packets that have ports match.
+    NotPorts(End, Vec<Ports>),
     Icmp(Family, u8, Option<u8>),
+    NotIcmp(Family, u8, Option<u8>),
+    /// Not more often than the kernel's log bears.
+    NotTooOften,
 }
 
 /// How many ports one multiport match holds, a range counting two. Source: `XT_MULTI_PORTS`, linux/netfilter/xt_multiport.h.
 pub(crate) const PORTS_MOST: usize = 15;
+
+/// What stands before a line in the kernel's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogPrefix(String);
+
+impl LogPrefix {
+    /// What the original allowed itself; with `: ` it is all that the kernel holds: 29 bytes and the closing NUL (`prefix`
+    /// in linux/netfilter/xt_LOG.h).
+    const LONGEST: usize = 27;
+
+    /// The prefix of a rule that names none.
+    const DEFAULT: &str = "calico-packet";
+
+    pub(crate) fn new(text: &str) -> Self {
+        let safe: String = text.chars().map(safe_sign).take(LogPrefix::LONGEST).collect();
+        let safe = safe.trim();
+        LogPrefix(format!("{}: ", if safe.is_empty() { LogPrefix::DEFAULT } else { safe }))
+    }
+}
 
 /// What happens to a packet that matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +177,8 @@ pub(crate) enum Target {
     /// Clear the accept mark and go on.
     Unmark,
     Masquerade,
+    /// Write a line to the kernel's log and go on.
+    Log(LogPrefix),
 }
 
 /// One rule of the kernel's.
@@ -236,13 +268,16 @@ pub(crate) fn hash_of(spec: &str) -> Option<u64> {
 
 /// Free text as it may stand between quotes in iptables-restore's input: letters, digits and harmless signs, on one line.
 fn safe_words(words: &str) -> String {
-    let safe = words.chars().map(|c| match c {
-        c if c.is_ascii_alphanumeric() => c,
-        ' ' | '-' | '_' | '.' | ':' | '/' | ',' | '(' | ')' => c,
-        _ => '?',
-    });
-    let text: String = safe.take(WORDS_LONGEST).collect();
+    let text: String = words.chars().map(safe_sign).take(WORDS_LONGEST).collect();
     text.trim_end().to_owned()
+}
+
+fn safe_sign(sign: char) -> char {
+    match sign {
+        c if c.is_ascii_alphanumeric() => c,
+        ' ' | '-' | '_' | '.' | ':' | '/' | ',' | '(' | ')' | '!' => sign,
+        _ => '?',
+    }
 }
 
 impl fmt::Display for Match {
@@ -252,6 +287,7 @@ impl fmt::Display for Match {
             Match::Out(interface) => write!(f, "-o {interface}"),
             Match::Tracked(Tracked::Invalid) => f.write_str("-m conntrack --ctstate INVALID"),
             Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
+            Match::Tracked(Tracked::Midstream) => f.write_str("-p 6 -m tcp ! --syn -m conntrack --ctstate NEW"),
             Match::Accepted(yes) => {
                 let not = if *yes { "" } else { "! " };
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
@@ -260,23 +296,36 @@ impl fmt::Display for Match {
             Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
             Match::Net(End::Source, net) => write!(f, "-s {net}"),
             Match::Net(End::Destination, net) => write!(f, "-d {net}"),
+            Match::NotNet(End::Source, net) => write!(f, "! -s {net}"),
+            Match::NotNet(End::Destination, net) => write!(f, "! -d {net}"),
+            Match::OutsideRange(end, net) => {
+                write!(f, "-m iprange ! --{}-range {}-{}", end.short(), net.network(), net.broadcast())
+            }
             Match::InSet(end, set) => write!(f, "-m set --match-set {set} {}", end.short()),
             Match::NotInSet(end, set) => write!(f, "-m set ! --match-set {set} {}", end.short()),
             Match::Protocol(protocol) => write!(f, "-p {}", protocol.0),
-            Match::Ports(end, ports) => {
-                let list: Vec<String> = ports.iter().map(Ports::to_string).collect();
-                let option = if *end == End::Source { "sports" } else { "dports" };
-                write!(f, "-m multiport --{option} {}", list.join(","))
-            }
-            Match::Icmp(family, kind, code) => {
-                match family {
-                    Family::V4 => write!(f, "-m icmp --icmp-type {kind}")?,
-                    Family::V6 => write!(f, "-m icmp6 --icmpv6-type {kind}")?,
-                }
-                code.map_or(Ok(()), |code| write!(f, "/{code}"))
-            }
+            Match::NotProtocol(protocol) => write!(f, "! -p {}", protocol.0),
+            Match::Ports(end, ports) => write_ports(f, "", *end, ports),
+            Match::NotPorts(end, ports) => write_ports(f, "! ", *end, ports),
+            Match::Icmp(family, kind, code) => write_icmp(f, "", *family, *kind, *code),
+            Match::NotIcmp(family, kind, code) => write_icmp(f, "! ", *family, *kind, *code),
+            Match::NotTooOften => f.write_str("-m limit --limit 10/sec --limit-burst 20"),
         }
     }
+}
+
+fn write_ports(f: &mut fmt::Formatter<'_>, not: &str, end: End, ports: &[Ports]) -> fmt::Result {
+    let list: Vec<String> = ports.iter().map(Ports::to_string).collect();
+    let option = if end == End::Source { "sports" } else { "dports" };
+    write!(f, "-m multiport {not}--{option} {}", list.join(","))
+}
+
+fn write_icmp(f: &mut fmt::Formatter<'_>, not: &str, family: Family, kind: u8, code: Option<u8>) -> fmt::Result {
+    match family {
+        Family::V4 => write!(f, "-m icmp {not}--icmp-type {kind}")?,
+        Family::V6 => write!(f, "-m icmp6 {not}--icmpv6-type {kind}")?,
+    }
+    code.map_or(Ok(()), |code| write!(f, "/{code}"))
 }
 
 impl fmt::Display for Target {
@@ -290,6 +339,8 @@ impl fmt::Display for Target {
             Target::Mark => write!(f, "-j MARK --set-xmark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}"),
             Target::Unmark => write!(f, "-j MARK --set-xmark 0x0/{ACCEPT_MARK:#x}"),
             Target::Masquerade => f.write_str("-j MASQUERADE"),
+            // Level 5 is notice, as the original's.
+            Target::Log(prefix) => write!(f, "-j LOG --log-prefix \"{}\" --log-level 5", prefix.0),
         }
     }
 }
@@ -316,6 +367,16 @@ mod tests {
         assert!(!line.spec.contains('\n') && !line.spec.contains('\\'), "{}", line.spec);
         assert_eq!(line.spec.matches('"').count(), 2);
         assert_eq!(hash_of(&line.spec), Some(line.hash));
+    }
+
+    #[test]
+    fn a_log_prefix_is_harmless_and_fits() {
+        let text = |prefix: &str| Target::Log(LogPrefix::new(prefix)).to_string();
+        assert_eq!(text("web"), "-j LOG --log-prefix \"web: \" --log-level 5");
+        assert_eq!(text(" \n"), "-j LOG --log-prefix \"?: \" --log-level 5");
+        assert_eq!(text("  "), "-j LOG --log-prefix \"calico-packet: \" --log-level 5");
+        let long = text("a\" -j ACCEPT; $(x) `y` üüüüüüüüüüüüüüüüüüüü");
+        assert_eq!(long, "-j LOG --log-prefix \"a? -j ACCEPT? ?(x) ?y? ????: \" --log-level 5");
     }
 
     #[test]

@@ -28,8 +28,10 @@ use super::filter::{self, ToHost, Way};
 use super::nat;
 use super::raw;
 use super::routes::{Route, Routes};
+use super::rules;
 use super::sets::{Extent, SetName, Sets};
 
+mod flows;
 mod members;
 mod tree;
 
@@ -43,6 +45,8 @@ pub(crate) struct Changes {
     pub(crate) nat: bool,
     pub(crate) sets: BTreeMap<SetName, Extent>,
     pub(crate) routes: BTreeSet<IpAddr>,
+    /// Addresses that were routed to an endpoint of this host and are not any more, or to another.
+    pub(crate) left: BTreeSet<IpAddr>,
     /// Endpoints of this host.
     pub(crate) endpoints: BTreeSet<EndpointKey>,
 }
@@ -67,6 +71,7 @@ impl Changes {
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
         self.routes.extend(more.routes);
+        self.left.extend(more.left);
         self.endpoints.extend(more.endpoints);
         self.nat |= more.nat;
         for (set, extent) in more.sets {
@@ -543,6 +548,9 @@ impl Desired {
             let old = self.routes.get(address).cloned();
             if old != name {
                 changes.routes.insert(*address);
+                if old.is_some() {
+                    changes.left.insert(*address);
+                }
                 let _ = match name {
                     Some(name) => self.routes.insert(*address, name),
                     None => self.routes.remove(address),
@@ -595,7 +603,7 @@ impl Desired {
             let chain = match readable {
                 Ok(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    speaks_of.extend(filter::tags_of(self.family, list).cloned());
+                    speaks_of.extend(rules::tags_of(self.family, list).cloned());
                     filter::profile(self.family, way, name, list)
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
@@ -685,4 +693,6 @@ fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
-mod tests;
+mod law;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -9,20 +9,18 @@
 //! The dispatch is a tree over the first two characters after `cali`, whose entries exclude each other: a packet passes
 //! at most some dozens of entries among thousands of endpoints, and an endpoint is added by appending. A set of
 //! interfaces or an nftables map would be faster still, but iptables has neither as a jump.
-//!
-//! A match that a family cannot carry never vanishes from a rule: the rule is left out of that family.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::model::endpoint::Endpoint;
 use crate::model::key::EndpointKey;
-use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName, TagName};
+use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName};
 use crate::model::pool::Family;
-use crate::model::rule::{Action, Ports, Protocol, Rule, Side};
+use crate::model::rule::{Protocol, Rule};
 
-use super::chain::{Chain, ChainName, End, Entry, Interface, Match, PORTS_MOST, Target, Tracked};
-use super::sets::SetName;
+use super::chain::{CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, Match, Target, Tracked};
+use super::rules;
 
 /// Which way a packet goes, seen from the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,6 +153,13 @@ fn forward(family: Family) -> Vec<Entry> {
     entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
     entries.extend(both(&[Match::Tracked(Tracked::Established)], &Target::Goto(accept()), "of an allowed connection"));
+    // Connection tracking would take it for the beginning of a connection, whichever side it comes from, and so a
+    // connection that was cut would go on with the first word of the side that may begin one.
+    entries.extend(both(
+        &[Match::Tracked(Tracked::Midstream)],
+        &Target::Drop,
+        "of a connection that never began, or was cut",
+    ));
     entries.push(one(Way::From, &[], Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
     entries.push(one(Way::From, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(one(Way::From, &[], Target::Unmark, "the receiver decides anew"));
@@ -192,6 +197,21 @@ fn input(family: Family, to_host: ToHost) -> Vec<Entry> {
     entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
     entries
+}
+
+/// Whether a chain is one of a profile's.
+pub(crate) fn is_profile(name: &ChainName) -> bool {
+    ["pi", "po"].iter().any(|kind| is_of_kind(name, kind))
+}
+
+/// Whether a chain decides which flows may begin: those of profiles and endpoints, and that of packets to the host.
+pub(crate) fn decides(name: &ChainName) -> bool {
+    is_profile(name) || ["fw", "tw"].iter().any(|kind| is_of_kind(name, kind)) || *name == ChainName::fixed("INPUT")
+}
+
+fn is_of_kind(name: &ChainName, kind: &str) -> bool {
+    let rest = name.as_str().strip_prefix(CHAIN_PREFIX).and_then(|rest| rest.strip_prefix(kind));
+    rest.is_some_and(|rest| rest.starts_with('-'))
 }
 
 /// What follows `cali` in an interface's name. `None`: it is no interface of ours.
@@ -249,73 +269,7 @@ pub(crate) fn closed(name: ChainName, why: &str) -> Chain {
 
 /// The chain of a profile for one way: the first rule that matches decides; what matches none comes back.
 pub(crate) fn profile(family: Family, way: Way, name: &ProfileName, rules: &[Rule]) -> Chain {
-    let entries = rules.iter().flat_map(|rule| rule_entries(family, rule)).collect();
+    let allow = allow();
+    let entries = rules.iter().flat_map(|rule| rules::entries(family, rule, &allow)).collect();
     Chain::ordered(way.profile_chain(name), entries)
-}
-
-/// The tags that rules speak of, as far as they are rules of this family.
-pub(crate) fn tags_of(family: Family, rules: &[Rule]) -> impl Iterator<Item = &TagName> {
-    let rules = rules.iter().filter(move |rule| is_of(family, rule));
-    rules.flat_map(|rule| [&rule.src, &rule.dst]).filter_map(|side| side.tag.as_ref())
-}
-
-fn is_of(family: Family, rule: &Rule) -> bool {
-    rule.family().is_none_or(|only| only == family)
-}
-
-/// The entries that one rule becomes: one, or the cross product of its protocols and of its port lists cut to the
-/// kernel's measure. None in a family that it does not speak of.
-fn rule_entries(family: Family, rule: &Rule) -> Vec<Entry> {
-    if !is_of(family, rule) {
-        return Vec::new();
-    }
-    let with_ports = !rule.src.ports.is_empty() || !rule.dst.ports.is_empty();
-    let protocols = match rule.protocol {
-        // Ports without a protocol: both of the protocols that everybody means by ports.
-        None if with_ports => vec![Some(Protocol::TCP), Some(Protocol::UDP)],
-        protocol => vec![protocol],
-    };
-    let target = match rule.action {
-        Action::Allow => Target::Goto(allow()),
-        Action::Deny => Target::Drop,
-    };
-    let mut entries = Vec::new();
-    for protocol in protocols {
-        for sources in port_lists(&rule.src.ports) {
-            for destinations in port_lists(&rule.dst.ports) {
-                let mut matches: Vec<Match> = protocol.map(Match::Protocol).into_iter().collect();
-                matches.extend(rule.icmp_type.map(|kind| Match::Icmp(family, kind, rule.icmp_code)));
-                side_matches(family, End::Source, &rule.src, &sources, &mut matches);
-                side_matches(family, End::Destination, &rule.dst, &destinations, &mut matches);
-                entries.push(Entry::new(matches, target.clone(), rule.to_string()));
-            }
-        }
-    }
-    entries
-}
-
-fn side_matches(family: Family, end: End, side: &Side, ports: &[Ports], matches: &mut Vec<Match>) {
-    matches.extend(side.net.map(|net| Match::Net(end, net)));
-    matches.extend(side.tag.as_ref().map(|tag| Match::InSet(end, SetName::tag(family, tag))));
-    if !ports.is_empty() {
-        matches.push(Match::Ports(end, ports.to_vec()));
-    }
-}
-
-/// A list of ports, cut into lists that one multiport match holds. No ports: one empty list.
-fn port_lists(ports: &[Ports]) -> Vec<Vec<Ports>> {
-    let mut lists = vec![Vec::new()];
-    let mut weight = 0;
-    for one in ports {
-        let own = if one.first == one.last { 1 } else { 2 };
-        if weight + own > PORTS_MOST {
-            lists.push(Vec::new());
-            weight = 0;
-        }
-        weight += own;
-        if let Some(list) = lists.last_mut() {
-            list.push(*one);
-        }
-    }
-    lists
 }

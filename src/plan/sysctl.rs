@@ -29,10 +29,10 @@ pub(crate) fn must_go_on_hearing(interface: &str, accept_ra: &str) -> bool {
     !whole && accept_ra == "1"
 }
 
-/// The settings of the host's side of a container's link.
-pub(crate) fn for_interface(name: &IfName) -> Vec<(String, &'static str)> {
+/// The settings of the host's side of a container's link, in the order in which they are written.
+pub(crate) fn for_interface(name: &IfName, ipv6: bool) -> Vec<(String, &'static str)> {
     let of = |group: &str, setting: &str| format!("net/{group}/{name}/{setting}");
-    vec![
+    let mut settings = vec![
         // A packet under an address that is not routed to this interface is dropped before any chain.
         (of("ipv4/conf", "rp_filter"), "1"),
         // The host answers for the next hop, whatever it is, and at once.
@@ -40,8 +40,40 @@ pub(crate) fn for_interface(name: &IfName) -> Vec<(String, &'static str)> {
         (of("ipv4/neigh", "proxy_delay"), "0"),
         // 127.0.0.0/8 of the host stays the host's.
         (of("ipv4/conf", "route_localnet"), "0"),
-        // Nothing polices IPv6 on this link, so there is none.
-        (of("ipv6/conf", "disable_ipv6"), "1"),
+    ];
+    if !ipv6 {
+        // Nothing on this link asks for IPv6, and nothing polices it there.
+        settings.push((of("ipv6/conf", "disable_ipv6"), "1"));
+        return settings;
+    }
+    settings.extend([
+        // The container is no router of the host's.
+        (of("ipv6/conf", "accept_ra"), "0"),
+        (of("ipv6/conf", "accept_redirects"), "0"),
+        (of("ipv6/conf", "autoconf"), "0"),
+        (of("ipv6/conf", "forwarding"), "1"),
+        // The next hop is made of the interface's Ethernet address, is there at once, and nobody on the link can claim it first.
+        (of("ipv6/conf", "addr_gen_mode"), "0"),
+        (of("ipv6/conf", "accept_dad"), "0"),
+        (of("ipv6/conf", "disable_ipv6"), "0"),
+    ]);
+    settings
+}
+
+/// The settings of the container's side of a link with IPv6, in the container's namespace. Docker switches IPv6 off in a
+/// namespace without a network of its own, on the loopback interface too, over which a container reaches itself.
+pub(crate) fn inside(name: &IfName) -> Vec<(String, &'static str)> {
+    let of = |interface: &str, setting: &str| format!("{IPV6_INTERFACES}/{interface}/{setting}");
+    let name = name.as_str();
+    vec![
+        (of("lo", "disable_ipv6"), "0"),
+        // Addresses and routes are ours to give.
+        (of(name, "accept_ra"), "0"),
+        (of(name, "accept_redirects"), "0"),
+        (of(name, "autoconf"), "0"),
+        // Nobody else is on the link, so nobody is waited for.
+        (of(name, "accept_dad"), "0"),
+        (of(name, "disable_ipv6"), "0"),
     ]
 }
 

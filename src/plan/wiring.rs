@@ -1,14 +1,19 @@
 //! Wiring: what the network of a container looks like, as values. `edge::links` makes it so.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::name::{IfName, Mac};
+use crate::model::pool::Family;
 
 /// The Ethernet address of every host side. It is fixed, so that the container's next hop stays the same over restarts
 /// and its IPv6 link-local address is known beforehand.
 pub(crate) const HOST_MAC: Mac = Mac([0xee; 6]);
+
+/// The link-local address of every host side, and the next hop of every container: what the kernel itself makes of
+/// [`HOST_MAC`] (RFC 4291, appendix A).
+pub(crate) const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 
 /// The interface group of every host side (decided), so that all can be found and removed at once.
 pub(crate) const LINK_GROUP: u32 = 97;
@@ -22,34 +27,63 @@ pub(crate) struct Wiring {
     pub(crate) host_interface: IfName,
     pub(crate) container_interface: IfName,
     pub(crate) mac: Mac,
-    /// Each alone on its link: prefix length 32.
-    pub(crate) addresses: Vec<Ipv4Addr>,
-    /// The host's own address: a route to it on the link, and the default route through it.
+    /// Each alone on its link: prefix length 32 or 128.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The next hop of IPv4, the host's own address: a route to it on the link, and the default route through it. That of
+    /// IPv6 is [`HOST_LINK_LOCAL`].
     pub(crate) gateway: Ipv4Addr,
+}
+
+impl Wiring {
+    /// Whether there is an address of a family. Where there is none, nothing of it is on the link.
+    pub(crate) fn has(&self, family: Family) -> bool {
+        self.addresses.iter().any(|address| Family::of(*address) == family)
+    }
 }
 
 /// The wiring of an endpoint on a host with this address.
 ///
 /// # Errors
-/// A record without a MAC or without an IPv4 address cannot be wired.
+/// A record without a MAC or without an address cannot be wired.
 pub(crate) fn desired_wiring(endpoint: &Endpoint, host_ip: Ipv4Addr) -> Result<Wiring, Fault> {
     let wrong = |cause: &str| Fault::World(format!("wire interface {}: its record has {cause}", endpoint.interface));
-    let addresses: Vec<Ipv4Addr> = endpoint.ipv4().collect();
-    if addresses.is_empty() {
-        return Err(wrong("no IPv4 address: one is needed"));
+    if endpoint.addresses.is_empty() {
+        return Err(wrong("no address: one is needed"));
     }
     Ok(Wiring {
         host_interface: endpoint.interface.clone(),
         container_interface: endpoint.container_interface.clone(),
         mac: endpoint.mac.ok_or_else(|| wrong("no MAC address: one is needed"))?,
-        addresses,
+        addresses: endpoint.addresses.iter().copied().collect(),
         gateway: host_ip,
     })
 }
 
-/// The line of a container's hosts file for its own name; `None` where it has none.
-pub(crate) fn hosts_line(addresses: &[IpAddr], hostname: &str) -> Option<String> {
-    let address = addresses.first()?;
+/// The lines of a container's hosts file for its own name, one of each family that it has an address of.
+pub(crate) fn hosts_lines(addresses: &[IpAddr], hostname: &str) -> Vec<String> {
     let plain = !hostname.is_empty() && hostname.bytes().all(|b| b.is_ascii_graphic());
-    plain.then(|| format!("{address}\t{hostname}\n"))
+    let first = |family| addresses.iter().find(|address| Family::of(**address) == family);
+    let named = [Family::V4, Family::V6].into_iter().filter_map(first).filter(|_| plain);
+    named.map(|address| format!("{address}\t{hostname}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_hop_is_what_the_kernel_makes_of_the_hosts_ethernet_address() {
+        let [a, b, c, d, e, f] = HOST_MAC.0;
+        let mut bytes = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+        assert_eq!(Ipv6Addr::from(bytes), HOST_LINK_LOCAL);
+        bytes[8] ^= 2;
+        assert_ne!(Ipv6Addr::from(bytes), HOST_LINK_LOCAL);
+    }
+
+    #[test]
+    fn a_container_finds_its_own_name_in_each_family() {
+        let addresses: Vec<IpAddr> = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| text.parse().unwrap()).into();
+        assert_eq!(hosts_lines(&addresses, "web"), ["10.0.0.1\tweb\n", "fd00::1\tweb\n"]);
+        assert!(hosts_lines(&addresses, "a b").is_empty() && hosts_lines(&[], "web").is_empty());
+    }
 }

@@ -1,7 +1,7 @@
 //! What the agent believes the kernel holds of one family, and the one apply that brings it to what is wanted.
 //!
 //! The order inside an apply is fixed here: members of sets, chains, routes, and last the sets that no chain speaks of any
-//! more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
+//! more, and then the flows that policy would not let begin any more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
 //!
 //! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
 //! them is closed instead, and everything else is programmed.
@@ -19,12 +19,17 @@ use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::IfName;
 use crate::model::pool::Family;
+use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
 use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
 use crate::plan::filter::{self, ToHost, Way};
 use crate::plan::routes::{self, Route, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
+
+mod flows;
+
+use flows::Flows;
 
 /// The object under which it is told that the kernel cannot be seen at all.
 const WHOLE: &str = "kernel state";
@@ -78,6 +83,7 @@ static UNSEEN: SeenTable = SeenTable { chains: BTreeMap::new(), jumps: BTreeMap:
 pub(super) struct Kernel {
     family: Family,
     hand: Arc<KernelRoutes>,
+    metrics: Arc<Metrics>,
     sets: Sets,
     tables: Seen,
     routes: BTreeSet<Route>,
@@ -92,13 +98,15 @@ pub(super) struct Kernel {
     failed: BTreeSet<ChainName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
+    flows: Flows,
 }
 
 impl Kernel {
-    pub(super) fn new(family: Family, hand: Arc<KernelRoutes>) -> Self {
+    pub(super) fn new(family: Family, hand: Arc<KernelRoutes>, metrics: Arc<Metrics>) -> Self {
         Kernel {
             family,
             hand,
+            metrics,
             sets: Sets::new(),
             tables: Seen::default(),
             routes: BTreeSet::new(),
@@ -108,6 +116,7 @@ impl Kernel {
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
+            flows: Flows::default(),
         }
     }
 
@@ -198,11 +207,13 @@ impl Kernel {
             self.faults.clear();
             self.failed.clear();
         }
-        let scope = Scope { changes, look };
+        let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
+        self.flows.learn(desired, changes, look);
         let mut well = self.apply_sets(desired, &scope).await;
         well &= self.apply_chains(desired, &scope, ear).await;
         let routed = self.apply_routes(desired, &scope).await;
         well &= self.remove_sets(desired, &scope).await;
+        self.cut_flows(desired).await;
         if !well {
             self.doubt(Why::Failed);
         }
@@ -231,6 +242,7 @@ impl Kernel {
             }
         }
         scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
+        self.flows.heed_sets(&steps);
         self.carry_out_sets(steps).await
     }
 
@@ -294,6 +306,7 @@ impl Kernel {
     /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
     /// was at work.
     async fn carry_out(&mut self, steps: &Steps, ear: &mut Ear) -> Result<(), Fault> {
+        self.flows.heed_chains(steps, self.tables.get(FILTER).unwrap_or(&UNSEEN));
         let before = ear.events.take();
         let tables = iptables::apply(self.family, steps).await?;
         ear.strangers |= before > 0 || ear.events.take() > tables;
@@ -393,12 +406,14 @@ struct Scope<'c> {
     changes: &'c Changes,
     /// `Some`: everything.
     look: Option<Why>,
+    metrics: Arc<Metrics>,
 }
 
 impl Scope<'_> {
     fn tell_drift(&self, objects: impl Iterator<Item = String>) {
         if self.look.is_some_and(Why::is_drift) {
             for object in objects {
+                self.metrics.count_drift(&object);
                 tracing::warn!(object, "drift: it was changed by somebody else and is put right");
             }
         }

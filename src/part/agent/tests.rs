@@ -1,8 +1,12 @@
 use super::kernel::{Ear, Kernel, Why};
 use super::*;
-use crate::edge::testnet::{in_own_network, sh, sh_succeeds};
+use crate::edge::reservations::Reservations;
+use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
+use crate::part::defaults::Host;
+use crate::part::metrics::Metrics;
+use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::diff;
 use crate::plan::{routes, sets};
@@ -66,7 +70,11 @@ fn kernel() -> Hands {
 
 fn hands(family: Family) -> Hands {
     let routes = Arc::new(KernelRoutes::open().unwrap());
-    Hands { family, kernel: Kernel::new(family, routes), ear: Ear::new(ruleset::listen().unwrap()) }
+    Hands {
+        family,
+        kernel: Kernel::new(family, routes, Arc::new(Metrics::new())),
+        ear: Ear::new(ruleset::listen().unwrap()),
+    }
 }
 
 impl Hands {
@@ -306,31 +314,19 @@ fn a_second_guard_waits_until_the_first_is_gone() {
     });
 }
 
-/// A container: a namespace behind an interface of ours, with an address; lives as long as the value.
+/// A container: a namespace behind an interface of ours, with an address.
 struct Container {
-    child: std::process::Child,
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+    netns: Elsewhere,
 }
 
 impl Container {
-    #[expect(clippy::disallowed_methods, reason = "a namespace is held by a process of its own")]
     async fn new(interface: &str, mac: &str, address: &str) -> Self {
-        let child = std::process::Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap();
-        let container = Container { child };
-        let pid = container.child.id();
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        while std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == own) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let netns = Elsewhere::new().await;
+        let pid = netns.pid();
         sh(&format!("ip link add {interface} type veth peer name eth1 address {mac} netns {pid}")).await;
-        sysctl::apply_to_interface(&interface.parse().unwrap()).unwrap();
+        sysctl::apply_to_interface(&interface.parse().unwrap(), false).unwrap();
         sh(&format!("ip link set {interface} up")).await;
+        let container = Container { netns };
         container
             .sh(&format!(
                 "ip link set lo up; ip link set eth1 up; ip addr add {address}/32 dev eth1; \
@@ -341,13 +337,12 @@ impl Container {
     }
 
     async fn sh(&self, line: &str) -> String {
-        sh(&format!("nsenter --net=/proc/{}/ns/net sh -ec '{line}'", self.child.id())).await
+        self.netns.sh(line).await
     }
 
     /// With a second try: the first packet through a new link may have to wait for the neighbour's address.
     async fn reaches(&self, address: &str) -> bool {
-        let pid = self.child.id();
-        sh_succeeds(&format!("nsenter --net=/proc/{pid}/ns/net ping -c 2 -i 0.5 -W 1 {address}")).await
+        self.netns.sh_succeeds(&format!("ping -c 2 -i 0.5 -W 1 {address}")).await
     }
 }
 
@@ -376,9 +371,8 @@ fn packets_go_where_policy_lets_them_and_nowhere_else() {
         assert!(!one.reaches("10.0.0.1").await, "the host is closed");
         assert!(sh_succeeds("ping -c 1 -W 1 192.168.0.1").await, "the host reaches its containers");
         one.sh("ip addr add 192.168.0.2/32 dev eth1").await;
-        let pid = one.child.id();
-        let spoofed = format!("nsenter --net=/proc/{pid}/ns/net ping -c 1 -W 1 -I 192.168.0.2 192.168.0.22");
-        assert!(!sh_succeeds(&spoofed).await, "under another's address");
+        let spoofed = "ping -c 1 -W 1 -I 192.168.0.2 192.168.0.22";
+        assert!(!one.netns.sh_succeeds(spoofed).await, "under another's address");
         one.sh("ip addr del 192.168.0.2/32 dev eth1; ip link set eth1 address 02:00:00:00:00:07").await;
         assert!(!one.reaches("192.168.0.2").await, "from another MAC");
         one.sh("ip link set eth1 address 02:00:00:00:00:01").await;
@@ -416,9 +410,13 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-            async move { store.run(&etcd, &stop).await }
+            let host = Host { name: "h1".parse().unwrap(), ip: settings.host_ip, ip6: None, as_number: None };
+            let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
+            let holdings = Holdings { host, reservations, metrics };
+            async move { store.run(&etcd, &holdings, &stop).await }
         };
-        let agent = run(prepared, "h1".parse().unwrap(), store, sender, settings, stop.clone());
+        let agent =
+            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let story = async {
             let id: EndpointId = "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap();
             let put =

@@ -347,7 +347,7 @@ mod tests {
                 {"inbound_rules": [{"src_tag": "WEB"}, {"protocol": "tcp", "dst_ports": [80, 443]}], "outbound_rules": [{}]},
             "/calico/v1/policy/profile/free/rules": {},
             "/calico/v1/policy/profile/half/tags": [],
-            "/calico/v1/policy/profile/bad/rules": {"inbound_rules": [{"!src_net": "10.0.0.0/8"}]},
+            "/calico/v1/policy/profile/bad/rules": {"inbound_rules": [{"!src_net": "10.0.0.0/99"}]},
             "/calico/v1/host/h1/workload/docker/w1/endpoint/e1":
                 {"state": "active", "name": "cali1", "profile_ids": ["used"]}
             }"#,

@@ -120,7 +120,8 @@ impl Network {
     fn lease(&self) -> Result<i64, Fault> {
         let lease = *self.lease.borrow();
         lease.filter(|_| self.store.is_connected()).ok_or_else(|| {
-            Fault::Away(format!("claim an address: etcd at {} is away; it must answer first", self.etcd.address()))
+            let why = self.store.doubt().unwrap_or_else(|| "it is away; it must answer first".to_owned());
+            Fault::Away(format!("claim an address in etcd at {}: {why}", self.etcd.address()))
         })
     }
 
@@ -423,15 +424,17 @@ impl Network {
     }
 
     fn new_endpoint(&self, prepared: &Prepared) -> Endpoint {
+        let addresses: BTreeSet<IpAddr> = prepared.addresses().collect();
+        let (ipv4_gateway, ipv6_gateway) = self.ground.gateways(&addresses);
         Endpoint {
             state: State::Inactive,
             interface: prepared.interface.clone(),
             container_interface: prepared.container_interface.clone(),
             mac: Some(prepared.mac),
             profiles: prepared.ask.wish.profiles.clone(),
-            addresses: prepared.addresses().collect(),
-            ipv4_gateway: Some(IpAddr::V4(self.ground.host_ip)),
-            ipv6_gateway: None,
+            addresses,
+            ipv4_gateway,
+            ipv6_gateway,
             requested: Some(prepared.ask.requested.clone()),
             handed_over: None,
             wired_by: None,

@@ -11,7 +11,7 @@ use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
 use crate::edge::netns::Netns;
-use crate::edge::wiring::add_hosts_line;
+use crate::edge::wiring::add_hosts_lines;
 use crate::model::endpoint::{Endpoint, State, WiredBy};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
@@ -168,7 +168,7 @@ impl Network {
             changed |= wired;
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
-                add_hosts_line(Path::new(path), &addresses, &container.hostname)?;
+                add_hosts_lines(Path::new(path), &addresses, &container.hostname)?;
             }
             let by = if wired { Some(WiredBy::Node) } else { one.endpoint.wired_by };
             match self.activate(one, by).await {
@@ -190,10 +190,11 @@ impl Network {
 
     /// Says in a record that the endpoint is wired, and by whom; answers the revision of the change if there was any.
     pub(super) async fn activate(&self, one: &Recorded, by: Option<WiredBy>) -> Result<Option<i64>, Fault> {
-        let (mut recorded, gateway) = (one.clone(), Some(IpAddr::V4(self.ground.host_ip)));
+        let mut recorded = one.clone();
         for _ in 0..ATTEMPTS {
             let state = State::Active;
-            let active = Endpoint { state, ipv4_gateway: gateway, wired_by: by, ..recorded.endpoint.clone() };
+            let (ipv4_gateway, ipv6_gateway) = self.ground.gateways(&recorded.endpoint.addresses);
+            let active = Endpoint { state, ipv4_gateway, ipv6_gateway, wired_by: by, ..recorded.endpoint.clone() };
             if active == recorded.endpoint {
                 return Ok(None);
             }

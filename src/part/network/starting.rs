@@ -97,6 +97,12 @@ impl Network {
 
     /// Waits until chains and sets of an endpoint stand, at or after the revision of its record.
     pub(super) async fn await_policy(&self, one: &Recorded) -> Result<(), Fault> {
+        if one.endpoint.is_of(Family::V6) && !self.ground.ipv6 {
+            return Err(Fault::World(format!(
+                "start endpoint {}: it has an IPv6 address, and this host gives none, for the reason that the node's log told at its start",
+                one.key.endpoint
+            )));
+        }
         if self.is_loaded() {
             return self.await_programmed(&one.key.endpoint, |programmed| programmed.revision >= one.revision).await;
         }
@@ -105,6 +111,9 @@ impl Network {
         if !self.programmed_marks.is_set(one.key.endpoint.as_str()) {
             return Err(Fault::Away(format!("{doing}, and its policy does not stand in the kernel")));
         }
-        iptables::has_jumps(Family::V4).await.map_err(|fault| fault.during(&doing))
+        for family in [Family::V4, Family::V6].into_iter().filter(|family| one.endpoint.is_of(*family)) {
+            iptables::has_jumps(family).await.map_err(|fault| fault.during(&doing))?;
+        }
+        Ok(())
     }
 }

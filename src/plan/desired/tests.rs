@@ -1,18 +1,20 @@
+//! Laws and cases of what is wanted; what the chains mean is in `law`.
+
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
-use crate::model::name::{IfName, Mac};
-use crate::model::rule::{Action, Ports, Protocol, Rule, Side};
+use crate::model::rule::Rule;
 use crate::model::snapshot::Change;
 use crate::model::snapshot::tests::from_json_on_h1 as from_json;
-use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::diff::{SeenTable, carried_out, steps};
-use crate::plan::sets::{self, IpSet, SetStep, Sets};
+use crate::plan::flow::Flow;
+use crate::plan::sets::{self, SetStep, Sets};
 
-fn host() -> HostName {
+pub(crate) fn host() -> HostName {
     "h1".parse().unwrap()
 }
 
@@ -22,90 +24,129 @@ fn fresh(snapshot: &Snapshot) -> Desired {
     desired
 }
 
-// --- random snapshots, over so few names that they meet ---
+// --- random datastores, over so few names that they meet ---
 
-fn side() -> impl Strategy<Value = serde_json::Value> {
+/// What a datastore holds, by path.
+pub(crate) type Datastore = serde_json::Map<String, Value>;
+
+pub(crate) fn read(datastore: &Datastore) -> Snapshot {
+    from_json(&Value::Object(datastore.clone()).to_string())
+}
+
+/// What is said of one end, with the keys' middles: `tag`, `net` and `ports`. `often`: how often a net is.
+fn side(v6: bool, often: f64) -> impl Strategy<Value = Value> {
     let port = prop_oneof![
-        (0u16..40).prop_map(|port| port.to_string()),
-        (0u16..20, 0u16..20).prop_map(|(a, b)| format!("{a}:{}", a + b))
+        (0u16..40).prop_map(|port| json!(port)),
+        (0u16..40).prop_map(|port| json!(port.to_string())),
+        (0u16..20, 0u16..20).prop_map(|(a, b)| json!(format!("{a}:{}", a + b))),
+        (0u16..20, 0u16..20).prop_map(|(a, b)| json!(format!("{a}-{}", a + b))),
     ];
-    let net = prop_oneof![Just("10.0.0.0/30"), Just("10.0.0.1/32"), Just("0.0.0.0/0"), Just("fd00::/8")];
+    let nets = if v6 {
+        ["fd00::/126", "fd00::1/128", "fd00::2", "::/0", "10.0.0.0/30"]
+    } else {
+        ["10.0.0.0/30", "10.0.0.1/32", "10.0.0.2", "0.0.0.0/0", "fd00::/8"]
+    };
     let tag = prop_oneof![Just("t0"), Just("t1"), Just("none")];
     (
-        prop::option::of(tag),
-        prop::option::weighted(0.3, net),
-        prop::option::weighted(0.3, prop::collection::vec(port, 1..24)),
+        prop::option::weighted(often, tag),
+        prop::option::weighted(often * 0.7, prop::sample::select(nets.to_vec())),
+        prop::option::weighted(often * 0.7, prop::collection::vec(port, 1..24)),
     )
-        .prop_map(|(tag, net, ports)| serde_json::json!({"tag": tag, "net": net, "ports": ports}))
+        .prop_map(|(tag, net, ports)| json!({"tag": tag, "net": net, "ports": ports}))
 }
 
-/// Rules, some of which no snapshot can hold: those are left out by the reader below.
-fn rule() -> impl Strategy<Value = serde_json::Value> {
-    let protocol = prop_oneof![
-        3 => Just(serde_json::Value::Null),
-        2 => Just("tcp".into()),
-        1 => Just("udp".into()),
-        1 => Just("icmp".into()),
-        1 => Just("icmpv6".into()),
-        1 => Just(47.into()),
-        1 => Just("sctp".into()),
-    ];
-    (any::<bool>(), protocol, side(), side(), prop::option::weighted(0.3, (7u8..9, prop::option::of(0u8..2)))).prop_map(
-        |(allow, protocol, src, dst, icmp)| {
-            let mut rule = serde_json::json!({
-                "action": if allow { "allow" } else { "deny" }, "protocol": protocol,
-                "src_tag": src["tag"], "src_net": src["net"], "src_ports": src["ports"],
-                "dst_tag": dst["tag"], "dst_net": dst["net"], "dst_ports": dst["ports"],
-            });
-            if let Some((kind, code)) = icmp.filter(|_| rule["protocol"] == "icmp") {
-                rule["icmp_type"] = kind.into();
-                rule["icmp_code"] = code.into();
+fn icmp() -> impl Strategy<Value = (u8, Option<u8>)> {
+    (7u8..9, prop::option::of(0u8..2))
+}
+
+/// Rules, some of which no snapshot can hold: those are left out by who asks.
+fn rule() -> impl Strategy<Value = Value> {
+    let protocol = || {
+        prop::sample::select(vec![
+            json!("tcp"),
+            json!(6),
+            json!("17"),
+            json!("icmp"),
+            json!("icmpv6"),
+            json!(47),
+            json!("sctp"),
+        ])
+    };
+    let action = prop::sample::select(vec![json!("allow"), json!("deny"), json!("log"), Value::Null]);
+    let heads = (
+        action,
+        prop::option::weighted(0.2, prop::sample::select(vec![4, 6])),
+        prop::option::of(protocol()),
+        prop::option::weighted(0.15, protocol()),
+        prop::option::weighted(0.3, icmp()),
+        prop::option::weighted(0.3, icmp()),
+        0..3u8,
+    );
+    let sides = any::<bool>().prop_flat_map(|v6| (side(v6, 0.4), side(v6, 0.4), side(v6, 0.15), side(v6, 0.15)));
+    (heads, sides).prop_map(|((action, version, protocol, not_protocol, icmp, not_icmp, number), sides)| {
+        let mut rule =
+            json!({"action": action, "ip_version": version, "protocol": protocol, "!protocol": not_protocol});
+        for (name, side) in [("src", sides.0), ("dst", sides.1), ("!src", sides.2), ("!dst", sides.3)] {
+            for (key, value) in side.as_object().unwrap() {
+                rule[format!("{name}_{key}")] = value.clone();
             }
-            rule
-        },
-    )
+        }
+        let pings = rule["protocol"] == "icmp" || rule["protocol"] == "icmpv6";
+        for (not, icmp) in [("", icmp), ("!", not_icmp)] {
+            if let Some((kind, code)) = icmp.filter(|_| pings) {
+                rule[format!("{not}icmp_type")] = kind.into();
+                rule[format!("{not}icmp_code")] = code.into();
+            }
+        }
+        if rule["action"] == "log" {
+            rule["log_prefix"] = format!("l{number}").into();
+        }
+        rule
+    })
 }
 
-fn rules() -> impl Strategy<Value = serde_json::Value> {
+fn rules() -> impl Strategy<Value = Value> {
     let list = || {
-        prop::collection::vec(rule(), 0..4).prop_map(|rules| {
+        prop::collection::vec(rule(), 0..6).prop_map(|rules| {
             rules.into_iter().filter(|rule| serde_json::from_value::<Rule>(rule.clone()).is_ok()).collect::<Vec<_>>()
         })
     };
     prop_oneof![
-        12 => (list(), list()).prop_map(|(i, o)| serde_json::json!({"inbound_rules": i, "outbound_rules": o})),
-        1 => Just(serde_json::json!({"inbound_rules": [{"action": "maybe"}]})),
+        12 => (list(), list()).prop_map(|(i, o)| json!({"inbound_rules": i, "outbound_rules": o})),
+        1 => Just(json!({"inbound_rules": [{"action": "maybe"}]})),
     ]
 }
 
-const IDS: [&str; 5] = ["aa1", "aa2", "ab1", "b", "aa1x"];
+pub(super) const IDS: [&str; 5] = ["aa1", "aa2", "ab1", "b", "aa1x"];
 
-fn endpoint() -> impl Strategy<Value = serde_json::Value> {
+fn endpoint() -> impl Strategy<Value = Value> {
     let profiles = prop::collection::vec(0..3, 0..3);
     // Sometimes another's interface.
     let name = prop::option::weighted(0.1, 0..IDS.len());
-    (any::<bool>(), name, profiles, prop::collection::btree_set(1..6, 0..3), any::<bool>()).prop_map(
-        |(active, name, profiles, addresses, mac)| {
-            serde_json::json!({
+    let addresses = || prop::collection::btree_set(1..6, 0..3);
+    (any::<bool>(), name, profiles, addresses(), addresses(), any::<bool>()).prop_map(
+        |(active, name, profiles, v4, v6, mac)| {
+            json!({
                 "state": if active { "active" } else { "inactive" },
                 "name": name.map(|index| format!("cali{}", IDS[index])),
                 "mac": mac.then_some("02:00:00:00:00:01"),
                 "profile_ids": profiles.iter().map(|number| format!("p{number}")).collect::<Vec<_>>(),
-                "ipv4_nets": addresses.iter().map(|last| format!("10.0.0.{last}/32")).collect::<Vec<_>>(),
+                "ipv4_nets": v4.iter().map(|last| format!("10.0.0.{last}/32")).collect::<Vec<_>>(),
+                "ipv6_nets": v6.iter().map(|last| format!("fd00::{last}/128")).collect::<Vec<_>>(),
             })
         },
     )
 }
 
 prop_compose! {
-    fn snapshot()(
+    pub(crate) fn datastore()(
         endpoints in prop::collection::vec(prop::option::of(endpoint()), IDS.len() + 1),
         profiles in prop::collection::vec((prop::option::weighted(0.9, rules()), prop::option::weighted(0.9, prop::collection::vec(0..2, 0..2))), 3),
         masquerade in prop::option::of(any::<bool>()),
         to_host in prop_oneof![Just(None), Just(Some("RETURN")), Just(Some("ACCEPT")), Just(Some("bad"))],
         broken in prop::option::weighted(0.1, 0..IDS.len()),
-    ) -> Snapshot {
-        let mut map = serde_json::Map::new();
+    ) -> Datastore {
+        let mut map = Datastore::new();
         for (index, endpoint) in endpoints.into_iter().enumerate() {
             let Some(mut endpoint) = endpoint else { continue };
             let (host, id) = IDS.get(index).map_or(("h2", "remote"), |id| ("h1", *id));
@@ -121,14 +162,18 @@ prop_compose! {
             let path = format!("/calico/v1/policy/profile/p{number}");
             map.extend(rules.map(|rules| (format!("{path}/rules"), rules)));
             let tags = tags.map(|tags| tags.iter().map(|number| format!("t{number}")).collect::<Vec<_>>());
-            map.extend(tags.map(|tags| (format!("{path}/tags"), serde_json::json!(tags))));
+            map.extend(tags.map(|tags| (format!("{path}/tags"), json!(tags))));
         }
         if let Some(masquerade) = masquerade {
-            map.insert("/calico/v1/ipam/v4/pool/10.0.0.0-8".to_owned(), serde_json::json!({"cidr": "10.0.0.0/8", "masquerade": masquerade}));
+            map.insert("/calico/v1/ipam/v4/pool/10.0.0.0-8".to_owned(), json!({"cidr": "10.0.0.0/8", "masquerade": masquerade}));
         }
         map.extend(to_host.map(|text| ("/calico/v1/config/DefaultEndpointToHostAction".to_owned(), text.into())));
-        from_json(&serde_json::Value::Object(map).to_string())
+        map
     }
+}
+
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    datastore().prop_map(|datastore| read(&datastore))
 }
 
 /// What may differ between two snapshots: all, if nobody says what more than differs indeed.
@@ -187,259 +232,24 @@ proptest! {
     }
 }
 
-// --- the chains, interpreted ---
-
-#[derive(Debug, Clone)]
-struct Packet {
-    from: String,
-    to: String,
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
-    mac: Mac,
-    protocol: u8,
-    ports: (u16, u16),
-    icmp: (u8, u8),
-    tracked: Option<Tracked>,
-    /// Whether somebody else's mark is on it.
-    marked: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Accept,
-    Drop,
-    /// The chain ended: the kernel's own chain goes on.
-    Passed,
-}
-
-struct Machine<'m> {
-    chains: BTreeMap<ChainName, Chain>,
-    sets: &'m BTreeMap<SetName, IpSet>,
-}
-
-impl Machine<'_> {
-    fn run(&self, chain: &ChainName, packet: &mut Packet) -> Verdict {
-        let chain = self.chains.get(chain).unwrap_or_else(|| panic!("{chain} is spoken of and not there"));
-        for entry in &chain.entries {
-            if !entry.matches.iter().all(|one| self.matches(one, packet)) {
-                continue;
-            }
-            match &entry.target {
-                Target::Accept => return Verdict::Accept,
-                Target::Drop => return Verdict::Drop,
-                Target::Return => return Verdict::Passed,
-                Target::Goto(chain) => return self.run(chain, packet),
-                Target::Jump(chain) => match self.run(chain, packet) {
-                    Verdict::Passed => {}
-                    verdict => return verdict,
-                },
-                Target::Mark => packet.marked = true,
-                Target::Unmark => packet.marked = false,
-                Target::Masquerade => panic!("no filter chain masquerades"),
-            }
-        }
-        Verdict::Passed
-    }
-
-    fn matches(&self, one: &Match, packet: &Packet) -> bool {
-        let is = |interface: &Interface, name: &str| match interface {
-            Interface::Exactly(exact) => exact.as_str() == name,
-            Interface::StartsWith(start) => name.starts_with(start),
+#[test]
+fn flows_with_the_host_itself_are_the_settings_business() {
+    let map = ONE.replace("inactive", "active").replacen('{', "{SETTING", 1);
+    let with = |setting: &str| {
+        let setting = if setting.is_empty() {
+            String::new()
+        } else {
+            format!(r#""/calico/v1/config/DefaultEndpointToHostAction": "{setting}","#)
         };
-        let address = |end: &End| IpAddr::V4(if *end == End::Source { packet.src } else { packet.dst });
-        match one {
-            Match::In(interface) => is(interface, &packet.from),
-            Match::Out(interface) => is(interface, &packet.to),
-            Match::Tracked(tracked) => packet.tracked == Some(*tracked),
-            Match::Accepted(yes) => packet.marked == *yes,
-            Match::SourceElsewhere => panic!("no filter chain looks for it"),
-            Match::MacIsNot(mac) => packet.mac != *mac,
-            Match::Net(end, net) => net.contains(&address(end)),
-            Match::InSet(end, set) => self.sets[set].members.contains(&address(end).into()),
-            Match::NotInSet(end, set) => !self.sets[set].members.contains(&address(end).into()),
-            Match::Protocol(protocol) => packet.protocol == protocol.0,
-            Match::Ports(end, ports) => {
-                assert!(Protocol(packet.protocol).has_ports(), "ports of a packet that has none");
-                let weight: usize = ports.iter().map(|ports| if ports.first == ports.last { 1 } else { 2 }).sum();
-                assert!(weight <= 15, "more ports than the kernel takes");
-                let port = if *end == End::Source { packet.ports.0 } else { packet.ports.1 };
-                ports.iter().any(|ports| (ports.first..=ports.last).contains(&port))
-            }
-            Match::Icmp(_, kind, code) => {
-                assert_eq!(packet.protocol, 1);
-                packet.icmp.0 == *kind && code.is_none_or(|code| packet.icmp.1 == code)
-            }
-        }
-    }
-}
-
-/// The typed chains of a snapshot; their text is just what is wanted in the kernel.
-fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
-    let setting = snapshot.setting(&host(), "DefaultEndpointToHostAction");
-    let mut chains = filter::base(Family::V4, ToHost::parse(setting).0);
-    let mut prefixes = BTreeSet::from([String::new()]);
-    for (suffix, placed) in &desired.placed {
-        chains.extend(filter::endpoint(Family::V4, &placed.key, &placed.record, suffix));
-        prefixes.extend((1..=suffix.len().min(2)).map(|length| suffix[..length].to_owned()));
-    }
-    for (name, profile) in &desired.profiles {
-        for way in Way::BOTH {
-            let readable = profile.rules.as_ref().and_then(Record::readable).filter(|_| profile.tags.is_ok());
-            chains.push(match readable {
-                Some(rules) => filter::profile(
-                    Family::V4,
-                    way,
-                    name,
-                    if way == Way::From { &rules.outbound } else { &rules.inbound },
-                ),
-                None => {
-                    let why = &desired.faults[&format!("profile {name}")];
-                    let why = why.strip_prefix("it is closed: ").unwrap();
-                    filter::closed(way.profile_chain(name), &format!("profile {name}: {why}"))
-                }
-            });
-        }
-    }
-    for prefix in prefixes {
-        chains.extend(Way::BOTH.map(|way| desired.tree.chain(way, &prefix)));
-    }
-    let chains: BTreeMap<ChainName, Chain> = chains.into_iter().map(|chain| (chain.name.clone(), chain)).collect();
-    let text: BTreeMap<&ChainName, ChainText> = chains.iter().map(|(name, chain)| (name, chain.render())).collect();
-    let wanted: BTreeMap<&ChainName, ChainText> =
-        desired.filter.chains.iter().map(|(name, text)| (name, (**text).clone())).collect();
-    assert_eq!(text, wanted);
-    chains
-}
-
-// --- a naive reading of the rules ---
-
-fn side_matches(snapshot: &Snapshot, side: &Side, address: Ipv4Addr, port: u16) -> bool {
-    let tagged = |tag| {
-        let own = snapshot.endpoints.values().filter_map(Record::readable).map(Remote::of);
-        let others = snapshot.remote.values().filter_map(|record| record.readable().cloned());
-        own.chain(others).any(|endpoint| {
-            let mut profiles = endpoint.profiles.iter().filter_map(|name| snapshot.tags.get(name)?.readable());
-            endpoint.addresses.contains(&IpAddr::V4(address)) && profiles.any(|tags| tags.contains(tag))
-        })
+        fresh(&from_json(&map.replace("SETTING", &setting)))
     };
-    side.net.is_none_or(|net| net.contains(&IpAddr::V4(address)))
-        && side.tag.as_ref().is_none_or(tagged)
-        && (side.ports.is_empty() || side.ports.iter().any(|Ports { first, last }| (*first..=*last).contains(&port)))
-}
-
-fn rule_matches(snapshot: &Snapshot, rule: &Rule, packet: &Packet) -> bool {
-    let has_ports = !rule.src.ports.is_empty() || !rule.dst.ports.is_empty();
-    let protocol = match rule.protocol {
-        Some(protocol) => protocol.0 == packet.protocol && protocol != Protocol::ICMPV6,
-        None => !has_ports || [6, 17].contains(&packet.protocol),
-    };
-    protocol
-        && rule.icmp_type.is_none_or(|kind| kind == packet.icmp.0)
-        && rule.icmp_code.is_none_or(|code| code == packet.icmp.1)
-        && side_matches(snapshot, &rule.src, packet.src, packet.ports.0)
-        && side_matches(snapshot, &rule.dst, packet.dst, packet.ports.1)
-}
-
-fn endpoint_allows(snapshot: &Snapshot, endpoint: &Endpoint, way: Way, packet: &Packet) -> bool {
-    for profile in &endpoint.profiles {
-        let Some(rules) = snapshot.rules.get(profile).and_then(Record::readable) else { return false };
-        if snapshot.tags.get(profile).and_then(Record::readable).is_none() {
-            return false;
-        }
-        let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-        if let Some(rule) = list.iter().find(|rule| rule_matches(snapshot, rule, packet)) {
-            return rule.action == Action::Allow;
-        }
-    }
-    false
-}
-
-/// The endpoint of an interface; `None` where nobody's or more than one's, and the name does not tell.
-fn behind<'s>(snapshot: &'s Snapshot, interface: &str) -> Option<&'s Endpoint> {
-    let named: Vec<_> = snapshot
-        .endpoints
-        .iter()
-        .filter(|(key, _)| key.host == host())
-        .filter_map(|(key, record)| Some((key.clone(), record.readable()?)))
-        .filter(|(_, endpoint)| endpoint.interface.as_str() == interface)
-        .map(|(key, endpoint)| (key, endpoint.interface.clone()))
-        .collect();
-    let key = match named.as_slice() {
-        [(key, _)] => key.clone(),
-        several => {
-            let own: Option<&(EndpointKey, IfName)> =
-                several.iter().find(|(key, interface)| key.endpoint.interface().as_ref() == Some(interface));
-            own?.0.clone()
-        }
-    };
-    snapshot.endpoints.get(&key)?.readable()
-}
-
-fn naive_out(snapshot: &Snapshot, packet: &Packet) -> bool {
-    behind(snapshot, &packet.from).is_some_and(|endpoint| {
-        endpoint.mac.is_none_or(|mac| mac == packet.mac)
-            && endpoint.addresses.contains(&IpAddr::V4(packet.src))
-            && endpoint_allows(snapshot, endpoint, Way::From, packet)
-    })
-}
-
-fn naive_forward(snapshot: &Snapshot, packet: &Packet) -> Verdict {
-    let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
-    let into = || behind(snapshot, &packet.to).is_some_and(|one| endpoint_allows(snapshot, one, Way::To, packet));
-    match packet.tracked {
-        _ if !from_ours && !to_ours => Verdict::Passed,
-        Some(Tracked::Invalid) => Verdict::Drop,
-        Some(Tracked::Established) => Verdict::Accept,
-        None if (!from_ours || naive_out(snapshot, packet)) && (!to_ours || into()) => Verdict::Accept,
-        None => Verdict::Drop,
-    }
-}
-
-fn naive_input(snapshot: &Snapshot, packet: &Packet) -> Verdict {
-    let setting = snapshot.setting(&host(), "DefaultEndpointToHostAction");
-    match (packet.tracked, setting) {
-        _ if !packet.from.starts_with("cali") => Verdict::Passed,
-        (Some(Tracked::Invalid), _) => Verdict::Drop,
-        (Some(Tracked::Established), _) => Verdict::Accept,
-        (None, Some("RETURN")) if naive_out(snapshot, packet) => Verdict::Passed,
-        (None, Some("ACCEPT")) if naive_out(snapshot, packet) => Verdict::Accept,
-        (None, _) => Verdict::Drop,
-    }
-}
-
-fn packet() -> impl Strategy<Value = Packet> {
-    let interface = || prop_oneof![5 => (0..IDS.len()).prop_map(|i| format!("cali{}", IDS[i])), 1 => Just("calistray".to_owned()), 1 => Just("cali".to_owned()), 1 => Just("eth0".to_owned())];
-    let address = || (1u8..7).prop_map(|last| Ipv4Addr::new(10, 0, 0, last));
-    let tracked =
-        prop_oneof![10 => Just(None), 1 => Just(Some(Tracked::Invalid)), 1 => Just(Some(Tracked::Established))];
-    let protocol = prop_oneof![Just(1u8), Just(6), Just(17), Just(47), Just(58), Just(132)];
-    let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
-    (head, (0u16..45, 0u16..45), (7u8..9, 0u8..2), tracked, any::<bool>()).prop_map(
-        |((from, to, src, dst, mac, protocol), ports, icmp, tracked, marked)| {
-            let mac = Mac([2, 0, 0, 0, 0, if mac == 2 { 2 } else { 1 }]);
-            Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, marked }
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// The chains decide as a person would who reads the rules, and what they accept carries the mark.
-    #[test]
-    fn the_chains_mean_what_the_rules_say(snapshot in snapshot(), packets in prop::collection::vec(packet(), 30)) {
-        let desired = fresh(&snapshot);
-        let machine = Machine { chains: typed(&desired, &snapshot), sets: &desired.sets };
-        for packet in packets {
-            let mut forwarded = packet.clone();
-            let verdict = machine.run(&ChainName::fixed("FORWARD"), &mut forwarded);
-            prop_assert_eq!(verdict, naive_forward(&snapshot, &packet), "{:?}", packet);
-            if verdict == Verdict::Accept {
-                prop_assert!(forwarded.marked, "accepted without the mark: {:?}", packet);
-            }
-            let verdict = machine.run(&ChainName::fixed("INPUT"), &mut packet.clone());
-            prop_assert_eq!(verdict, naive_input(&snapshot, &packet), "input: {:?}", packet);
-        }
+    let [own, container]: [IpAddr; 2] = ["172.25.0.1", "10.0.0.1"].map(|text| text.parse().unwrap());
+    let flow = |src, dst| Flow { protocol: 6, src, dst, ports: (1, 2), icmp: (0, 0), outer: (dst, src) };
+    for (setting, out) in [("", false), ("DROP", false), ("RETURN", true), ("ACCEPT", true)] {
+        let desired = with(setting);
+        let mut judge = desired.judge([own].into());
+        assert!(judge.allows(&flow(own, container)));
+        assert_eq!(judge.allows(&flow(container, own)), out, "{setting}");
     }
 }
 
@@ -489,7 +299,7 @@ fn two_endpoints_of_one_interface_are_both_closed_unless_the_name_tells() {
 }
 
 /// A record of an endpoint, and its path.
-fn one(host: &str, index: u32, profile: &str) -> (String, serde_json::Value) {
+fn one(host: &str, index: u32, profile: &str) -> (String, Value) {
     let id = format!("{:032x}", u128::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
     let value = serde_json::json!({"state": "active", "name": format!("cali{}", &id[..11]), "mac": "02:00:00:00:00:01", "profile_ids": [profile],
         "ipv4_nets": [format!("{}/32", Ipv4Addr::from(0x0a00_0000 + index))]});
@@ -501,7 +311,7 @@ fn one(host: &str, index: u32, profile: &str) -> (String, serde_json::Value) {
 fn how_long_one_change_takes() {
     for (local, remote) in [(10, 0), (1_000, 0), (5_000, 0), (10, 100_000)] {
         let mut snapshot = from_json(ONE);
-        let put = |snapshot: &mut Snapshot, (path, value): (String, serde_json::Value)| {
+        let put = |snapshot: &mut Snapshot, (path, value): (String, Value)| {
             let change = Change { revision: snapshot.revision + 1, path, value: Some(value.to_string().into_bytes()) };
             News::Of(snapshot.apply(&change).into_iter().collect())
         };

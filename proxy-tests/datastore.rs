@@ -1,0 +1,226 @@
+//! Whatever becomes of etcd, the dataplane keeps standing, and is exact again afterwards.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::lab::Lab;
+use crate::lab::command::Run;
+use crate::lab::container::{Container, SOON, reach_each_other};
+use crate::lab::host::Host;
+use crate::lab::netns::{Pinged, Pinger};
+use crate::lab::wait::{pause, wait_until};
+
+const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
+
+/// How soon a node follows etcd again once it can.
+const BACK: Duration = Duration::from_secs(5);
+
+/// How long a node may take to notice that its peer is gone without a word.
+const NOTICED: Duration = Duration::from_secs(15);
+
+fn lost_nothing(pinger: Pinger) {
+    let pinged: Pinged = pinger.stop();
+    assert!(pinged.sent > 20 && pinged.lost.is_empty(), "{pinged:?}");
+}
+
+/// What the node says that it waits for.
+fn waits_for(host: &Host) -> String {
+    // Nothing while it starts.
+    host.sh("curl -s http://127.0.0.1:9091/readyz || true")
+}
+
+/// Checks that the node hardly works: under 2 % of a core, in a build without optimisation.
+fn hardly_works(host: &Host) {
+    let (began, before) = (Instant::now(), host.node_ticks());
+    pause(Duration::from_secs(5));
+    let (ticks, hundredths) = (host.node_ticks() - before, began.elapsed().as_millis() / 10);
+    assert!(u128::from(ticks) * 50 <= hundredths, "{ticks} of {hundredths} hundredths of a second without etcd");
+}
+
+fn comes_back(host: &Host) {
+    wait_until("the node follows etcd again", BACK, || host.is_ready());
+}
+
+/// Changes the policy of a profile around the node, as another host would.
+fn let_in(lab: &Lab, profile: &str, tags: &[&str]) {
+    let inbound: Vec<_> = tags.iter().map(|tag| json!({ "action": "allow", "src_tag": tag })).collect();
+    let rules = json!({ "id": profile, "inbound_rules": inbound, "outbound_rules": [{ "action": "allow" }] });
+    lab.etcd().put(&format!("/calico/v1/policy/profile/{profile}/rules"), &rules.to_string());
+}
+
+/// Waits until each reaches each. Their addresses are told, since etcd may not know them.
+fn all_reach_all(containers: &[(&Container<'_>, Ipv4Addr)]) {
+    for (from, _) in containers {
+        for (_, to) in containers {
+            from.comes_to_reach(*to);
+        }
+    }
+}
+
+/// A rule that lets packets of this host's node to etcd and back disappear.
+fn hole(host: &Host, verb: &str) {
+    for (chain, end) in
+        [("OUTPUT", "-d 172.25.0.254 -p tcp --dport 2379"), ("PREROUTING", "-s 172.25.0.254 -p tcp --sport 2379")]
+    {
+        host.sh(&format!("iptables -w -t raw {verb} {chain} {end} -j DROP"));
+    }
+}
+
+#[test]
+fn while_etcd_stands_still_or_is_gone_or_unreachable_all_goes_on_and_its_news_are_taken_in_afterwards() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    let eve = h1.run("eve", "-e CALICO_IP=auto -e CALICO_PROFILE=other");
+    reach_each_other(&[&ann, &bob]);
+    type Way = (&'static str, fn(&Lab), fn(&Lab));
+    let ways: [Way; 3] = [
+        ("stands still", |lab| lab.signal_etcd(Signal::SIGSTOP), |lab| lab.signal_etcd(Signal::SIGCONT)),
+        ("is gone", Lab::kill_etcd, Lab::start_etcd),
+        ("is unreachable", |lab| hole(lab.host(1), "-I"), |lab| hole(lab.host(1), "-D")),
+    ];
+    for (how, go, come) in ways {
+        let pinger = Pinger::start(&ann.space(), bob.ip(), true);
+        let cat = h1.run("cat", WEB);
+        let cats = cat.link();
+        go(&lab);
+        wait_until(&format!("the node notices that etcd {how}"), NOTICED, || !h1.is_ready());
+        assert!(waits_for(h1).contains("etcd at"), "{}", waits_for(h1));
+        let refused = h1.try_run("dan", WEB).fails_with(125);
+        assert!(refused.contains("etcd"), "{refused}");
+        assert!(!h1.has_container("dan"));
+        // What is stopped goes dark all the same.
+        h1.raw_docker("stop -t 0 cat").ok();
+        wait_until("the interface of who was stopped is gone", SOON, || !h1.cali_links().contains(&cats));
+        hardly_works(h1);
+        if how == "is unreachable" {
+            // Everybody else goes on, and forgets what was.
+            let_in(&lab, "web", &["web", "other"]);
+            compact(&lab);
+        }
+        come(&lab);
+        comes_back(h1);
+        lost_nothing(pinger);
+        h1.docker("rm -f cat").ok();
+        if how == "is unreachable" {
+            eve.comes_to_reach(bob.ip());
+        }
+        lab.assert_consistent();
+    }
+    let loads = h1.node_log_text().matches("the view of the datastore is complete").count();
+    assert!(loads <= 8, "{loads} loads for three faults");
+    lab.remove_everything();
+}
+
+/// Makes etcd forget all but the newest revision.
+fn compact(lab: &Lab) {
+    let said = lab.etcd().ctl(&["endpoint", "status", "-w", "json"]).run().ok();
+    let status: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let revision = status[0]["Status"]["header"]["revision"].as_i64().unwrap();
+    lab.etcd().ctl(&["compact", &revision.to_string()]).run().ok();
+}
+
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    Run::new("cp").arg("-a").arg(from).arg(to).run().ok();
+}
+
+/// Runs something with etcd's data while no etcd runs.
+fn with_data(lab: &Lab, work: impl FnOnce(&Path)) {
+    lab.kill_etcd();
+    work(&lab.etcd_folder());
+    lab.start_etcd();
+    wait_until("etcd is healthy", SOON, || lab.etcd().healthy());
+}
+
+fn is_doubted(host: &Host, why: &str) {
+    wait_until(&format!("the node says that the datastore {why}"), SOON, || waits_for(host).contains(why));
+    let status = host.calicoctl("status").ok();
+    assert!(status.contains("Faults:") && status.contains(why), "{status}");
+}
+
+#[test]
+fn a_datastore_that_was_restored_emptied_or_exchanged_cuts_nobody_off() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let ann = h1.run("ann", WEB);
+    let far = h2.run("far", WEB);
+    let backup = lab.etcd_folder().with_extension("old");
+    with_data(&lab, |data| copy(data, &backup));
+    lab.all_hosts().iter().for_each(comes_back);
+    // The backup knows neither of these, nor their profile.
+    let (bob, cat) = (h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web,late"), h1.run("cat", WEB));
+    reach_each_other(&[&ann, &bob, &far]);
+    let all = [&ann, &bob, &far].map(|one| (one, one.ip()));
+    let ping = |from: &Container<'_>, to: &Container<'_>| Pinger::start(&from.space(), to.ip(), true);
+    let pingers = [ping(&ann, &bob), ping(&bob, &far), ping(&far, &bob)];
+
+    // Restored from an older backup.
+    with_data(&lab, |data| copy(&backup, data));
+    lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 2, || host.is_ready()));
+    lab.assert_consistent();
+    cat.remove();
+    all_reach_all(&all);
+
+    // Emptied, and filled again from a newer backup.
+    let newer = lab.etcd_folder().with_extension("new");
+    with_data(&lab, |data| {
+        copy(data, &newer);
+        std::fs::remove_dir_all(data).unwrap();
+    });
+    is_doubted(h1, "/calico/v1/Ready");
+    all_reach_all(&all);
+    // A node that starts now does not believe it either.
+    h2.stop_node();
+    h2.spawn_node(&[]);
+    is_doubted(h2, "/calico/v1/Ready");
+    all_reach_all(&all);
+    hardly_works(h1);
+    with_data(&lab, |data| copy(&newer, data));
+    lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 2, || host.is_ready()));
+    lab.assert_consistent();
+
+    // Emptied for good: the hosts put back what they hold once an operator says so.
+    with_data(&lab, |data| std::fs::remove_dir_all(data).unwrap());
+    lab.all_hosts().iter().for_each(|host| is_doubted(host, "/calico/v1/Ready"));
+    lab.etcd().put("/calico/v1/Ready", "true");
+    lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 2, || host.is_ready()));
+    all_reach_all(&all);
+    lab.assert_consistent();
+
+    // Another cluster answers in its place, one that is in use elsewhere.
+    with_data(&lab, |data| copy(data, &newer));
+    lab.all_hosts().iter().for_each(comes_back);
+    lab.kill_etcd();
+    std::fs::remove_dir_all(lab.etcd_folder()).unwrap();
+    lab.start_etcd_of("foreign");
+    wait_until("etcd is healthy", SOON, || lab.etcd().healthy());
+    lab.etcd().put("/calico/v1/Ready", "true");
+    lab.all_hosts().iter().for_each(|host| is_doubted(host, "cluster"));
+    all_reach_all(&all);
+    with_data(&lab, |data| copy(&newer, data));
+    lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 2, || host.is_ready()));
+    lab.assert_consistent();
+
+    pingers.into_iter().for_each(lost_nothing);
+    lab.remove_everything();
+}
+
+#[test]
+fn a_wipe_by_hand_is_seen_before_any_part_of_it_is_acted_on() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    let pinger = Pinger::start(&ann.space(), bob.ip(), true);
+    lab.etcd().ctl(&["del", "--prefix", "/calico/"]).run().ok();
+    is_doubted(h1, "/calico/v1/Ready");
+    lab.etcd().put("/calico/v1/Ready", "true");
+    wait_until("the node follows etcd", BACK * 2, || h1.is_ready());
+    lab.assert_consistent();
+    lost_nothing(pinger);
+    lab.remove_everything();
+}

@@ -1,0 +1,104 @@
+//! Which changes of the kernel can forbid flows that stand, and the cutting of those that are forbidden.
+//!
+//! All flows are looked at only when policy may have become tighter: at the start, when a chain that decides about an
+//! endpoint is written anew, and when an address leaves an endpoint. What tags do, which in a large cluster happens all
+//! the time, is gathered for a second.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Kernel, Why};
+use crate::edge::conntrack;
+use crate::edge::iptables::Steps;
+use crate::edge::links::Netlink;
+use crate::model::fault::Fault;
+use crate::plan::desired::{Changes, Desired};
+use crate::plan::diff::{ChainStep, FILTER, SeenTable};
+use crate::plan::filter;
+use crate::plan::sets::{SetName, SetStep};
+
+/// The object under which it is told that flows could not be cut.
+const OBJECT: &str = "flows";
+
+/// What is known of the flows that stand.
+#[derive(Default)]
+pub(super) struct Flows {
+    /// Those that policy forbids are to be cut now.
+    forbidden: bool,
+    /// The same, within a second.
+    soon: bool,
+    /// Those of these addresses are to be cut now, whatever policy says.
+    left: BTreeSet<IpAddr>,
+    /// The sets whose growing can forbid what was allowed.
+    shutting: BTreeSet<SetName>,
+}
+
+impl Flows {
+    /// Notes what an apply is about to do.
+    pub(super) fn learn(&mut self, desired: &Desired, changes: &Changes, look: Option<Why>) {
+        self.left.extend(&changes.left);
+        self.forbidden |= look == Some(Why::Start);
+        if look.is_some() || changes.filter.iter().any(filter::is_profile) {
+            self.shutting = desired.shutting_sets();
+        }
+    }
+
+    /// Notes members that come and go.
+    pub(super) fn heed_sets(&mut self, steps: &[SetStep]) {
+        self.soon |= steps.iter().any(|step| match step {
+            SetStep::Add(set, _) => self.shutting.contains(set),
+            SetStep::Remove(..) | SetStep::Swap(..) => true,
+            SetStep::Create(..) | SetStep::Destroy(_) => false,
+        });
+    }
+
+    /// Notes chains that are written in the place of others.
+    pub(super) fn heed_chains(&mut self, steps: &Steps, seen: &SeenTable) {
+        self.forbidden |= steps.get(FILTER).into_iter().flatten().any(
+            |step| matches!(step, ChainStep::Write(name, _) if seen.chains.contains_key(name) && filter::decides(name)),
+        );
+    }
+}
+
+impl Kernel {
+    /// Cuts what is to be cut now.
+    pub(super) async fn cut_flows(&mut self, desired: &Desired) {
+        if !self.flows.forbidden && self.flows.left.is_empty() {
+            return;
+        }
+        let left = std::mem::take(&mut self.flows.left);
+        let forbidden = std::mem::take(&mut self.flows.forbidden);
+        if forbidden {
+            self.flows.soon = false;
+        }
+        match self.cut(desired, forbidden, &left).await {
+            Ok(count) => {
+                self.faults.remove(OBJECT);
+                if count > 0 {
+                    self.metrics.flows_cut.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+                    tracing::info!(count, ?left, "flows that policy does not allow any more were cut");
+                }
+            }
+            Err(fault) => {
+                self.blame(OBJECT, fault.to_string());
+                self.flows.left.extend(left);
+                self.flows.soon |= forbidden;
+            }
+        }
+    }
+
+    /// Cuts what was gathered; called once a second.
+    pub(in crate::part::agent) async fn recheck_flows(&mut self, desired: &Desired) {
+        self.flows.forbidden |= std::mem::take(&mut self.flows.soon);
+        self.cut_flows(desired).await;
+    }
+
+    async fn cut(&self, desired: &Desired, forbidden: bool, left: &BTreeSet<IpAddr>) -> Result<usize, Fault> {
+        let own = if forbidden { Netlink::open()?.own_addresses().await? } else { BTreeSet::new() };
+        let mut judge = desired.judge(own);
+        conntrack::cut(self.family, |flow| {
+            left.iter().any(|address| flow.touches(*address)) || forbidden && !judge.allows(flow)
+        })
+        .await
+    }
+}

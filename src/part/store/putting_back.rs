@@ -1,0 +1,193 @@
+//! Putting back: what a datastore lacks of this host after it was restored from an older backup, or was emptied.
+//!
+//! The containers run, so their records are written again before anybody acts on their absence: from the view as it stood,
+//! or from what is kept on this host's disk. With them goes what they cannot be without (pools, profiles, the record of
+//! this host) as far as the view knows it; settings of the whole cluster are the operator's to restore. Everything is
+//! written only where it is absent, so that hosts that do the same at the same time, and what a backup knows better, stand.
+//!
+//! A container that has been destroyed meanwhile gets its record back too. The next comparison with dockerd finds that and
+//! frees it as if the record had never been lost.
+
+use std::collections::BTreeSet;
+
+use super::{Holdings, Store};
+use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
+use crate::model::claim::Claim;
+use crate::model::endpoint::Endpoint;
+use crate::model::fault::Fault;
+use crate::model::key::{AssignmentKey, EndpointKey, Key};
+use crate::model::name::{ContainerId, Orchestrator};
+use crate::model::snapshot::{Change, Record, Snapshot};
+use crate::part::defaults;
+
+type Transaction = (Vec<When>, Vec<Write>);
+
+fn absent(key: Key, value: Vec<u8>) -> Transaction {
+    (vec![When::Absent(key.clone())], vec![Write::Put(key, value)])
+}
+
+impl Store {
+    /// Writes what the datastore `found` lacks of this host. Answers whether there was anything. `known`: the view is one
+    /// of this datastore, as it was before.
+    pub(super) async fn put_back(
+        &self,
+        etcd: &Etcd,
+        holdings: &Holdings,
+        reserved: &[ContainerId],
+        found: &Snapshot,
+        known: bool,
+    ) -> Result<bool, Fault> {
+        let mut kept = Vec::new();
+        for container in reserved {
+            match holdings.reservations.read(container) {
+                Ok(reservation) => {
+                    kept.extend(reservation.into_iter().flat_map(|one| one.endpoints).map(|(id, one)| {
+                        let (host, orchestrator) = (holdings.host.name.clone(), Orchestrator::docker());
+                        (EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id }, one)
+                    }));
+                }
+                // Who settles the container says so.
+                Err(fault) => tracing::debug!(%fault, "what is kept of a container is not put back"),
+            }
+        }
+        let transactions = self.read(|before| {
+            let mut transactions = lacking(&kept, before, found)?;
+            if known && !found.host_ips.contains_key(&holdings.host.name) {
+                let mut filled = found.clone();
+                for write in transactions.iter().flat_map(|(_, writes)| writes) {
+                    if let Write::Put(key, value) = write {
+                        let (revision, value) = (found.revision, Some(value.clone()));
+                        filled.apply(&Change { revision, path: key.path(), value });
+                    }
+                }
+                transactions.extend(defaults::wanted(&holdings.host, &filled)?);
+            }
+            Ok::<_, Fault>(transactions)
+        })?;
+        for (when, writes) in &transactions {
+            if etcd.transact("put back what the datastore has lost", when, writes).await? != Outcome::Lost {
+                let keys: Vec<String> = writes.iter().map(|write| write.key().path()).collect();
+                tracing::warn!(?keys, "the datastore had lost what this host needs: put back");
+            }
+        }
+        Ok(!transactions.is_empty())
+    }
+}
+
+/// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
+/// pools and profiles before those who need them.
+fn lacking(kept: &[(EndpointKey, Endpoint)], before: &Snapshot, found: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+    let (mut first, mut then) = (Vec::new(), Vec::new());
+    let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
+    if !kept.is_empty() && found.pools.is_empty() {
+        pools.extend(before.pools.keys().copied());
+    }
+    for (key, kept) in kept {
+        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(kept);
+        profiles.extend(endpoint.profiles.iter().cloned());
+        if found.endpoints.contains_key(key) {
+            continue;
+        }
+        let path = Key::Endpoint(key.clone());
+        let mut when = vec![When::Absent(path.clone())];
+        let mut writes = vec![Write::Put(path, to_json(endpoint)?)];
+        let whole = endpoint.addresses.iter().all(|address| {
+            let Some(pool) = found.pool_of(*address).or_else(|| before.pool_of(*address)).map(|pool| pool.cidr) else {
+                return false;
+            };
+            let claim = AssignmentKey { pool, address: *address };
+            let of = |snapshot: &Snapshot| snapshot.claims.get(&claim).and_then(Record::readable).cloned();
+            let owned = |claim: &Claim| claim.owner.is(key);
+            if found.claims.contains_key(&claim) {
+                // Somebody else's stays so; that they collide is told where the container is settled.
+                return of(found).is_some_and(|claim| owned(&claim));
+            }
+            let name = key.workload.as_str().get(..12).unwrap_or_default();
+            let claimed = of(before).filter(owned).unwrap_or_else(|| Claim::bound_again(key, name, String::new()));
+            let Ok(value) = to_json(&claimed) else { return false };
+            let path = Key::Assignment(claim);
+            when.push(When::Absent(path.clone()));
+            writes.push(Write::Put(path, value));
+            pools.insert(pool);
+            true
+        });
+        if whole {
+            then.push((when, writes));
+        }
+    }
+    for pool in pools.iter().filter(|pool| !found.pools.contains_key(*pool)) {
+        if let Some(record) = before.pools.get(pool).and_then(Record::readable) {
+            first.push(absent(Key::Pool(*pool), to_json(record)?));
+        }
+    }
+    for profile in &profiles {
+        let rules = before.rules.get(profile).filter(|_| !found.rules.contains_key(profile));
+        if let Some(rules) = rules.and_then(Record::readable) {
+            first.push(absent(Key::ProfileRules(profile.clone()), to_json(rules)?));
+        }
+        let tags = before.tags.get(profile).filter(|_| !found.tags.contains_key(profile));
+        if let Some(tags) = tags.and_then(Record::readable) {
+            first.push(absent(Key::ProfileTags(profile.clone()), to_json(tags)?));
+        }
+    }
+    first.extend(then);
+    Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::snapshot::tests::from_json;
+
+    const WHOLE: &str = r#"{
+        "/calico/v1/Ready": "true",
+        "/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "10.0.0.0/8"},
+        "/calico/v1/policy/profile/web/rules": {"inbound_rules": [{"action": "allow"}], "outbound_rules": []},
+        "/calico/v1/policy/profile/web/tags": ["web"],
+        "/calico/v1/host/h1/workload/docker/WORKLOAD/endpoint/aaaa1111aaaa1111aaaa1111aaaa1111":
+            {"state": "active", "name": "caliaaaa1111aaa", "profile_ids": ["web"], "ipv4_nets": ["10.0.0.1/32"]}
+    }"#;
+
+    fn whole() -> Snapshot {
+        from_json(&WHOLE.replace("WORKLOAD", &"c".repeat(64)))
+    }
+
+    fn kept() -> Vec<(EndpointKey, Endpoint)> {
+        let whole = whole();
+        let (key, record) = whole.endpoints.iter().next().unwrap();
+        vec![(key.clone(), record.readable().unwrap().clone())]
+    }
+
+    fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
+        let all = lacking(&kept(), before, found).unwrap();
+        all.iter().flat_map(|(_, writes)| writes).map(|write| write.key().path()).collect()
+    }
+
+    #[test]
+    fn of_a_datastore_that_was_emptied_all_that_a_container_needs_is_put_back_and_nothing_where_it_is_there() {
+        let paths = written(&whole(), &Snapshot::default());
+        let ends: Vec<&str> = paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
+        assert_eq!(ends, ["10.0.0.0-8", "rules", "tags", "aaaa1111aaaa1111aaaa1111aaaa1111", "10.0.0.1"]);
+        assert_eq!(written(&whole(), &whole()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn without_a_view_of_before_the_record_is_put_back_where_there_is_a_pool_for_it() {
+        let empty = Snapshot::default();
+        assert_eq!(written(&empty, &empty), Vec::<String>::new());
+        let pool = from_json(r#"{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "10.0.0.0/8"}}"#);
+        assert_eq!(written(&empty, &pool).len(), 2);
+    }
+
+    #[test]
+    fn what_another_has_got_meanwhile_stays_his() {
+        let owner = r#"{"host":"h2","orchestrator":"docker","workload":null,"endpoint":"bbbb1111bbbb1111bbbb1111bbbb1111","name":"x","since":""}"#;
+        let claim = format!(r#"{{"v":1,"state":"bound","owner":{owner},"request":"","successor":null}}"#);
+        let found = from_json(&format!(
+            r#"{{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {{"cidr": "10.0.0.0/8"}}, "/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": {claim}}}"#
+        ));
+        assert!(
+            written(&whole(), &found).iter().all(|path| !path.contains("endpoint") && !path.contains("assignment"))
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! Which flows of this host's endpoints policy would still let begin.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::{Desired, Placed};
+use crate::model::name::ProfileName;
+use crate::model::snapshot::Record;
+use crate::plan::chain::Chain;
+use crate::plan::filter::{self, ToHost, Way};
+use crate::plan::flow::{Flow, Word, judge, shutting};
+use crate::plan::sets::SetName;
+
+/// Judges flows by the policy of one moment.
+pub(crate) struct Judge<'d> {
+    desired: &'d Desired,
+    /// This host's own addresses: policy does not stand between the host and its containers.
+    own: BTreeSet<IpAddr>,
+    /// The chains of profiles that were asked for; `None`: the profile is closed.
+    chains: BTreeMap<(Way, &'d ProfileName), Option<Chain>>,
+}
+
+impl Desired {
+    pub(crate) fn judge(&self, own: BTreeSet<IpAddr>) -> Judge<'_> {
+        Judge { desired: self, own, chains: BTreeMap::new() }
+    }
+
+    /// The chain of a profile that is in use, as it is in the kernel; `None` if the profile is closed.
+    fn chain_of(&self, way: Way, name: &ProfileName) -> Option<Chain> {
+        let profile = self.profiles.get(name).filter(|profile| profile.tags.is_ok())?;
+        let rules = profile.rules.as_ref().and_then(Record::readable)?;
+        let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
+        Some(filter::profile(self.family, way, name, list))
+    }
+
+    /// The sets whose growing can forbid what was allowed.
+    pub(crate) fn shutting_sets(&self) -> BTreeSet<SetName> {
+        let all = self.profiles.keys().flat_map(|name| Way::BOTH.map(|way| self.chain_of(way, name)));
+        all.flatten().flat_map(|chain| shutting(&chain)).collect()
+    }
+}
+
+impl<'d> Judge<'d> {
+    /// Whether policy would let a flow begin now. One that no endpoint of this host has a part in is none of ours, so it is
+    /// allowed; the addresses of endpoints that are not active are nobody's.
+    pub(crate) fn allows(&mut self, flow: &Flow) -> bool {
+        let (from, to) = (self.at(flow.src), self.at(flow.dst));
+        if from.is_none() && self.own.contains(&flow.src) {
+            return true;
+        }
+        let to_host = from.is_some() && self.own.contains(&flow.dst);
+        if to_host && ToHost::parse(self.desired.to_host.as_ref().and_then(Option::as_deref)).0 == ToHost::Drop {
+            return false;
+        }
+        from.is_none_or(|endpoint| self.passes(Way::From, endpoint, flow))
+            && to.is_none_or(|endpoint| self.passes(Way::To, endpoint, flow))
+    }
+
+    fn at(&self, address: IpAddr) -> Option<&'d Placed> {
+        let interface = self.desired.routes.get(&address)?;
+        self.desired.placed.get(filter::suffix(interface)?)
+    }
+
+    fn passes(&mut self, way: Way, endpoint: &'d Placed, flow: &Flow) -> bool {
+        for name in &endpoint.record.profiles {
+            let desired = self.desired;
+            let chain = self.chains.entry((way, name)).or_insert_with(|| desired.chain_of(way, name));
+            match chain.as_ref().map_or(Word::Denied, |chain| judge(chain, flow, &desired.sets)) {
+                Word::Allowed => return true,
+                Word::Denied => return false,
+                Word::Silent => {}
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,71 @@
+//! Standing: whether what answers as the datastore is the one that this host's containers are recorded in.
+//!
+//! An etcd that was wiped, or an address behind which another cluster answers, looks like a datastore in which every
+//! container has been destroyed. To believe it would cut all of them off, so it is doubted: what is programmed stays until
+//! the datastore is plausible again. A datastore that was put back to an older state is plausible; what it lacks of this
+//! host is put back from what this host keeps.
+//!
+//! `/calico/v1/Ready` is the sign, as in the original: the node that fills an empty datastore writes it last, and nobody
+//! removes it. So an operator who does want to begin with an emptied datastore says so by writing it.
+
+use crate::model::key::Key;
+
+/// What a datastore says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// etcd's id of its cluster. It does not change as long as the data live, and a restore from a backup may change it.
+    pub(crate) cluster: u64,
+    pub(crate) revision: i64,
+    /// Whether `/calico/v1/Ready` says `true`.
+    pub(crate) ready: bool,
+}
+
+/// Why a datastore is not believed; `None` if it is. `known`: as it was when this process last believed it. `reserved`: how
+/// many containers are kept on this host's disk.
+pub(crate) fn doubt(known: Option<&Standing>, reserved: usize, found: &Standing) -> Option<String> {
+    if let Some(known) = known.filter(|known| known.cluster != found.cluster) {
+        return Some(format!(
+            "it is of cluster {:x}, and this node follows cluster {:x}; if the change is meant, restart this node",
+            found.cluster, known.cluster
+        ));
+    }
+    let held = reserved > 0 || known.is_some_and(|known| known.ready);
+    (held && !found.ready).then(|| {
+        let ready = Key::Ready.path();
+        format!(
+            "{ready} is not there, so it was wiped or is another one, and this host has {reserved} containers; restore its data, \
+             or, if it shall begin anew with what the hosts hold, put true at {ready}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datastore_is_believed_unless_it_is_foreign_or_has_lost_everything() {
+        let at = |cluster, revision, ready| Standing { cluster, revision, ready };
+        let known = at(7, 100, true);
+        // A new cluster, an ordinary reconnection, a backup, an emptied one that an operator has said is right.
+        for (known, reserved, found) in [
+            (None, 0, at(7, 1, false)),
+            (None, 3, at(7, 100, true)),
+            (Some(&known), 3, at(7, 120, true)),
+            (Some(&known), 3, at(7, 40, true)),
+            (Some(&known), 0, at(7, 2, true)),
+            (Some(&at(7, 1, false)), 0, at(7, 1, false)),
+        ] {
+            assert_eq!(doubt(known, reserved, &found), None, "{found:?}");
+        }
+        for (known, reserved, found, why) in [
+            (Some(&known), 0, at(7, 1, false), "wiped"),
+            (Some(&known), 3, at(7, 200, false), "wiped"),
+            (None, 3, at(7, 1, false), "3 containers"),
+            (Some(&known), 3, at(8, 200, true), "cluster 8"),
+        ] {
+            let doubt = doubt(known, reserved, &found).unwrap();
+            assert!(doubt.contains(why), "{doubt}");
+        }
+    }
+}
