@@ -61,15 +61,15 @@ enum How {
 
 pub(super) fn measure(lab: &mut Lab, store: &mut Store, plan: &Plan) -> Outcome<()> {
     prepare(store, "bench")?;
-    let fakes = populate(store, ENDPOINTS, "active", "bench")?;
+    let mut fakes = populate(store, ENDPOINTS, "active", "bench")?;
     let [from, to] = [Namespace::new()?, Namespace::new()?];
     let ends = [200_001, 200_002].map(|number| Fake::of(HOST, number, "active", "bench"));
     for (fake, namespace) in ends.iter().zip([&from, &to]) {
         wire(fake, namespace)?;
         store.put(&fake.key, &fake.value)?;
     }
+    fakes.extend(ends.iter().cloned());
     start_with(lab, &fakes)?;
-    start_with(lab, &ends)?;
     let time = Duration::from_secs(u64::from(plan.seconds.clamp(5, 15)));
     let mut rows = Vec::new();
     for how in [How::NotAtAll, How::Ended, How::Killed] {
