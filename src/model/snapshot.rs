@@ -177,7 +177,7 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
-            Key::Endpoint(key) if self.keeps_whole(&key) => self.store_endpoint(key, change),
+            Key::Endpoint(key) if self.keeps_whole(&key) => self.store_endpoint(&key, change),
             Key::Endpoint(_) => self.store_remote(change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
             Key::ProfileRules(profile) => store(&mut self.rules, profile, change, json),
@@ -188,6 +188,7 @@ impl Snapshot {
             Key::BgpPeer(scope, ip) => store(&mut self.bgp_peers, (scope, ip), change, json),
             Key::BgpHostIp(host, family) => store(&mut self.bgp_ips, (host, family), change, optional_ip),
             Key::BgpLogLevel(scope) => store(&mut self.bgp_log, scope, change, plain),
+            Key::HostStatus(_) | Key::HostLastStatus(_) | Key::EndpointStatus(_) => return None,
         }
         Some(key)
     }
@@ -217,9 +218,9 @@ impl Snapshot {
         self.host.as_ref().is_none_or(|host| *host == key.host)
     }
 
-    fn store_endpoint(&mut self, key: EndpointKey, change: &Change) {
+    fn store_endpoint(&mut self, key: &EndpointKey, change: &Change) {
         let next_hops = |snapshot: &Self| -> Vec<IpAddr> {
-            let endpoint = snapshot.endpoints.get(&key).and_then(Record::readable);
+            let endpoint = snapshot.endpoints.get(key).and_then(Record::readable);
             endpoint.into_iter().flat_map(Endpoint::next_hops).collect()
         };
         let before = next_hops(self);
@@ -291,10 +292,9 @@ impl Snapshot {
         self.pools.values().filter_map(Record::readable).find(|pool| pool.contains(address))
     }
 
-    /// A setting as it holds for a host: its own over the global one.
-    pub(crate) fn setting(&self, host: &HostName, name: &str) -> Option<&str> {
-        let own = self.host_config.get(&(host.clone(), name.to_owned()));
-        own.or_else(|| self.config.get(name)).and_then(Record::readable).map(String::as_str)
+    /// The record of a setting as it holds for a host: its own over the global one.
+    pub(crate) fn setting(&self, host: &HostName, name: &str) -> Option<&Record<String>> {
+        self.host_config.get(&(host.clone(), name.to_owned())).or_else(|| self.config.get(name))
     }
 
     /// The AS of a host: its own, else the global one, else the original's default.

@@ -45,6 +45,7 @@ use crate::plan::desired::{self, Changes, Desired};
 use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
+use crate::plan::settings::Settings;
 use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
 
 mod kernel;
@@ -58,9 +59,6 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 /// How far apart the looks are that somebody else's changes of the firewall lead to: one who changes it without end must
 /// not keep us busy without end.
 const LOOKS_APART: Duration = Duration::from_millis(500);
-
-/// How often the whole kernel state is looked at, unless `IptablesRefreshInterval` says otherwise (the original's default).
-const AUDIT_EVERY: Duration = Duration::from_mins(1);
 
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
 const REST: Duration = Duration::from_millis(50);
@@ -215,7 +213,7 @@ pub(crate) async fn run(
         guard_lost: None,
         speech,
         speaker: None,
-        audit_every: AUDIT_EVERY,
+        audit_every: Settings::default().refresh,
         told: BTreeMap::new(),
         marks: Marks::programmed(&settings.run_dir),
     };
@@ -333,9 +331,9 @@ impl Agent {
             let rests = !self.is_pressing() && Instant::now() < clocks.rested;
             if due && !rests {
                 if self.apply().await {
-                    clocks.well()
+                    clocks.well();
                 } else {
-                    clocks.failed()
+                    clocks.failed();
                 }
                 clocks.rested = Instant::now() + REST;
             }
@@ -452,8 +450,7 @@ impl Agent {
                 speech.send_replace(Some(now.render()));
                 *speaker = Some(now);
             }
-            let interval = snapshot.setting(host, "IptablesRefreshInterval").and_then(|text| text.trim().parse().ok());
-            *audit_every = interval.filter(|seconds| *seconds > 0).map_or(AUDIT_EVERY, Duration::from_secs);
+            *audit_every = Settings::of(snapshot, host).refresh;
         });
     }
 
