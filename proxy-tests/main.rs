@@ -33,6 +33,7 @@ mod races;
 mod readme;
 mod refusals;
 mod restarts;
+mod rules6;
 mod runtime;
 mod sdk;
 mod settings;
