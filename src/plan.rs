@@ -19,6 +19,7 @@ pub(crate) mod raw;
 pub(crate) mod routes;
 pub(crate) mod rules;
 pub(crate) mod runtime;
+pub(crate) mod saved;
 pub(crate) mod sets;
 pub(crate) mod short;
 pub(crate) mod standing;
