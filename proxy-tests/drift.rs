@@ -88,8 +88,13 @@ fn whatever_another_tool_does_to_the_firewall_opens_nothing_and_is_put_right() {
         h1.sh(deed);
         wait_until_right(what, SOON, || {
             let now = firewall(h1);
-            let missing = right.iter().filter(|line| line.contains("calico") && !now.contains(line));
+            let ours = |lines: &[String]| -> Vec<String> {
+                lines.iter().filter(|line| line.contains("calico")).cloned().collect()
+            };
+            let (wanted, found) = (ours(&right), ours(&now));
+            let missing = wanted.iter().filter(|line| !found.contains(line));
             let mut wrong: Vec<String> = missing.map(|line| format!("not there: {line}")).collect();
+            wrong.extend(found.iter().filter(|line| !wanted.contains(line)).map(|line| format!("a stranger: {line}")));
             let first = now.iter().find(|line| line.starts_with("-A FORWARD"));
             if !first.is_some_and(|line| line.ends_with("-j calico-FORWARD")) {
                 wrong.push(format!("first in FORWARD is {first:?}"));
