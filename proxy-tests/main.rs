@@ -36,6 +36,7 @@ mod refusals;
 mod restarts;
 mod runtime;
 mod sdk;
+mod settings;
 mod shown;
 mod steps;
 mod storm;
