@@ -203,13 +203,13 @@ fn a_tool_that_hangs_is_killed_told_of_and_tried_again() {
     std::fs::write(&hangs, "").unwrap();
     let rules = r#"{"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}"#;
     lab.etcd().put("/calico/v1/policy/profile/other/rules", rules);
-    wait_until("it is told that the tool did not end", Duration::from_secs(60), || {
+    wait_until("it is told that the tool did not end", Duration::from_mins(1), || {
         h1.calicoctl("status").ok().contains("no end within")
     });
     // What stood stands, and nothing is left behind.
     ann.never_reaches(bob.ip());
     std::fs::remove_file(&hangs).unwrap();
-    wait_until("the change is there", Duration::from_secs(60), || ann.reaches(bob.ip()));
+    wait_until("the change is there", Duration::from_mins(1), || ann.reaches(bob.ip()));
     wait_until("nothing is told of any more", SOON, || !h1.calicoctl("status").ok().contains("no end within"));
     assert_eq!(h1.processes("sleep"), 0);
     let pinged = pinger.stop();

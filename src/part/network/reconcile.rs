@@ -141,9 +141,9 @@ impl Network {
         })
     }
 
-    /// Whether all links of a container are there and work, as far as is seen from outside.
+    /// Whether all links that a container is recorded to have are there and work, as far as is seen from outside.
     async fn links_work(&self, id: &ContainerId) -> Result<bool, Fault> {
-        for one in self.recorded(id) {
+        for one in self.recorded(id).iter().filter(|one| one.endpoint.is_active()) {
             if !self.wirer.links.link(&one.endpoint.interface).await?.is_some_and(|link| link.operates) {
                 return Ok(false);
             }
