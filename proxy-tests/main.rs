@@ -38,6 +38,7 @@ mod runtime;
 mod sdk;
 mod settings;
 mod shown;
+mod six;
 mod steps;
 mod storm;
 mod streams;

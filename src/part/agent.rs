@@ -1,8 +1,9 @@
 //! The agent: makes this host's kernel hold what the datastore says.
 //!
 //! One loop. A wake (a new snapshot, something that happened to a link, a clock) leads to one apply, and whatever comes
-//! during an apply is taken in by the next; so an idle host applies at once and a busy one in batches, without any delay
-//! of its own. The datastore's word is turned into wanted state in [`crate::plan::desired`], the kernel is touched in
+//! during an apply is taken in by the next; so an idle host applies at once and a busy one in batches. What concerns an
+//! endpoint of this host never waits; members of tags that come and go elsewhere, which may be a thousand in a second, are
+//! applied together where they come faster than [`REST`]. The datastore's word is turned into wanted state in [`crate::plan::desired`], the kernel is touched in
 //! [`kernel`].
 //!
 //! Normally nothing is observed: what an apply left behind is remembered, so one endpoint costs one run of
@@ -17,7 +18,7 @@
 //! programmed. At the end the kernel stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +60,9 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 /// not keep us busy without end.
 const LOOKS_APART: Duration = Duration::from_millis(500);
 
+/// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
+const REST: Duration = Duration::from_millis(50);
+
 /// How long to wait after an apply that failed: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -67,6 +71,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub(crate) struct AgentSettings {
     pub(crate) run_dir: PathBuf,
     pub(crate) host_ip: Ipv4Addr,
+    /// `None`: BIRD speaks of IPv4 only.
+    pub(crate) host_ip6: Option<Ipv6Addr>,
     /// Whether a BIRD is run.
     pub(crate) bgp: bool,
 }
@@ -202,6 +208,7 @@ pub(crate) async fn run(
         ear,
         host: host.clone(),
         ip: settings.host_ip,
+        ip6: settings.host_ip6,
         store,
         programmed: Arc::clone(&programmed),
         metrics,
@@ -239,6 +246,7 @@ struct Plane {
 struct Agent {
     host: HostName,
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
     metrics: Arc<Metrics>,
@@ -265,6 +273,7 @@ enum Wake {
     Sizes,
     Audit,
     Retry,
+    Rested,
     GuardFell(String),
 }
 
@@ -275,6 +284,8 @@ struct Clocks {
     /// The last look at the ruleset that somebody else's change led to, and the next one.
     looked: Instant,
     look: Option<Instant>,
+    /// When what is not pressing may be applied.
+    rested: Instant,
     /// When what failed is tried again, and how long after that the next time.
     retry: Option<Instant>,
     wait: Duration,
@@ -283,7 +294,15 @@ struct Clocks {
 impl Clocks {
     fn start() -> Self {
         let now = Instant::now();
-        Clocks { sizes: now + SIZES_EVERY, audited: now, looked: now, look: None, retry: None, wait: RETRY.0 }
+        Clocks {
+            sizes: now + SIZES_EVERY,
+            audited: now,
+            looked: now,
+            look: None,
+            rested: now,
+            retry: None,
+            wait: RETRY.0,
+        }
     }
 
     fn failed(&mut self) {
@@ -312,8 +331,15 @@ impl Agent {
             synced.mark_unchanged();
             self.metrics.beat();
             self.take_in();
-            if self.known.is_some() && clocks.retry.is_none() {
-                if self.apply().await { clocks.well() } else { clocks.failed() }
+            let due = self.known.is_some() && clocks.retry.is_none();
+            let rests = !self.is_pressing() && Instant::now() < clocks.rested;
+            if due && !rests {
+                if self.apply().await {
+                    clocks.well();
+                } else {
+                    clocks.failed();
+                }
+                clocks.rested = Instant::now() + REST;
             }
             // The interval may have changed with the snapshot.
             let audit = clocks.audited + self.audit_every;
@@ -338,6 +364,7 @@ impl Agent {
                 }
                 () = sleep_until(clocks.look.unwrap_or(audit)), if clocks.look.is_some() => Wake::Look,
                 () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
+                () = sleep_until(clocks.rested), if due && rests => Wake::Rested,
                 () = sleep_until(clocks.sizes) => Wake::Sizes,
                 () = sleep_until(audit) => Wake::Audit,
             };
@@ -389,7 +416,7 @@ impl Agent {
                 self.check_interfaces();
                 clocks.audited = Instant::now();
             }
-            Wake::GuardFell(_) => {}
+            Wake::Rested | Wake::GuardFell(_) => {}
         }
         Ok(())
     }
@@ -410,7 +437,7 @@ impl Agent {
 
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
-        let Agent { store, planes, known, host, ip, speaker, speech, audit_every, .. } = self;
+        let Agent { store, planes, known, host, ip, ip6, speaker, speech, audit_every, .. } = self;
         store.take(|snapshot, news| {
             if snapshot.revision == 0 {
                 return;
@@ -423,13 +450,18 @@ impl Agent {
             if !news.any(|key| !matches!(key, Key::Endpoint(_) | Key::Assignment(_))) {
                 return;
             }
-            let now = desired_bird(snapshot, host, *ip);
+            let now = desired_bird(snapshot, host, *ip, *ip6);
             if speaker.as_ref() != Some(&now) {
                 speech.send_replace(Some(now.render()));
                 *speaker = Some(now);
             }
             *audit_every = Settings::of(snapshot, host).refresh;
         });
+    }
+
+    /// Whether there is more to do than members of tags that came or went.
+    fn is_pressing(&self) -> bool {
+        self.planes.iter().any(|plane| plane.kernel.doubts() || plane.pending.is_pressing())
     }
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.

@@ -62,6 +62,12 @@ impl Changes {
         }
     }
 
+    /// Whether more was touched than members of sets.
+    pub(crate) fn is_pressing(&self) -> bool {
+        let sets = self.sets.values().any(|extent| *extent == Extent::Whole);
+        sets || self.nat || !(self.filter.is_empty() && self.routes.is_empty() && self.endpoints.is_empty())
+    }
+
     /// Adds what another update touched.
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
@@ -131,7 +137,8 @@ pub(crate) struct Desired {
 #[derive(Default)]
 struct Differing {
     endpoints: BTreeSet<EndpointKey>,
-    remote: Vec<Arc<EndpointKey>>,
+    /// By their paths.
+    remote: Vec<Arc<str>>,
     /// Profiles whose tags or rules are.
     profiles: BTreeSet<ProfileName>,
 }
@@ -293,8 +300,11 @@ impl Desired {
                     match key {
                         Key::Endpoint(key) => {
                             differing.endpoints.insert(key.clone());
-                            let remote = snapshot.remote.get_key_value(key).or_else(|| self.remote.get_key_value(key));
-                            differing.remote.extend(remote.map(|(key, _)| Arc::clone(key)));
+                            let path = Key::Endpoint(key.clone()).path();
+                            let path = path.as_str();
+                            let remote =
+                                snapshot.remote.get_key_value(path).or_else(|| self.remote.get_key_value(path));
+                            differing.remote.extend(remote.map(|(path, _)| Arc::clone(path)));
                         }
                         Key::ProfileTags(profile) | Key::ProfileRules(profile) => {
                             differing.profiles.insert(profile.clone());
@@ -319,13 +329,7 @@ impl Desired {
     }
 
     /// Takes in what other hosts' endpoints bring to tags.
-    fn update_remote(
-        &mut self,
-        snapshot: &Snapshot,
-        news: &News,
-        differing: Vec<Arc<EndpointKey>>,
-        changes: &mut Changes,
-    ) {
+    fn update_remote(&mut self, snapshot: &Snapshot, news: &News, differing: Vec<Arc<str>>, changes: &mut Changes) {
         for key in differing {
             let new = snapshot.remote.get(&key);
             let old = match new {

@@ -129,6 +129,11 @@ impl Kernel {
         self.doubt.get_or_insert(why);
     }
 
+    /// Whether the next apply looks at the kernel.
+    pub(super) fn doubts(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     fn seen(&self, table: &str) -> &SeenTable {
         self.tables.get(table).unwrap_or(&UNSEEN)
     }
