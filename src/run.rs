@@ -45,7 +45,6 @@ use crate::edge::wire::Engine;
 use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
-use crate::model::name::HostName;
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
@@ -58,7 +57,6 @@ use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
 use crate::part::store::{Holdings, Store};
-use crate::plan::settings::Settings;
 
 /// Where a node waits, in its run folder, for one that is to take its place.
 const HANDOVER: &str = "handover.sock";
@@ -346,18 +344,18 @@ fn start_followers(
 /// Starts the parts that tell: in the datastore, and in the log as much as the datastore wants, unless a flag says.
 fn start_tellers(parts: &mut Parts, reporter: Reporter, level: Option<Level>) {
     if let Some(level) = level {
-        let (host, store) = (reporter.host.clone(), Arc::clone(&reporter.store));
-        parts.keep("the level of the log", |stop| async move { follow_level(&host, &store, &level, &stop).await });
+        let store = Arc::clone(&reporter.store);
+        parts.keep("the level of the log", |stop| async move { follow_level(&store, &level, &stop).await });
     }
     parts.keep("the reports", |stop| async move { Box::pin(reporter.run(&stop)).await });
 }
 
 /// Has the log say as much as the datastore wants it to.
-async fn follow_level(host: &HostName, store: &Store, level: &Level, stop: &CancellationToken) {
-    let mut synced = store.synced();
+async fn follow_level(store: &Store, level: &Level, stop: &CancellationToken) {
+    let mut settings = store.settings();
     let mut now = log::DEFAULT_LEVEL;
     loop {
-        let wanted = store.read(|snapshot| Settings::of(snapshot, host)).log.unwrap_or(log::DEFAULT_LEVEL);
+        let wanted = settings.borrow_and_update().log.unwrap_or(log::DEFAULT_LEVEL);
         if wanted != now {
             tracing::info!(level = wanted, "LogSeverityScreen: the log says so much from now on");
             if let Err(fault) = level.set(wanted) {
@@ -367,7 +365,7 @@ async fn follow_level(host: &HostName, store: &Store, level: &Level, stop: &Canc
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = synced.changed() => if changed.is_err() {
+            changed = settings.changed() => if changed.is_err() {
                 return stop.cancelled().await;
             }
         }

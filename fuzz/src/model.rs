@@ -20,6 +20,8 @@ pub(crate) mod pool;
 pub(crate) mod profile;
 #[path = "../../src/model/recreation.rs"]
 pub(crate) mod recreation;
+#[path = "../../src/model/report.rs"]
+pub(crate) mod report;
 #[path = "../../src/model/reservation.rs"]
 pub(crate) mod reservation;
 #[path = "../../src/model/rule.rs"]

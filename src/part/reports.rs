@@ -15,14 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{Etcd, Write, to_json};
 use crate::model::fault::Fault;
-use crate::model::key::{Key, endpoint_reports_of};
+use crate::model::key::{EndpointKey, Key, endpoint_reports_of};
 use crate::model::name::HostName;
-use crate::model::report::{EndpointReport, HostReport};
+use crate::model::report::{EndpointReport, Health, HostReport};
 use crate::part::agent::Programmed;
 use crate::part::network::Network;
 use crate::part::store::Store;
 use crate::plan::reports::{Known, Reports, changes, desired_report};
-use crate::plan::settings::{HostReport as Interval, Settings};
+use crate::plan::settings::HostReport as Interval;
 
 /// How many reports one transaction holds, below etcd's limit of 128.
 const MOST: usize = 100;
@@ -52,15 +52,14 @@ impl Reporter {
         }
     }
 
-    fn settings(&self) -> Settings {
-        self.store.read(|snapshot| Settings::of(snapshot, &self.host))
-    }
-
     async fn tell_of_host(&self) {
         let (born, mut first) = (Instant::now(), true);
-        let mut synced = self.store.synced();
+        let (mut synced, mut settings) = (self.store.synced(), self.store.settings());
         loop {
-            let interval = if synced.borrow_and_update().connected { self.settings().host_report } else { None };
+            if synced.wait_for(|synced| synced.connected).await.is_err() {
+                return std::future::pending().await;
+            }
+            let interval = settings.borrow_and_update().host_report;
             if let Some(interval) = interval {
                 match self.put_host_report(interval, born.elapsed(), first).await {
                     Ok(()) => first = false,
@@ -68,23 +67,15 @@ impl Reporter {
                 }
             }
             // Until the next is due, or something else is asked for.
-            let next = async {
+            let due = async {
                 match interval {
                     Some(interval) => sleep(interval.every).await,
                     None => std::future::pending().await,
                 }
             };
-            tokio::pin!(next);
-            loop {
-                tokio::select! {
-                    () = &mut next => break,
-                    changed = synced.changed() => match changed {
-                        Err(_) => return std::future::pending().await,
-                        Ok(()) if !synced.borrow_and_update().connected => {}
-                        Ok(()) if self.settings().host_report != interval => break,
-                        Ok(()) => {}
-                    }
-                }
+            tokio::select! {
+                () = due => {}
+                () = async { drop(settings.wait_for(|settings| settings.host_report != interval).await) } => {}
             }
         }
     }
@@ -103,17 +94,17 @@ impl Reporter {
 
     async fn tell_of_endpoints(&self) {
         let (mut synced, mut programmed) = (self.store.synced(), self.programmed.clone());
-        let mut failing = self.network.failing();
+        let (mut failing, mut settings) = (self.network.failing(), self.store.settings());
         // What stands in the datastore; `None`: not known.
         let mut there: Option<Reports> = None;
         loop {
             let connected = synced.borrow_and_update().connected;
             programmed.borrow_and_update();
             failing.borrow_and_update();
-            let settings = self.settings();
+            let delay = settings.borrow_and_update().endpoint_report;
             let mut more = false;
             if connected {
-                match self.bring(&mut there, settings.endpoint_report.is_some()).await {
+                match self.bring(&mut there, delay.is_some()).await {
                     Ok(left) => more = left,
                     Err(fault) => {
                         tracing::debug!(%fault, "endpoints are not reported");
@@ -130,11 +121,12 @@ impl Reporter {
                     changed = synced.changed() => changed.is_err(),
                     changed = programmed.changed() => changed.is_err(),
                     changed = failing.changed() => changed.is_err(),
+                    changed = settings.changed() => changed.is_err(),
                 };
                 if ended {
                     return std::future::pending().await;
                 }
-                sleep(settings.endpoint_report.unwrap_or_default()).await;
+                sleep(delay.unwrap_or_default()).await;
             }
             sleep(APART).await;
         }
@@ -185,14 +177,14 @@ impl Reporter {
         let found = self.etcd.below(&endpoint_reports_of(&self.host)).await?;
         let reports = found.into_iter().filter_map(|(path, value)| {
             let Some(Key::EndpointStatus(key)) = Key::parse(&path) else { return None };
-            let unreadable = || EndpointReport::plain(crate::model::report::Health::Error);
+            let unreadable = || EndpointReport::plain(Health::Error);
             Some((key, serde_json::from_slice(&value).unwrap_or_else(|_| unreadable())))
         });
         Ok(reports.collect())
     }
 }
 
-fn write((key, report): &(crate::model::key::EndpointKey, Option<EndpointReport>)) -> Result<Write, Fault> {
+fn write((key, report): &(EndpointKey, Option<EndpointReport>)) -> Result<Write, Fault> {
     let key = Key::EndpointStatus(key.clone());
     Ok(match report {
         Some(report) => Write::Put(key, to_json(report)?),

@@ -56,6 +56,7 @@ pub(crate) struct Store {
     /// What of the view may have changed since [`Store::take`]. Written under the view's lock.
     news: Mutex<News>,
     synced: watch::Sender<Synced>,
+    settings: watch::Sender<Settings>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
 }
@@ -74,6 +75,7 @@ impl Store {
             host,
             news: Mutex::new(News::All),
             synced: watch::Sender::new(Synced::default()),
+            settings: watch::Sender::default(),
             doubt: RwLock::default(),
         }
     }
@@ -98,6 +100,20 @@ impl Store {
     /// Wakes on every change of the view.
     pub(crate) fn synced(&self) -> watch::Receiver<Synced> {
         self.synced.subscribe()
+    }
+
+    /// This host's settings. Wakes when one of them changes, and not with other news.
+    pub(crate) fn settings(&self) -> watch::Receiver<Settings> {
+        self.settings.subscribe()
+    }
+
+    fn tell_settings(&self) {
+        let now = self.read(|snapshot| Settings::of(snapshot, &self.host));
+        self.settings.send_if_modified(|settings| {
+            let differ = *settings != now;
+            *settings = now;
+            differ
+        });
     }
 
     /// Whether the view is complete and follows etcd now.
@@ -193,6 +209,7 @@ impl Store {
             *known = Some(standing);
             since.get_or_insert_with(Instant::now);
             self.write(|view, news| (*view, *news) = (snapshot, News::All));
+            self.tell_settings();
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
             if let Err(fault) = self.follow_watch(watch, known).await {
@@ -208,7 +225,7 @@ impl Store {
     async fn follow_watch(&self, mut watch: Watch, known: &mut Option<Standing>) -> Result<(), Fault> {
         let began = Instant::now();
         loop {
-            let every = self.read(|snapshot| Settings::of(snapshot, &self.host)).resync;
+            let every = self.settings.borrow().resync;
             let due = async {
                 match every {
                     Some(every) => tokio::time::sleep_until(began + every).await,
@@ -240,6 +257,9 @@ impl Store {
                 tracing::debug!(stale, "etcd told again what it had told before");
             }
         });
+        if changes.iter().any(|change| change.path.contains("/config/")) {
+            self.tell_settings();
+        }
     }
 
     /// Loads a datastore that is believed and lacks nothing that this host can put back.
