@@ -151,6 +151,8 @@ fn containers_reach_each_other_by_both_families_on_one_host_and_between_two() {
     comes_to_reach(&cat, ip6(&ann));
     h1.stop_node();
     assert!(pings(&cat.space(), ip6(&bob)), "without a node containers keep talking");
+    h1.raw_docker("restart -t 1 bob").ok();
+    assert!(pings(&bob.space(), ip6(&ann)), "without a node the runtime wires by what is kept");
     start(h1);
     h1.await_ready();
     assert!(pings(&cat.space(), ip6(&bob)) && pings(&ann.space(), ip6(&bob)));
