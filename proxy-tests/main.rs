@@ -35,6 +35,7 @@ mod refusals;
 mod restarts;
 mod runtime;
 mod sdk;
+mod settings;
 mod shown;
 mod six;
 mod steps;

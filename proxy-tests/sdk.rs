@@ -58,7 +58,7 @@ fn the_python_sdk_sees_the_same_through_the_node_as_at_dockerd() {
     let lab = Lab::bridged();
     lab.start_nodes();
     let h1 = lab.host(1);
-    let keys = h1.etcd().keys("/calico/");
+    let keys = h1.etcd().keys("/calico/v1/");
     let [raw, unix, tcp] = ways(h1);
     let transcript = |way: &str| script(h1, "transcript.py", way).run().ok();
     let expected = transcript(&raw);
@@ -66,7 +66,7 @@ fn the_python_sdk_sees_the_same_through_the_node_as_at_dockerd() {
     for way in [unix, tcp] {
         same(&expected, &transcript(&way), &way);
     }
-    assert_eq!(h1.etcd().keys("/calico/"), keys);
+    assert_eq!(h1.etcd().keys("/calico/v1/"), keys);
     lab.assert_consistent();
 }
 

@@ -147,7 +147,7 @@ fn a_container_that_does_not_ask_for_us_is_not_touched() {
     let lab = Lab::bridged();
     lab.start_nodes();
     let h1 = lab.host(1);
-    let keys = h1.etcd().keys("/calico/");
+    let keys = h1.etcd().keys("/calico/v1/");
     let run = |through: bool, name: &str, more: &[&str]| {
         let mut args = vec!["run", "-d", "--name", name];
         args.extend(more);
@@ -180,7 +180,7 @@ fn a_container_that_does_not_ask_for_us_is_not_touched() {
     let address = h1.container("through0").raw_inspect()["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
     let from = h1.container("through3");
     from.comes_to_reach(address.parse().unwrap());
-    assert_eq!(h1.etcd().keys("/calico/"), keys);
+    assert_eq!(h1.etcd().keys("/calico/v1/"), keys);
     lab.assert_consistent();
 }
 

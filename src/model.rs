@@ -14,6 +14,7 @@ pub(crate) mod name;
 pub(crate) mod pool;
 pub(crate) mod profile;
 pub(crate) mod recreation;
+pub(crate) mod report;
 pub(crate) mod reservation;
 pub(crate) mod rule;
 pub(crate) mod snapshot;

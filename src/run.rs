@@ -42,9 +42,10 @@ use crate::edge::links::Netlink;
 use crate::edge::reservations::Reservations;
 use crate::edge::tls::Certificates;
 use crate::edge::wire::Engine;
-use crate::log;
+use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
+use crate::model::name::HostName;
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
@@ -53,9 +54,11 @@ use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy::listen::{Listener, SocketFile, docker_group};
 use crate::part::proxy::{self, Served};
+use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
 use crate::part::store::{Holdings, Store};
+use crate::plan::settings::Settings;
 
 /// Where a node waits, in its run folder, for one that is to take its place.
 const HANDOVER: &str = "handover.sock";
@@ -80,7 +83,7 @@ pub(crate) fn node() -> ExitCode {
     }
     // Before anything of ours opens a descriptor.
     let passed = activation::take(|name| config::variable(name).and_then(|value| value.into_string().ok()));
-    let ended = log::start(flags.log_format, &flags.log_level).and_then(|()| {
+    let ended = log::start(flags.log_format, flags.log_level.as_deref()).and_then(|level| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -96,7 +99,7 @@ pub(crate) fn node() -> ExitCode {
                 Some(Command::UninstallRuntime { force }) => {
                     say(&runtime_entry::uninstall(&flags.site()?, force).await?)
                 }
-                None => run(&flags, passed).await,
+                None => run(&flags, passed, level).await,
             }
         })
     });
@@ -118,7 +121,7 @@ fn say(lines: &[String]) -> Result<(), Fault> {
         .map_err(|error| Fault::World(format!("all is done, but could not be told: write standard output: {error}")))
 }
 
-async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<(), Fault> {
+async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Level) -> Result<(), Fault> {
     // From here on a hangup ends nothing.
     let hangups =
         signal(SignalKind::hangup()).map_err(|error| Fault::World(format!("listen for the signal SIGHUP: {error}")))?;
@@ -188,10 +191,19 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
+    let reported = etcd.clone();
     let this = flags.this_host(host.clone(), host_ip, ipv6);
     let reservations = Reservations::in_state_dir(&flags.state_dir);
     let holdings = Holdings { host: this.clone(), reservations, metrics: Arc::clone(&metrics) };
     start_followers(&mut parts, this, holdings, &network, &store, etcd);
+    let reporter = Reporter {
+        host: host.clone(),
+        store: Arc::clone(&store),
+        etcd: reported,
+        network: Arc::clone(&network),
+        programmed: programmed.clone(),
+    };
+    start_tellers(&mut parts, reporter, flags.log_level.is_none().then_some(level));
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
@@ -329,6 +341,37 @@ fn start_followers(
     });
     parts.keep("the lease", |stop| async move { leasing.keep_lease(&stop).await });
     parts.keep("the reconciler", |stop| async move { reconciling.reconcile(&stop).await });
+}
+
+/// Starts the parts that tell: in the datastore, and in the log as much as the datastore wants, unless a flag says.
+fn start_tellers(parts: &mut Parts, reporter: Reporter, level: Option<Level>) {
+    if let Some(level) = level {
+        let (host, store) = (reporter.host.clone(), Arc::clone(&reporter.store));
+        parts.keep("the level of the log", |stop| async move { follow_level(&host, &store, &level, &stop).await });
+    }
+    parts.keep("the reports", |stop| async move { Box::pin(reporter.run(&stop)).await });
+}
+
+/// Has the log say as much as the datastore wants it to.
+async fn follow_level(host: &HostName, store: &Store, level: &Level, stop: &CancellationToken) {
+    let mut synced = store.synced();
+    let mut now = log::DEFAULT_LEVEL;
+    loop {
+        let wanted = store.read(|snapshot| Settings::of(snapshot, host)).log.unwrap_or(log::DEFAULT_LEVEL);
+        if wanted != now {
+            tracing::info!(level = wanted, "LogSeverityScreen: the log says so much from now on");
+            if let Err(fault) = level.set(wanted) {
+                tracing::error!(%fault, "the log says as much as before");
+            }
+            now = wanted;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = synced.changed() => if changed.is_err() {
+                return stop.cancelled().await;
+            }
+        }
+    }
 }
 
 /// Says `ready` in the log when the node is, once.

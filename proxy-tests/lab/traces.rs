@@ -39,7 +39,9 @@ fn files(folder: &Path, into: &mut BTreeSet<String>) {
 impl Traces {
     pub(crate) fn of(host: &Host) -> Self {
         let mut things = BTreeSet::new();
-        things.extend(host.etcd().keys("/calico/").into_iter().map(|key| format!("key {key}")));
+        // What nodes say of themselves follows in its own time.
+        let keys = host.etcd().keys("/calico/").into_iter().filter(|key| !key.starts_with("/calico/felix/"));
+        things.extend(keys.map(|key| format!("key {key}")));
         for link in host.ip_json(&["link", "show"]) {
             let name = link["ifname"].as_str().unwrap_or_default();
             // Those of Docker's own bridge come and go in their own time.

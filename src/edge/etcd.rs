@@ -13,7 +13,7 @@ use etcd_client::{
 use tokio::time::timeout;
 
 use crate::model::fault::Fault;
-use crate::model::key::{Key, ROOT};
+use crate::model::key::{AFTER_REPORTS, Key, REPORTS, ROOT};
 use crate::model::snapshot::{Change, Record, Snapshot};
 use crate::plan::standing::Standing;
 
@@ -195,10 +195,15 @@ impl Etcd {
                 revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
                 cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
             }
-            let more = page.more();
+            let mut more = page.more();
             for pair in page.take_kvs() {
                 let revision = pair.mod_revision();
                 let (path, value) = pair.into_key_value();
+                if path.starts_with(REPORTS.as_bytes()) {
+                    from = AFTER_REPORTS.as_bytes().to_vec();
+                    more = true;
+                    break;
+                }
                 from.clone_from(&path);
                 from.push(0);
                 if let Ok(path) = String::from_utf8(path) {
@@ -230,6 +235,18 @@ impl Etcd {
             let revision = pair.mod_revision();
             Found { revision, value: pair.into_key_value().1 }
         }))
+    }
+
+    /// Everything below a path, with the paths. For some thousand keys at most.
+    pub(crate) async fn below(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, Fault> {
+        let mut kv = self.client.kv_client();
+        let options = GetOptions::new().with_prefix();
+        let mut answer = self.call(&format!("read what is below {path}"), kv.get(path, Some(options))).await?;
+        let pairs = answer.take_kvs().into_iter().filter_map(|pair| {
+            let (path, value) = pair.into_key_value();
+            Some((String::from_utf8(path).ok()?, value))
+        });
+        Ok(pairs.collect())
     }
 
     /// The revision at which the newest of the keys below a path was written; 0 if there is none.
@@ -315,7 +332,7 @@ impl Watch {
             return Err(away(format!("cancelled: {} {}", answer.cancel_reason(), answer.compact_revision())));
         }
         let changes = answer.events().iter().filter_map(|event| {
-            let pair = event.kv()?;
+            let pair = event.kv().filter(|pair| !pair.key().starts_with(REPORTS.as_bytes()))?;
             Some(Change {
                 revision: pair.mod_revision(),
                 path: String::from_utf8(pair.key().to_vec()).ok()?,

@@ -13,8 +13,8 @@ use crate::model::pool::Family;
 use crate::plan::chain::CHAIN_PREFIX;
 use crate::plan::desired::base_table;
 use crate::plan::diff::{ChainStep, FILTER, RAW, SeenTable, parse, render, tables};
-use crate::plan::filter::ToHost;
 use crate::plan::raw::desired_raw;
+use crate::plan::settings::Settings;
 
 /// What is there of ours, by table: each of those that we use in a family.
 pub(crate) type Seen = BTreeMap<&'static str, SeenTable>;
@@ -72,7 +72,7 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    let (filter, raw) = (base_table(family, ToHost::Drop), desired_raw(family));
+    let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(family));
     for (table, kernel) in
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
     {

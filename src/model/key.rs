@@ -14,6 +14,12 @@ pub(crate) const ROOT: &str = "/calico/";
 const V1: &str = "/calico/v1/";
 const BGP: &str = "/calico/bgp/v1/";
 
+/// What nodes say of themselves. No node reads it, and there is much of it: it is left out of loads and of what is watched.
+pub(crate) const REPORTS: &str = "/calico/felix/v1/";
+
+/// The first path after all of these.
+pub(crate) const AFTER_REPORTS: &str = "/calico/felix/v10";
+
 /// Where an endpoint is recorded.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct EndpointKey {
@@ -59,6 +65,17 @@ pub(crate) enum Key {
     BgpPeer(BgpScope, IpAddr),
     BgpHostIp(HostName, Family),
     BgpLogLevel(BgpScope),
+    /// A node's report of itself, which runs out.
+    HostStatus(HostName),
+    /// The same, which stays.
+    HostLastStatus(HostName),
+    /// A node's report of an endpoint.
+    EndpointStatus(EndpointKey),
+}
+
+/// What the paths of a host's reports of its endpoints begin with.
+pub(crate) fn endpoint_reports_of(host: &HostName) -> String {
+    format!("{REPORTS}host/{host}/workload/")
 }
 
 /// What the paths of all hosts' records begin with, their endpoints among them.
@@ -108,6 +125,11 @@ impl Key {
             Key::BgpPeer(scope, ip) => format!("{}peer_{}/{ip}", bgp_prefix(scope), Family::of(*ip).key()),
             Key::BgpHostIp(host, family) => format!("{BGP}host/{host}/ip_addr_{}", family.key()),
             Key::BgpLogLevel(scope) => format!("{}loglevel", bgp_prefix(scope)),
+            Key::HostStatus(host) => format!("{REPORTS}host/{host}/status"),
+            Key::HostLastStatus(host) => format!("{REPORTS}host/{host}/last_reported_status"),
+            Key::EndpointStatus(EndpointKey { host, orchestrator, workload, endpoint }) => {
+                format!("{}{orchestrator}/{workload}/endpoint/{endpoint}", endpoint_reports_of(host))
+            }
         }
     }
 
@@ -116,6 +138,10 @@ impl Key {
         if let Some(rest) = path.strip_prefix(V1) {
             let parts: Vec<&str> = rest.split('/').collect();
             return parse_v1(&parts);
+        }
+        if let Some(rest) = path.strip_prefix(REPORTS) {
+            let parts: Vec<&str> = rest.split('/').collect();
+            return parse_report(&parts);
         }
         let parts: Vec<&str> = path.strip_prefix(BGP)?.split('/').collect();
         match parts.as_slice() {
@@ -139,12 +165,7 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
         ["config", name] if !name.is_empty() => Key::Config((*name).to_owned()),
         ["host", host, "config", name] if !name.is_empty() => Key::HostConfig(host.parse().ok()?, (*name).to_owned()),
         ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
-        ["host", host, "workload", orchestrator, workload, "endpoint", endpoint] => Key::Endpoint(EndpointKey {
-            host: host.parse().ok()?,
-            orchestrator: orchestrator.parse().ok()?,
-            workload: workload.parse().ok()?,
-            endpoint: endpoint.parse().ok()?,
-        }),
+        ["host", host, "workload", rest @ ..] => Key::Endpoint(parse_endpoint(host, rest)?),
         ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
         ["policy", "profile", profile, "rules"] => Key::ProfileRules(profile.parse().ok()?),
         ["ipam", family, "pool", net] => Key::Pool(undashed(net, family)?),
@@ -153,6 +174,25 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
             let address = canonical_ip(address).filter(|address| pool.contains(address))?;
             Key::Assignment(AssignmentKey { pool, address })
         }
+        _ => return None,
+    })
+}
+
+fn parse_endpoint(host: &str, parts: &[&str]) -> Option<EndpointKey> {
+    let [orchestrator, workload, "endpoint", endpoint] = parts else { return None };
+    Some(EndpointKey {
+        host: host.parse().ok()?,
+        orchestrator: orchestrator.parse().ok()?,
+        workload: workload.parse().ok()?,
+        endpoint: endpoint.parse().ok()?,
+    })
+}
+
+fn parse_report(parts: &[&str]) -> Option<Key> {
+    Some(match parts {
+        ["host", host, "status"] => Key::HostStatus(host.parse().ok()?),
+        ["host", host, "last_reported_status"] => Key::HostLastStatus(host.parse().ok()?),
+        ["host", host, "workload", rest @ ..] => Key::EndpointStatus(parse_endpoint(host, rest)?),
         _ => return None,
     })
 }
@@ -207,6 +247,11 @@ mod tests {
             (name(), name(), name(), name()).prop_map(|(host, orchestrator, workload, endpoint)| {
                 Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint })
             }),
+            (name(), name(), name(), name()).prop_map(|(host, orchestrator, workload, endpoint)| {
+                Key::EndpointStatus(EndpointKey { host, orchestrator, workload, endpoint })
+            }),
+            name().prop_map(Key::HostStatus),
+            name().prop_map(Key::HostLastStatus),
             name().prop_map(Key::ProfileTags),
             name().prop_map(Key::ProfileRules),
             net().prop_map(Key::Pool),
@@ -226,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn a_path_that_is_read_is_written_the_same(path in "/calico/(bgp/)?v1/[a-z0-9_./:-]{0,60}") {
+        fn a_path_that_is_read_is_written_the_same(path in "/calico/(bgp/|felix/)?v1/[a-z0-9_./:-]{0,60}") {
             if let Some(key) = Key::parse(&path) {
                 prop_assert_eq!(key.path(), path);
             }

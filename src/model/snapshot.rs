@@ -187,6 +187,7 @@ impl Snapshot {
             Key::BgpPeer(scope, ip) => store(&mut self.bgp_peers, (scope, ip), change, json),
             Key::BgpHostIp(host, family) => store(&mut self.bgp_ips, (host, family), change, optional_ip),
             Key::BgpLogLevel(scope) => store(&mut self.bgp_log, scope, change, plain),
+            Key::HostStatus(_) | Key::HostLastStatus(_) | Key::EndpointStatus(_) => return None,
         }
         Some(key)
     }
@@ -271,10 +272,9 @@ impl Snapshot {
         self.pools.values().filter_map(Record::readable).find(|pool| pool.contains(address))
     }
 
-    /// A setting as it holds for a host: its own over the global one.
-    pub(crate) fn setting(&self, host: &HostName, name: &str) -> Option<&str> {
-        let own = self.host_config.get(&(host.clone(), name.to_owned()));
-        own.or_else(|| self.config.get(name)).and_then(Record::readable).map(String::as_str)
+    /// The record of a setting as it holds for a host: its own over the global one.
+    pub(crate) fn setting(&self, host: &HostName, name: &str) -> Option<&Record<String>> {
+        self.host_config.get(&(host.clone(), name.to_owned())).or_else(|| self.config.get(name))
     }
 
     /// The AS of a host: its own, else the global one, else the original's default.

@@ -44,6 +44,7 @@ use crate::plan::desired::{self, Changes, Desired};
 use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
+use crate::plan::settings::Settings;
 use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
 use crate::plan::wiring::HOST_LINK_LOCAL;
 
@@ -58,9 +59,6 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 /// How far apart the looks are that somebody else's changes of the firewall lead to: one who changes it without end must
 /// not keep us busy without end.
 const LOOKS_APART: Duration = Duration::from_millis(500);
-
-/// How often the whole kernel state is looked at, unless `IptablesRefreshInterval` says otherwise (the original's default).
-const AUDIT_EVERY: Duration = Duration::from_mins(1);
 
 /// How long to wait after an apply that failed: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
@@ -215,7 +213,7 @@ pub(crate) async fn run(
         guard_lost: None,
         speech,
         speaker: None,
-        audit_every: AUDIT_EVERY,
+        audit_every: Settings::default().refresh,
         told: BTreeMap::new(),
         marks: Marks::programmed(&settings.run_dir),
     };
@@ -434,8 +432,7 @@ impl Agent {
                 speech.send_replace(Some(now.render()));
                 *speaker = Some(now);
             }
-            let interval = snapshot.setting(host, "IptablesRefreshInterval").and_then(|text| text.trim().parse().ok());
-            *audit_every = interval.filter(|seconds| *seconds > 0).map_or(AUDIT_EVERY, Duration::from_secs);
+            *audit_every = Settings::of(snapshot, host).refresh;
         });
     }
 

@@ -94,6 +94,8 @@ pub(crate) struct Network {
     lease: watch::Sender<Option<i64>>,
     /// Whether the stream of Docker's events is up.
     docker_up: watch::Sender<bool>,
+    /// By container: why its network is not what Docker's word on it requires, as of the last of several tries.
+    failing: watch::Sender<BTreeMap<String, String>>,
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
@@ -138,10 +140,16 @@ impl Network {
             programmed,
             lease: watch::Sender::new(None),
             docker_up: watch::Sender::new(false),
+            failing: watch::Sender::default(),
             cursors: Mutex::default(),
             locks: Mutex::default(),
             creating: Mutex::default(),
         })
+    }
+
+    /// Why the networks of containers keep failing, by the container's id.
+    pub(crate) fn failing(&self) -> watch::Receiver<BTreeMap<String, String>> {
+        self.failing.subscribe()
     }
 
     /// Whether dockerd answers, as far as is known.

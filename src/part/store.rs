@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::etcd::{CALL_TIMEOUT, Etcd};
+use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::Key;
@@ -24,6 +24,7 @@ use crate::model::name::HostName;
 use crate::model::snapshot::{Change, News, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
+use crate::plan::settings::Settings;
 use crate::plan::standing::{self, Standing};
 
 mod putting_back;
@@ -170,7 +171,8 @@ impl Store {
         doubt.map_or(Ok(()), |why| Err(fault(why)))
     }
 
-    /// Loads, then watches until the watch ends; answers why it did. `since`: when the watch began.
+    /// Loads and watches, and loads again on a clock, until the watch ends; answers why it did. `since`: when the first
+    /// watch began.
     async fn follow(
         &self,
         etcd: &Etcd,
@@ -178,31 +180,50 @@ impl Store {
         known: &mut Option<Standing>,
         since: &mut Option<Instant>,
     ) -> Fault {
-        let loaded = match self.load(etcd, holdings, known.as_ref()).await {
-            Ok(loaded) => loaded,
-            Err(fault) => return fault,
-        };
-        let (standing, snapshot) = loaded;
-        let revision = snapshot.revision;
-        let mut watch = match etcd.watch_after(revision).await {
-            Ok(watch) => watch,
-            Err(fault) => return fault,
-        };
-        *known = Some(standing);
-        *since = Some(Instant::now());
-        self.write(|view, news| (*view, *news) = (snapshot, News::All));
-        holdings.metrics.resyncs.inc();
-        tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
         loop {
-            let changes = match watch.next().await {
-                Ok(changes) => changes,
+            let (standing, snapshot) = match self.load(etcd, holdings, known.as_ref()).await {
+                Ok(loaded) => loaded,
                 Err(fault) => return fault,
+            };
+            let revision = snapshot.revision;
+            let watch = match etcd.watch_after(revision).await {
+                Ok(watch) => watch,
+                Err(fault) => return fault,
+            };
+            *known = Some(standing);
+            since.get_or_insert_with(Instant::now);
+            self.write(|view, news| (*view, *news) = (snapshot, News::All));
+            holdings.metrics.resyncs.inc();
+            tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
+            if let Err(fault) = self.follow_watch(watch, known).await {
+                return fault;
+            }
+        }
+    }
+
+    /// Takes in what a watch tells, until all is due to be read again.
+    ///
+    /// # Errors
+    /// Why the watch is over.
+    async fn follow_watch(&self, mut watch: Watch, known: &mut Option<Standing>) -> Result<(), Fault> {
+        let began = Instant::now();
+        loop {
+            let every = self.read(|snapshot| Settings::of(snapshot, &self.host)).resync;
+            let due = async {
+                match every {
+                    Some(every) => tokio::time::sleep_until(began + every).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let changes = tokio::select! {
+                changes = watch.next() => changes?,
+                () = due => return Ok(()),
             };
             // All that one transaction does comes at once, so a wipe is seen before any part of it is taken in.
             if let Some(change) = changes.iter().find(|change| change.path == Key::Ready.path()) {
                 let ready = change.value.as_deref() == Some(b"true");
                 if !ready && known.is_some_and(|known| known.ready) {
-                    return Fault::Away(format!("watch the datastore: {} was taken away", change.path));
+                    return Err(Fault::Away(format!("watch the datastore: {} was taken away", change.path)));
                 }
                 *known = known.map(|known| Standing { ready, ..known });
             }

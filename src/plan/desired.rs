@@ -22,7 +22,7 @@ use crate::model::pool::{Family, Pool};
 use crate::model::profile::Rules;
 use crate::model::snapshot::{News, Record, Remotes, Snapshot};
 
-use super::chain::{Chain, ChainName};
+use super::chain::{Chain, ChainName, ChainText};
 use super::diff::{self, ChainStep, SeenTable, Table};
 use super::filter::{self, ToHost, Way};
 use super::nat;
@@ -30,6 +30,7 @@ use super::raw;
 use super::routes::{Route, Routes};
 use super::rules;
 use super::sets::{Extent, SetName, Sets};
+use super::settings::Settings;
 
 mod flows;
 mod members;
@@ -113,7 +114,7 @@ pub(crate) struct Desired {
     /// Those of other hosts, shared with the snapshot.
     remote: Remotes,
     pools: Vec<Pool>,
-    to_host: Option<Option<String>>,
+    settings: Settings,
     members: Members,
     /// The endpoints of this host that name an interface, by what follows `cali` in it.
     claimants: BTreeMap<String, BTreeSet<EndpointKey>>,
@@ -142,20 +143,25 @@ pub(crate) fn endpoint_object(endpoint: &EndpointId) -> String {
 
 /// What must stand in the filter table whatever the datastore says: the base chains, the jumps to them, and an empty
 /// dispatch, which drops all.
-pub(crate) fn base_table(family: Family, to_host: ToHost) -> Table {
-    let mut chains = filter::base(family, to_host);
+pub(crate) fn base_table(family: Family, settings: &Settings) -> Table {
+    let mut chains = filter::base(family, settings);
     chains.extend(Way::BOTH.map(|way| Tree::default().chain(way, "")));
     let jumps = filter::jumps().into_iter().map(|(kernel, chain, entry)| (kernel, entry.render(&chain)));
     Table {
-        chains: chains.iter().map(|chain| (chain.name.clone(), Arc::new(chain.render()))).collect(),
+        chains: chains.into_iter().map(|chain| (chain.name.clone(), text(chain, settings))).collect(),
         jumps: jumps.collect(),
     }
+}
+
+fn text(chain: Chain, settings: &Settings) -> Arc<ChainText> {
+    Arc::new(filter::overridden(chain, settings.drop).render())
 }
 
 /// The steps in the filter table that must be carried out before the datastore is known. What stands there from an earlier run is kept:
 /// the dispatch with all that hangs on it, and the chain of packets to the host in any of its forms.
 pub(crate) fn first_steps(family: Family, seen: &SeenTable) -> Vec<ChainStep> {
-    let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept].map(|to_host| base_table(family, to_host));
+    let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept]
+        .map(|to_host| base_table(family, &Settings { to_host, ..Settings::default() }));
     let is_kept = |name: &ChainName| {
         let dispatch = Way::BOTH.iter().any(|way| *name == way.dispatch_chain(""));
         let known = || forms.iter().any(|form| diff::holds(form, seen, name));
@@ -191,6 +197,10 @@ fn discount<K: Ord>(counts: &mut BTreeMap<K, u32>, key: &K) -> bool {
 impl Desired {
     /// What should be before anything is known of the datastore: the base chains and their jumps.
     pub(crate) fn new(host: HostName, family: Family) -> Self {
+        Desired::with(host, family, Settings::default())
+    }
+
+    fn with(host: HostName, family: Family, settings: Settings) -> Self {
         let mut desired = Desired {
             host,
             family,
@@ -203,8 +213,8 @@ impl Desired {
             endpoints: BTreeMap::new(),
             remote: Remotes::new(),
             pools: Vec::new(),
-            to_host: None,
-            members: Members::new(family),
+            members: Members::new(family, settings.set_most),
+            settings,
             claimants: BTreeMap::new(),
             placed: BTreeMap::new(),
             tree: Tree::default(),
@@ -212,7 +222,7 @@ impl Desired {
             uses: BTreeMap::new(),
             profiles: BTreeMap::new(),
         };
-        desired.filter = base_table(family, ToHost::Drop);
+        desired.filter = base_table(family, &desired.settings);
         desired
     }
 
@@ -251,6 +261,9 @@ impl Desired {
     /// Takes a snapshot in, of which all that is not among the news is as it was when the last one was taken in.
     pub(crate) fn update(&mut self, snapshot: &Snapshot, news: &News) -> Changes {
         let mut changes = Changes::default();
+        let anew = news.any(|key| matches!(key, Key::Config(_) | Key::HostConfig(..)))
+            && self.update_settings(snapshot, &mut changes);
+        let news = if anew { &News::All } else { news };
         let mut differing = self.differing(snapshot, news);
         for profile in &differing.profiles {
             let tags = snapshot.tags.get(profile).and_then(Record::readable);
@@ -261,7 +274,6 @@ impl Desired {
         let touched = self.update_endpoints(snapshot, &differing.endpoints, &mut changes);
         self.place(&touched, &mut differing.profiles, &mut changes);
         self.update_profiles(snapshot, differing.profiles, &mut changes);
-        self.update_base(snapshot, &mut changes);
         self.update_nat(snapshot, &mut changes);
         changes
     }
@@ -295,9 +307,10 @@ impl Desired {
         differing
     }
 
-    fn put_chain(&mut self, chain: &Chain, changes: &mut Changes) {
+    fn put_chain(&mut self, chain: Chain, changes: &mut Changes) {
         changes.filter.insert(chain.name.clone());
-        self.filter.chains.insert(chain.name.clone(), Arc::new(chain.render()));
+        let name = chain.name.clone();
+        self.filter.chains.insert(name, text(chain, &self.settings));
     }
 
     fn remove_chain(&mut self, name: ChainName, changes: &mut Changes) {
@@ -462,11 +475,12 @@ impl Desired {
 
     fn put_endpoint(&mut self, suffix: &str, new: &Placed, addresses: &mut BTreeSet<IpAddr>, changes: &mut Changes) {
         for chain in filter::endpoint(self.family, &new.key, &new.record, suffix) {
-            let text = chain.render();
+            let name = chain.name.clone();
+            let text = text(chain, &self.settings);
             // A flip between active and inactive changes no chain, and then none is looked at.
-            if self.filter.chains.get(&chain.name).is_none_or(|old| **old != text) {
-                self.filter.chains.insert(chain.name.clone(), Arc::new(text));
-                changes.filter.insert(chain.name);
+            if self.filter.chains.get(&name) != Some(&text) {
+                self.filter.chains.insert(name.clone(), text);
+                changes.filter.insert(name);
             }
         }
         let own = new.record.addresses.iter().filter(|address| Family::of(**address) == self.family);
@@ -480,7 +494,7 @@ impl Desired {
         for prefix in grown {
             for way in Way::BOTH {
                 if prefix.is_empty() || self.tree.has(prefix) {
-                    self.put_chain(&self.tree.chain(way, prefix), changes);
+                    self.put_chain(self.tree.chain(way, prefix), changes);
                 } else {
                     self.remove_chain(way.dispatch_chain(prefix), changes);
                 }
@@ -602,7 +616,7 @@ impl Desired {
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
             };
-            self.put_chain(&chain, changes);
+            self.put_chain(chain, changes);
         }
         if let Err(why) = readable {
             self.faults.insert(format!("profile {name}"), format!("it is closed: {why}"));
@@ -613,22 +627,29 @@ impl Desired {
         self.profiles.insert(name.clone(), Profile { rules: rules.cloned(), tags: usable, speaks_of });
     }
 
-    fn update_base(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
-        const SETTING: &str = "DefaultEndpointToHostAction";
-        let setting = snapshot.setting(&self.host, SETTING).map(str::to_owned);
-        if self.to_host.as_ref() == Some(&setting) {
-            return;
+    /// Takes the settings in. Where one of them touches everything, all is made anew; answers whether that is so.
+    fn update_settings(&mut self, snapshot: &Snapshot, changes: &mut Changes) -> bool {
+        let settings = Settings::of(snapshot, &self.host);
+        if (settings.drop, settings.set_most) != (self.settings.drop, self.settings.set_most) {
+            let fresh = Desired::with(self.host.clone(), self.family, settings);
+            let old = std::mem::replace(self, fresh);
+            changes.filter.extend(old.filter.chains.into_keys().chain(self.filter.chains.keys().cloned()));
+            changes.sets.extend(old.sets.into_keys().map(|name| (name, Extent::Whole)));
+            changes.routes.extend(old.routes.into_keys());
+            changes.endpoints.extend(old.endpoints.into_keys());
+            changes.nat = true;
+            self.faults.extend(self.settings.faults.clone());
+            return true;
         }
-        let (to_host, wrong) = ToHost::parse(setting.as_deref());
-        let object = format!("setting {SETTING}");
-        match wrong {
-            Some(why) => self.faults.insert(object, why),
-            None => self.faults.remove(&object),
-        };
-        for chain in filter::base(self.family, to_host) {
-            self.put_chain(&chain, changes);
+        self.faults.retain(|object, _| !self.settings.faults.contains_key(object));
+        self.faults.extend(settings.faults.clone());
+        let before = std::mem::replace(&mut self.settings, settings);
+        if (before.to_host, &before.open) != (self.settings.to_host, &self.settings.open) {
+            for chain in filter::base(self.family, &self.settings) {
+                self.put_chain(chain, changes);
+            }
         }
-        self.to_host = Some(setting);
+        false
     }
 
     fn update_nat(&mut self, snapshot: &Snapshot, changes: &mut Changes) {

@@ -17,10 +17,11 @@ use crate::model::endpoint::Endpoint;
 use crate::model::key::EndpointKey;
 use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName};
 use crate::model::pool::Family;
-use crate::model::rule::{Protocol, Rule};
+use crate::model::rule::{Ports, Protocol, Rule};
 
-use super::chain::{CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, Match, Target, Tracked};
+use super::chain::{CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LogPrefix, Match, Target, Tracked};
 use super::rules;
+use super::settings::{DropAction, OWN_PORTS, Settings};
 
 /// Which way a packet goes, seen from the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,21 +75,6 @@ pub(crate) enum ToHost {
     Accept,
 }
 
-impl ToHost {
-    /// The setting `DefaultEndpointToHostAction`. What is not known is closed, with the reason.
-    pub(crate) fn parse(text: Option<&str>) -> (Self, Option<String>) {
-        match text.map(str::trim) {
-            None | Some("DROP") => (ToHost::Drop, None),
-            Some("RETURN") => (ToHost::Return, None),
-            Some("ACCEPT") => (ToHost::Accept, None),
-            Some(other) => {
-                let why = format!("value {other:?} is not known: it must be DROP, RETURN or ACCEPT; DROP is in force");
-                (ToHost::Drop, Some(why))
-            }
-        }
-    }
-}
-
 fn ours() -> Interface {
     Interface::StartsWith(INTERFACE_PREFIX.to_owned())
 }
@@ -110,8 +96,8 @@ pub(crate) fn jumps() -> Vec<(&'static str, ChainName, Entry)> {
     vec![jump("FORWARD"), jump("INPUT")]
 }
 
-/// The chains that are always there. They depend on nothing but the setting.
-pub(crate) fn base(family: Family, to_host: ToHost) -> Vec<Chain> {
+/// The chains that are always there. They depend on nothing but the settings.
+pub(crate) fn base(family: Family, settings: &Settings) -> Vec<Chain> {
     let accept_chain = vec![
         Entry::new(Vec::new(), Target::Mark, "accepted by policy"),
         Entry::new(Vec::new(), Target::Accept, "accepted by policy"),
@@ -121,7 +107,7 @@ pub(crate) fn base(family: Family, to_host: ToHost) -> Vec<Chain> {
         Chain::ordered(accept(), accept_chain),
         Chain::ordered(allow(), allow_chain),
         Chain::ordered(ChainName::fixed("FORWARD"), forward(family)),
-        Chain::ordered(ChainName::fixed("INPUT"), input(family, to_host)),
+        Chain::ordered(ChainName::fixed("INPUT"), input(family, settings)),
     ]
 }
 
@@ -169,7 +155,7 @@ fn forward(family: Family) -> Vec<Entry> {
     entries
 }
 
-fn input(family: Family, to_host: ToHost) -> Vec<Entry> {
+fn input(family: Family, settings: &Settings) -> Vec<Entry> {
     let from = |matches: Vec<Match>, target: Target, words: &str| {
         let matches = [Match::In(ours())].into_iter().chain(matches).collect();
         Entry::new(matches, target, words)
@@ -184,19 +170,60 @@ fn input(family: Family, to_host: ToHost) -> Vec<Entry> {
         from(vec![Match::Tracked(Tracked::Invalid)], Target::Drop, "part of no connection"),
         from(vec![Match::Tracked(Tracked::Established)], Target::Accept, "of an allowed connection"),
     ]);
-    let last = match to_host {
-        ToHost::Drop => {
-            entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
+    let (judged, last) = match settings.to_host {
+        ToHost::Drop => (open(family, &settings.open), None),
+        ToHost::Return => (vec![Vec::new()], Some(Target::Return)),
+        ToHost::Accept => (vec![Vec::new()], Some(Target::Accept)),
+    };
+    if last.is_some() {
+        let own = OWN_PORTS.map(|port| Ports { first: port, last: port }).to_vec();
+        let own = vec![Match::Protocol(Protocol::TCP), Match::Ports(End::Destination, own)];
+        entries.push(from(own, Target::Drop, "what runs this host is not for containers"));
+    }
+    if !judged.is_empty() {
+        entries.push(from(Vec::new(), Target::Unmark, "no other mark counts"));
+        let dispatch = || Target::Jump(Way::From.dispatch_chain(""));
+        entries.extend(judged.into_iter().map(|matches| from(matches, dispatch(), "what the sender may send")));
+        if let Some(last) = last {
+            entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
+            entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
             return entries;
         }
-        ToHost::Return => Target::Return,
-        ToHost::Accept => Target::Accept,
-    };
-    entries.push(from(Vec::new(), Target::Unmark, "no other mark counts"));
-    entries.push(from(Vec::new(), Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
-    entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
-    entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
+        entries.push(from(vec![Match::Accepted(true)], Target::Accept, "EndpointToHostPorts"));
+    }
+    entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
     entries
+}
+
+/// What of the host is open to containers, as matches of a family.
+fn open(family: Family, open: &[(Protocol, Option<Ports>)]) -> Vec<Vec<Match>> {
+    let other = if family == Family::V4 { Protocol::ICMPV6 } else { Protocol::ICMP };
+    let matches = open.iter().filter(|(protocol, _)| *protocol != other).map(|(protocol, ports)| {
+        let ports = ports.map(|ports| Match::Ports(End::Destination, vec![ports]));
+        [Match::Protocol(*protocol)].into_iter().chain(ports).collect()
+    });
+    matches.collect()
+}
+
+/// A chain as it is with another action in place of dropping.
+pub(crate) fn overridden(mut chain: Chain, action: DropAction) -> Chain {
+    if action == DropAction::default() {
+        return chain;
+    }
+    let entries = chain.entries.into_iter().flat_map(|mut entry| {
+        if entry.target != Target::Drop {
+            return vec![entry];
+        }
+        let matches = entry.matches.iter().cloned().chain([Match::NotTooOften]).collect();
+        let line = Entry::new(matches, Target::Log(LogPrefix::new("calico-drop")), entry.words.clone());
+        if action.accept {
+            entry.words = format!("!SECURITY DISABLED! {}", entry.words);
+            entry.target = Target::Goto(accept());
+        }
+        action.log.then_some(line).into_iter().chain([entry]).collect()
+    });
+    chain.entries = entries.collect();
+    chain
 }
 
 /// Whether a chain is one of a profile's.

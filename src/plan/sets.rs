@@ -22,7 +22,7 @@ pub(crate) const SET_PREFIXES: [&str; 2] = ["calico4-", "calico6-"];
 /// Source: `IPSET_MAXNAMELEN` (32 with the closing NUL), linux/netfilter/ipset/ip_set.h.
 const SET_NAME_LONGEST: usize = 31;
 
-/// The most members of a set (the original's `MaxIpsetSize`).
+/// The most members of a set, unless `MaxIpsetSize` says otherwise for those of tags (the original's default).
 pub(crate) const MEMBERS_MOST: u32 = 1_048_576;
 
 /// What the set is called that a set of the wrong type is rebuilt in. It holds nothing of a tag, whose sets are `…-t-…`.
@@ -100,7 +100,7 @@ pub(crate) struct SetType {
 }
 
 impl SetType {
-    pub(crate) fn new(kind: Kind, family: Family) -> Self {
+    pub(crate) fn new(kind: Kind, family: Family, most: u32) -> Self {
         let kind = match kind {
             Kind::Addresses => "hash:ip",
             Kind::Nets => "hash:net",
@@ -109,7 +109,7 @@ impl SetType {
             Family::V4 => "inet",
             Family::V6 => "inet6",
         };
-        SetType { kind: kind.to_owned(), family: family.to_owned(), most: MEMBERS_MOST }
+        SetType { kind: kind.to_owned(), family: family.to_owned(), most }
     }
 }
 
@@ -132,9 +132,9 @@ pub(crate) enum Extent {
 pub(crate) type Sets = BTreeMap<SetName, IpSet>;
 
 /// A set of addresses, of one family.
-pub(crate) fn addresses(family: Family, members: impl Iterator<Item = IpAddr>) -> IpSet {
+pub(crate) fn addresses(family: Family, most: u32, members: impl Iterator<Item = IpAddr>) -> IpSet {
     let members = members.filter(|address| Family::of(*address) == family).map(IpNet::from).collect();
-    IpSet { kind: SetType::new(Kind::Addresses, family), members }
+    IpSet { kind: SetType::new(Kind::Addresses, family, most), members }
 }
 
 /// A set of nets. The net of everything is no member of a `hash:net` (ipset(8): "prefix 0 is not accepted"), so its two
@@ -151,7 +151,7 @@ pub(crate) fn nets(family: Family, members: impl Iterator<Item = IpNet>) -> IpSe
         ),
         _ => vec![net],
     });
-    IpSet { kind: SetType::new(Kind::Nets, family), members: members.collect() }
+    IpSet { kind: SetType::new(Kind::Nets, family, MEMBERS_MOST), members: members.collect() }
 }
 
 fn halves<E>(low: Result<IpNet, E>, high: Result<IpNet, E>) -> Vec<IpNet> {
@@ -335,7 +335,7 @@ mod tests {
     use super::*;
 
     fn set(members: &[&str]) -> IpSet {
-        addresses(Family::V4, members.iter().map(|text| text.parse().unwrap()))
+        addresses(Family::V4, MEMBERS_MOST, members.iter().map(|text| text.parse().unwrap()))
     }
 
     fn name(tag: &str) -> SetName {

@@ -23,9 +23,10 @@ use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
 use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
-use crate::plan::filter::{self, ToHost, Way};
+use crate::plan::filter::{self, Way};
 use crate::plan::routes::{self, Route, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
+use crate::plan::settings::Settings;
 
 mod flows;
 
@@ -352,7 +353,7 @@ impl Kernel {
         self.failed.insert(name.clone());
         if table != FILTER
             || !matches!(step, ChainStep::Write(..))
-            || base_table(self.family, ToHost::Drop).chains.contains_key(name)
+            || base_table(self.family, &Settings::default()).chains.contains_key(name)
         {
             return;
         }

@@ -1,8 +1,12 @@
 //! The datastore as commands see it: load it, decide on an edit, write the edit if nothing it depends on has changed.
 
+use std::collections::BTreeMap;
+
 use super::place::Place;
 use crate::edge::etcd::{Etcd, Outcome, When, Write};
 use crate::model::fault::Fault;
+use crate::model::key::{Key, REPORTS};
+use crate::model::report::EndpointReport;
 use crate::model::snapshot::Snapshot;
 
 /// How often a command decides anew because somebody else was quicker.
@@ -38,6 +42,16 @@ impl Datastore {
 
     pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
         self.etcd.load().await.map_err(|fault| with_advice(fault, &self.source))
+    }
+
+    /// What nodes say of their endpoints, by the endpoint's id.
+    pub(crate) async fn reports(&self) -> Result<BTreeMap<String, EndpointReport>, Fault> {
+        let found = self.etcd.below(REPORTS).await.map_err(|fault| with_advice(fault, &self.source))?;
+        let reports = found.into_iter().filter_map(|(path, value)| match Key::parse(&path) {
+            Some(Key::EndpointStatus(key)) => Some((key.endpoint.to_string(), serde_json::from_slice(&value).ok()?)),
+            _ => None,
+        });
+        Ok(reports.collect())
     }
 
     /// Decides on the newest view and writes; again if a condition did not hold.

@@ -12,6 +12,7 @@ use super::{Answer, Failure};
 use crate::model::endpoint::{State, WiredBy};
 use crate::model::key::EndpointKey;
 use crate::model::name::ProfileName;
+use crate::model::report::EndpointReport;
 use crate::model::snapshot::{Record, Snapshot};
 
 type Stored = Record<crate::model::endpoint::Endpoint>;
@@ -61,8 +62,28 @@ impl Filter {
 
 pub(super) async fn run(command: Endpoint, place: &Place<'_>) -> Result<Answer, Failure> {
     let Endpoint::Show { filter, detailed: each } = command;
-    let snapshot = Datastore::connect(place).await?.load().await?;
-    Ok(if each { detailed(&snapshot, &filter) } else { counted(&snapshot, &filter) })
+    let datastore = Datastore::connect(place).await?;
+    let snapshot = datastore.load().await?;
+    if !each {
+        return Ok(counted(&snapshot, &filter));
+    }
+    let reports = datastore.reports().await?;
+    Ok(with_reports(detailed(&snapshot, &filter), &reports))
+}
+
+/// With what the nodes say of the endpoints that are shown, as far as they say it.
+fn with_reports(mut answer: Answer, reports: &BTreeMap<String, EndpointReport>) -> Answer {
+    for shown in answer.json.as_array_mut().into_iter().flatten() {
+        let id = shown["endpoint"].as_str().unwrap_or_default().to_owned();
+        let Some(report) = reports.get(&id) else { continue };
+        shown["status"] = json!(report.status);
+        if let Some(reason) = &report.reason {
+            shown["reason"] = json!(reason);
+            answer.text.push_str(&super::table::printable(&format!("Endpoint {id} does not work: {reason}")));
+            answer.text.push('\n');
+        }
+    }
+    answer
 }
 
 fn counted(snapshot: &Snapshot, filter: &Filter) -> Answer {
@@ -205,6 +226,14 @@ mod tests {
         assert!(answer.text.contains("Endpoint e3 cannot be read: "), "{}", answer.text);
         assert_eq!(answer.json[0]["addresses"], json!(["10.0.0.1", "192.168.1.1"]));
         assert_eq!(answer.json[2]["state"], "unreadable");
+    }
+
+    #[test]
+    fn what_the_node_says_is_wrong_with_an_endpoint_is_shown() {
+        let reports = [("e1".to_owned(), EndpointReport::error("profile a: it is closed"))].into();
+        let answer = with_reports(detailed(&snapshot(), &Filter::default()), &reports);
+        assert!(answer.text.contains("\nEndpoint e1 does not work: profile a: it is closed\n"), "{}", answer.text);
+        assert_eq!((&answer.json[0]["status"], &answer.json[1]["status"]), (&json!("error"), &Value::Null));
     }
 
     #[test]

@@ -317,6 +317,7 @@ impl Work {
         match done {
             Ok((id, Ok(()))) => {
                 self.waits.remove(&id);
+                self.network.failing.send_if_modified(|failing| failing.remove(id.as_str()).is_some());
             }
             Ok((id, Err(fault))) => {
                 let last = self.waits.get(&id).copied();
@@ -325,6 +326,10 @@ impl Work {
                     tracing::error!(container = id.short(), %fault, "the container stays dark; trying again");
                 }
                 self.waits.insert(id.clone(), wait);
+                let why = fault.to_string();
+                self.network
+                    .failing
+                    .send_if_modified(|failing| failing.insert(id.to_string(), why.clone()) != Some(why));
                 self.begin(id, wait);
             }
             Err(error) => tracing::error!(%error, "settling a container panicked"),

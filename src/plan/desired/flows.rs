@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use super::{Desired, Placed};
 use crate::model::name::ProfileName;
+use crate::model::rule::Ports;
 use crate::model::snapshot::Record;
 use crate::plan::chain::Chain;
 use crate::plan::filter::{self, ToHost, Way};
 use crate::plan::flow::{Flow, Word, judge, shutting};
 use crate::plan::sets::SetName;
+use crate::plan::settings::OWN_PORTS;
 
 /// Judges flows by the policy of one moment.
 pub(crate) struct Judge<'d> {
@@ -49,11 +51,26 @@ impl<'d> Judge<'d> {
             return true;
         }
         let to_host = from.is_some() && self.own.contains(&flow.dst);
-        if to_host && ToHost::parse(self.desired.to_host.as_ref().and_then(Option::as_deref)).0 == ToHost::Drop {
+        if self.desired.settings.drop.accept {
+            return true;
+        }
+        if to_host && !self.is_open(flow) {
             return false;
         }
         from.is_none_or(|endpoint| self.passes(Way::From, endpoint, flow))
             && to.is_none_or(|endpoint| self.passes(Way::To, endpoint, flow))
+    }
+
+    /// Whether the host is open to a flow, if the container's policy is.
+    fn is_open(&self, flow: &Flow) -> bool {
+        let settings = &self.desired.settings;
+        let names = |ports: Ports| (ports.first..=ports.last).contains(&flow.ports.1);
+        match settings.to_host {
+            ToHost::Drop => {
+                settings.open.iter().any(|(protocol, ports)| protocol.0 == flow.protocol && ports.is_none_or(names))
+            }
+            ToHost::Return | ToHost::Accept => flow.protocol != 6 || !OWN_PORTS.contains(&flow.ports.1),
+        }
     }
 
     fn at(&self, address: IpAddr) -> Option<&'d Placed> {

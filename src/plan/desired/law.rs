@@ -15,6 +15,7 @@ use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
 use crate::plan::flow::Flow;
 use crate::plan::sets::IpSet;
+use crate::plan::settings::Settings;
 
 #[derive(Debug, Clone)]
 struct Packet {
@@ -131,8 +132,8 @@ impl Machine<'_> {
 /// The typed chains of a snapshot; their text is just what is wanted in the kernel.
 fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     let family = desired.family;
-    let setting = snapshot.setting(&host(), "DefaultEndpointToHostAction");
-    let mut chains = filter::base(family, ToHost::parse(setting).0);
+    let settings = Settings::of(snapshot, &host());
+    let mut chains = filter::base(family, &settings);
     let mut prefixes = BTreeSet::from([String::new()]);
     for (suffix, placed) in desired.placed.iter().filter(|(_, placed)| placed.record.is_of(family)) {
         chains.extend(filter::endpoint(family, &placed.key, &placed.record, suffix));
@@ -157,7 +158,8 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     for prefix in prefixes {
         chains.extend(Way::BOTH.map(|way| desired.tree.chain(way, &prefix)));
     }
-    let chains: BTreeMap<ChainName, Chain> = chains.into_iter().map(|chain| (chain.name.clone(), chain)).collect();
+    let chains = chains.into_iter().map(|chain| filter::overridden(chain, settings.drop));
+    let chains: BTreeMap<ChainName, Chain> = chains.map(|chain| (chain.name.clone(), chain)).collect();
     let text: BTreeMap<&ChainName, ChainText> = chains.iter().map(|(name, chain)| (name, chain.render())).collect();
     let wanted: BTreeMap<&ChainName, ChainText> =
         desired.filter.chains.iter().map(|(name, text)| (name, (**text).clone())).collect();
@@ -208,7 +210,7 @@ impl Reader<'_> {
     fn endpoints(&self) -> impl Iterator<Item = (&str, &str, &Value)> {
         self.datastore.iter().filter_map(|(path, value)| {
             let parts: Vec<&str> = path.split('/').collect();
-            (parts[3] == "host" && value["state"] != "neither").then(|| (parts[4], parts[9], value))
+            (parts.len() == 10 && value["state"] != "neither").then(|| (parts[4], parts[9], value))
         })
     }
 
@@ -337,7 +339,7 @@ impl Reader<'_> {
         })
     }
 
-    fn forward(&self, packet: &Packet) -> Verdict {
+    fn forward_by_policy(&self, packet: &Packet) -> Verdict {
         let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
         let into = || self.behind(&packet.to, packet).is_some_and(|one| self.allows(one, Way::To, packet));
         match packet.tracked {
@@ -350,8 +352,10 @@ impl Reader<'_> {
         }
     }
 
-    fn input(&self, packet: &Packet) -> Verdict {
+    fn input_by_policy(&self, packet: &Packet) -> Verdict {
         let setting = self.datastore.get("/calico/v1/config/DefaultEndpointToHostAction").and_then(Value::as_str);
+        let judged = matches!(setting, Some("RETURN" | "ACCEPT"));
+        let own = packet.protocol == 6 && [179, 2377, 2379, 2380, 9091].contains(&packet.ports.1);
         match (packet.tracked, setting) {
             _ if !packet.from.starts_with("cali") => Verdict::Passed,
             // Containers are no routers, but they look for their next hop.
@@ -359,10 +363,48 @@ impl Reader<'_> {
             _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
+            _ if judged && own => Verdict::Drop,
             (None | Some(Tracked::Midstream), Some("RETURN")) if self.out(packet) => Verdict::Passed,
             (None | Some(Tracked::Midstream), Some("ACCEPT")) if self.out(packet) => Verdict::Accept,
+            (None | Some(Tracked::Midstream), _) if !judged && self.is_open(packet) && self.out(packet) => {
+                Verdict::Accept
+            }
             (None | Some(Tracked::Midstream), _) => Verdict::Drop,
         }
+    }
+
+    /// Whether the host is open to a packet by name.
+    fn is_open(&self, packet: &Packet) -> bool {
+        let text = self.datastore.get("/calico/v1/host/h1/config/EndpointToHostPorts").and_then(Value::as_str);
+        match text {
+            Some("udp:7,tcp:8-12,icmp,icmpv6") => match packet.protocol {
+                17 => packet.ports.1 == 7,
+                6 => (8..=12).contains(&packet.ports.1),
+                1 => packet.src.is_ipv4(),
+                58 => packet.src.is_ipv6(),
+                _ => false,
+            },
+            Some("tcp:1-39") => packet.protocol == 6 && (1..=39).contains(&packet.ports.1),
+            _ => false,
+        }
+    }
+
+    /// What becomes of a packet that policy drops.
+    fn overridden(&self, verdict: Verdict) -> Verdict {
+        let action = self.datastore.get("/calico/v1/config/DropActionOverride").and_then(Value::as_str);
+        let (Verdict::Drop, Some(action)) = (verdict, action) else { return verdict };
+        if action.starts_with("LOG") {
+            self.log.borrow_mut().insert("-j LOG --log-prefix \"calico-drop: \" --log-level 5".to_owned());
+        }
+        if action.ends_with("ACCEPT") { Verdict::Accept } else { Verdict::Drop }
+    }
+
+    fn forward(&self, packet: &Packet) -> Verdict {
+        self.overridden(self.forward_by_policy(packet))
+    }
+
+    fn input(&self, packet: &Packet) -> Verdict {
+        self.overridden(self.input_by_policy(packet))
     }
 }
 
@@ -378,7 +420,8 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
     let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
-    (head, (0u16..45, 0u16..45), (kind, 0u8..2), tracked, any::<bool>()).prop_map(
+    let to = prop_oneof![20 => 0u16..45, 1 => Just(179u16), 1 => Just(2377u16)];
+    (head, (0u16..45, to), (kind, 0u8..2), tracked, any::<bool>()).prop_map(
         |((from, to, src, dst, mac, protocol), ports, icmp, tracked, marked)| {
             let mac = Mac([2, 0, 0, 0, 0, if mac == 2 { 2 } else { 1 }]);
             Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, marked }

@@ -31,6 +31,8 @@ struct Spoken {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Members {
     family: Family,
+    /// The most members that a set may have.
+    most: u32,
     /// By profile: how many endpoints bring an address.
     addresses: BTreeMap<ProfileName, Counted>,
     /// The tags of profiles, and the profiles of tags.
@@ -40,9 +42,9 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn new(family: Family) -> Self {
+    pub(super) fn new(family: Family, most: u32) -> Self {
         let (addresses, carried) = (BTreeMap::new(), BTreeMap::new());
-        Members { family, addresses, carried, carriers: BTreeMap::new(), spoken: BTreeMap::new() }
+        Members { family, most, addresses, carried, carriers: BTreeMap::new(), spoken: BTreeMap::new() }
     }
 
     /// The profiles that carry tags.
@@ -123,7 +125,7 @@ impl Members {
             }
         }
         let name = SetName::tag(self.family, tag);
-        sets.insert(name.clone(), sets::addresses(self.family, members.keys().copied()));
+        sets.insert(name.clone(), sets::addresses(self.family, self.most, members.keys().copied()));
         changes.sets.insert(name, Extent::Whole);
         self.spoken.insert(tag.clone(), Spoken { by: 1, members });
     }

@@ -144,6 +144,9 @@ prop_compose! {
         profiles in prop::collection::vec((prop::option::weighted(0.9, rules()), prop::option::weighted(0.9, prop::collection::vec(0..2, 0..2))), 3),
         masquerade in prop::option::of(any::<bool>()),
         to_host in prop_oneof![Just(None), Just(Some("RETURN")), Just(Some("ACCEPT")), Just(Some("bad"))],
+        open in prop::option::weighted(0.4, prop::sample::select(vec!["udp:7,tcp:8-12,icmp,icmpv6", "tcp:1-39", "tcp:179"])),
+        drop in prop::option::weighted(0.2, prop::sample::select(vec!["ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT", "x"])),
+        most in prop::option::weighted(0.1, 1..3u8),
         broken in prop::option::weighted(0.1, 0..IDS.len()),
     ) -> Datastore {
         let mut map = Datastore::new();
@@ -168,6 +171,9 @@ prop_compose! {
             map.insert("/calico/v1/ipam/v4/pool/10.0.0.0-8".to_owned(), json!({"cidr": "10.0.0.0/8", "masquerade": masquerade}));
         }
         map.extend(to_host.map(|text| ("/calico/v1/config/DefaultEndpointToHostAction".to_owned(), text.into())));
+        map.extend(open.map(|text| ("/calico/v1/host/h1/config/EndpointToHostPorts".to_owned(), text.into())));
+        map.extend(drop.map(|text| ("/calico/v1/config/DropActionOverride".to_owned(), text.into())));
+        map.extend(most.map(|number| ("/calico/v1/config/MaxIpsetSize".to_owned(), number.to_string().into())));
         map
     }
 }
@@ -187,7 +193,8 @@ fn news(old: &Snapshot, new: &Snapshot, more: Option<&[usize]>) -> News {
     let tags = differing(&old.tags, &new.tags).into_iter().map(Key::ProfileTags);
     let rules = differing(&old.rules, &new.rules).into_iter().map(Key::ProfileRules);
     let others = differing(&old.pools, &new.pools).into_iter().map(Key::Pool);
-    let settings = differing(&old.config, &new.config).into_iter().map(Key::Config);
+    let own = differing(&old.host_config, &new.host_config).into_iter().map(|(host, name)| Key::HostConfig(host, name));
+    let settings = differing(&old.config, &new.config).into_iter().map(Key::Config).chain(own);
     let mut news = News::Of(endpoints.chain(tags).chain(rules).chain(others).chain(settings).collect());
     for index in more {
         news.add(Key::ProfileTags(format!("p{index}").parse().unwrap()));

@@ -1,0 +1,45 @@
+//! Reports: what nodes say of themselves and of their endpoints under `/calico/felix/v1/` (data model 1.1 and 6.10).
+
+use serde::{Deserialize, Serialize};
+
+/// How an endpoint is, from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Health {
+    /// Its container runs, and interface, policy and routes stand.
+    Up,
+    /// Its container does not run, or what it needs is not there yet.
+    Down,
+    /// Something keeps it from working, or closes it.
+    Error,
+}
+
+/// What the node of an endpoint says of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndpointReport {
+    pub(crate) status: Health,
+    /// Of an error: what is wrong. The original had no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostReport {
+    /// RFC 3339, UTC.
+    pub(crate) time: String,
+    /// For how many seconds it has been running.
+    pub(crate) uptime: u64,
+    /// Whether it is the first that this node says.
+    pub(crate) first_update: bool,
+}
+
+impl EndpointReport {
+    pub(crate) fn error(reason: impl Into<String>) -> Self {
+        EndpointReport { status: Health::Error, reason: Some(reason.into()) }
+    }
+
+    pub(crate) fn plain(status: Health) -> Self {
+        EndpointReport { status, reason: None }
+    }
+}

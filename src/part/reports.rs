@@ -1,0 +1,201 @@
+//! Reports: tells in the datastore that this node runs and how its endpoints are, for orchestrators and operators.
+//!
+//! A part of its own that nobody waits for: a slow etcd keeps reports back and nothing else. News are gathered for
+//! `EndpointReportingDelaySecs`, only what differs from what stands there is written, and at most [`MOST`] records at
+//! once, [`APART`] apart. What stands there is read when this begins and whenever etcd has been away, so what an earlier
+//! run has left is put right. The keys are of no use to agents, so no node's view holds them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::etcd::{Etcd, Write, to_json};
+use crate::model::fault::Fault;
+use crate::model::key::{Key, endpoint_reports_of};
+use crate::model::name::HostName;
+use crate::model::report::{EndpointReport, HostReport};
+use crate::part::agent::Programmed;
+use crate::part::network::Network;
+use crate::part::store::Store;
+use crate::plan::reports::{Known, Reports, changes, desired_report};
+use crate::plan::settings::{HostReport as Interval, Settings};
+
+/// How many reports one transaction holds, below etcd's limit of 128.
+const MOST: usize = 100;
+
+/// The least time between two transactions.
+const APART: Duration = Duration::from_millis(200);
+
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// See the module.
+pub(crate) struct Reporter {
+    pub(crate) host: HostName,
+    pub(crate) store: Arc<Store>,
+    pub(crate) etcd: Etcd,
+    pub(crate) network: Arc<Network>,
+    pub(crate) programmed: watch::Receiver<Programmed>,
+}
+
+impl Reporter {
+    /// Reports until told to stop. What is said then stays, but for the host's own report, which runs out.
+    pub(crate) async fn run(self, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.tell_of_host() => {}
+            () = self.tell_of_endpoints() => {}
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        self.store.read(|snapshot| Settings::of(snapshot, &self.host))
+    }
+
+    async fn tell_of_host(&self) {
+        let (born, mut first) = (Instant::now(), true);
+        let mut synced = self.store.synced();
+        loop {
+            let interval = if synced.borrow_and_update().connected { self.settings().host_report } else { None };
+            if let Some(interval) = interval {
+                match self.put_host_report(interval, born.elapsed(), first).await {
+                    Ok(()) => first = false,
+                    Err(fault) => tracing::debug!(%fault, "this host is not reported"),
+                }
+            }
+            // Until the next is due, or something else is asked for.
+            let next = async {
+                match interval {
+                    Some(interval) => sleep(interval.every).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::pin!(next);
+            loop {
+                tokio::select! {
+                    () = &mut next => break,
+                    changed = synced.changed() => match changed {
+                        Err(_) => return std::future::pending().await,
+                        Ok(()) if !synced.borrow_and_update().connected => {}
+                        Ok(()) if self.settings().host_report != interval => break,
+                        Ok(()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn put_host_report(&self, interval: Interval, uptime: Duration, first_update: bool) -> Result<(), Fault> {
+        let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+        let report = to_json(&HostReport { time, uptime: uptime.as_secs(), first_update })?;
+        // A lease for each: it outlasts the next report or takes the key with it.
+        let lease = self.etcd.lease(i64::try_from(interval.ttl.as_secs()).unwrap_or(i64::MAX)).await?;
+        let writes = [
+            Write::PutLeased(Key::HostStatus(self.host.clone()), report.clone(), lease),
+            Write::Put(Key::HostLastStatus(self.host.clone()), report),
+        ];
+        self.etcd.transact("report this host", &[], &writes).await.map(drop)
+    }
+
+    async fn tell_of_endpoints(&self) {
+        let (mut synced, mut programmed) = (self.store.synced(), self.programmed.clone());
+        let mut failing = self.network.failing();
+        // What stands in the datastore; `None`: not known.
+        let mut there: Option<Reports> = None;
+        loop {
+            let connected = synced.borrow_and_update().connected;
+            programmed.borrow_and_update();
+            failing.borrow_and_update();
+            let settings = self.settings();
+            let mut more = false;
+            if connected {
+                match self.bring(&mut there, settings.endpoint_report.is_some()).await {
+                    Ok(left) => more = left,
+                    Err(fault) => {
+                        tracing::debug!(%fault, "endpoints are not reported");
+                        there = None;
+                        sleep(RETRY).await;
+                        continue;
+                    }
+                }
+            } else {
+                there = None;
+            }
+            if !more {
+                let ended = tokio::select! {
+                    changed = synced.changed() => changed.is_err(),
+                    changed = programmed.changed() => changed.is_err(),
+                    changed = failing.changed() => changed.is_err(),
+                };
+                if ended {
+                    return std::future::pending().await;
+                }
+                sleep(settings.endpoint_report.unwrap_or_default()).await;
+            }
+            sleep(APART).await;
+        }
+    }
+
+    /// Writes the next of what differs; answers whether there is more.
+    async fn bring(&self, there: &mut Option<Reports>, enabled: bool) -> Result<bool, Fault> {
+        let wanted = if enabled { self.wanted() } else { Reports::new() };
+        let known = match there.take() {
+            Some(known) => known,
+            None => self.read().await?,
+        };
+        let known = there.insert(known);
+        let changes = changes(&wanted, known, MOST);
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        let writes: Result<Vec<Write>, Fault> = changes.iter().map(write).collect();
+        self.etcd.transact("report endpoints", &[], &writes?).await?;
+        let more = changes.len() == MOST;
+        for (key, report) in changes {
+            let _ = match report {
+                Some(report) => known.insert(key, report),
+                None => known.remove(&key),
+            };
+        }
+        Ok(more)
+    }
+
+    /// What is to be said of this host's endpoints now.
+    fn wanted(&self) -> Reports {
+        let programmed = self.programmed.borrow();
+        let failing: BTreeMap<String, String> = self.network.failing().borrow().clone();
+        let known = Known {
+            faults: &programmed.faults,
+            failing: &failing,
+            routed: &|id| programmed.endpoints.get(id).map(|one| one.active),
+        };
+        self.store.read(|snapshot| {
+            let own = snapshot.endpoints_of(&self.host);
+            own.map(|(key, record)| (key.clone(), desired_report(key, record, &known))).collect()
+        })
+    }
+
+    /// What stands in the datastore of this host's endpoints. What cannot be read counts as an error without a reason,
+    /// which nothing says, so it is written anew or taken away.
+    async fn read(&self) -> Result<Reports, Fault> {
+        let found = self.etcd.below(&endpoint_reports_of(&self.host)).await?;
+        let reports = found.into_iter().filter_map(|(path, value)| {
+            let Some(Key::EndpointStatus(key)) = Key::parse(&path) else { return None };
+            let unreadable = || EndpointReport::plain(crate::model::report::Health::Error);
+            Some((key, serde_json::from_slice(&value).unwrap_or_else(|_| unreadable())))
+        });
+        Ok(reports.collect())
+    }
+}
+
+fn write((key, report): &(crate::model::key::EndpointKey, Option<EndpointReport>)) -> Result<Write, Fault> {
+    let key = Key::EndpointStatus(key.clone());
+    Ok(match report {
+        Some(report) => Write::Put(key, to_json(report)?),
+        None => Write::Delete(key),
+    })
+}

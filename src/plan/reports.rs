@@ -1,0 +1,112 @@
+//! Reports: what this host says of its endpoints, and what has to be written so that it stands in the datastore.
+
+use std::collections::BTreeMap;
+
+use crate::model::endpoint::Endpoint;
+use crate::model::key::EndpointKey;
+use crate::model::name::EndpointId;
+use crate::model::report::{EndpointReport, Health};
+use crate::model::snapshot::Record;
+
+use super::desired::endpoint_object;
+
+/// Reports by endpoint.
+pub(crate) type Reports = BTreeMap<EndpointKey, EndpointReport>;
+
+/// What is known of this host's endpoints beside their records.
+pub(crate) struct Known<'k> {
+    /// Objects that are closed or missing, and why.
+    pub(crate) faults: &'k BTreeMap<String, String>,
+    /// By workload: why its wiring keeps failing.
+    pub(crate) failing: &'k BTreeMap<String, String>,
+    /// Whether all addresses of an endpoint are routed to it; `None`: its policy does not stand.
+    pub(crate) routed: &'k dyn Fn(&EndpointId) -> Option<bool>,
+}
+
+/// What is to be said of an endpoint. What is worst counts, of both families: the faults are those of both.
+pub(crate) fn desired_report(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> EndpointReport {
+    if let Some(why) = known.faults.get(&endpoint_object(&key.endpoint)) {
+        return EndpointReport::error(why);
+    }
+    let endpoint = match &record.value {
+        Ok(endpoint) => endpoint,
+        Err(why) => return EndpointReport::error(format!("its record cannot be read: {why}")),
+    };
+    if let Some(why) = known.failing.get(key.workload.as_str()) {
+        return EndpointReport::error(why);
+    }
+    let closed = endpoint.profiles.iter().find_map(|profile| {
+        let why = known.faults.get(&format!("profile {profile}"))?;
+        Some(format!("profile {profile}: {why}"))
+    });
+    match closed {
+        Some(why) => EndpointReport::error(why),
+        None if endpoint.is_active() && (known.routed)(&key.endpoint) == Some(true) => {
+            EndpointReport::plain(Health::Up)
+        }
+        None => EndpointReport::plain(Health::Down),
+    }
+}
+
+/// The reports that have to be written, and those to be taken away, at most so many.
+pub(crate) fn changes(wanted: &Reports, there: &Reports, most: usize) -> Vec<(EndpointKey, Option<EndpointReport>)> {
+    let gone = there.keys().filter(|key| !wanted.contains_key(*key)).map(|key| (key.clone(), None));
+    let differing = wanted.iter().filter(|(key, report)| there.get(*key) != Some(*report));
+    gone.chain(differing.map(|(key, report)| (key.clone(), Some(report.clone())))).take(most).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::snapshot::tests::from_json;
+
+    fn reports(faults: &[(&str, &str)], failing: &[(&str, &str)], routed: &[&str]) -> Vec<String> {
+        let snapshot = from_json(
+            r#"{
+            "/calico/v1/host/h1/workload/docker/w1/endpoint/e1": {"state": "active", "name": "calie1", "profile_ids": ["a", "b"]},
+            "/calico/v1/host/h1/workload/docker/w2/endpoint/e2": {"state": "inactive", "name": "calie2"},
+            "/calico/v1/host/h1/workload/docker/w3/endpoint/e3": {"state": "what", "name": "calie3"}
+            }"#,
+        );
+        let map = |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        let (faults, failing) = (map(faults), map(failing));
+        let routed = |id: &EndpointId| Some(routed.contains(&id.as_str()));
+        let known = Known { faults: &faults, failing: &failing, routed: &routed };
+        let reports = snapshot.endpoints.iter().map(|(key, record)| desired_report(key, record, &known));
+        reports.map(|report| serde_json::to_string(&report).unwrap()).collect()
+    }
+
+    #[test]
+    fn an_endpoint_is_up_when_all_of_it_stands_and_down_while_its_container_does_not_run() {
+        let said = reports(&[], &[], &["e1", "e2"]);
+        assert_eq!(said[..2], [r#"{"status":"up"}"#, r#"{"status":"down"}"#]);
+        assert!(said[2].starts_with(r#"{"status":"error","reason":"its record cannot be read"#), "{}", said[2]);
+        assert_eq!(reports(&[], &[], &[])[0], r#"{"status":"down"}"#);
+    }
+
+    #[test]
+    fn what_closes_an_endpoint_is_its_error_with_the_reason() {
+        let error = |reason: &str| format!(r#"{{"status":"error","reason":"{reason}"}}"#);
+        assert_eq!(reports(&[("e1", "no route")], &[], &["e1"])[0], error("no route"));
+        assert_eq!(reports(&[("profile b", "it is closed")], &[], &["e1"])[0], error("profile b: it is closed"));
+        assert_eq!(reports(&[("profile x", "it is closed")], &[], &["e1"])[0], r#"{"status":"up"}"#);
+        assert_eq!(reports(&[], &[("w2", "no veth")], &["e1"])[1], error("no veth"));
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_what_is_of_nobody_goes() {
+        let key = |id: &str| EndpointKey {
+            host: "h1".parse().unwrap(),
+            orchestrator: "docker".parse().unwrap(),
+            workload: "w".parse().unwrap(),
+            endpoint: id.parse().unwrap(),
+        };
+        let (up, down) = (EndpointReport::plain(Health::Up), EndpointReport::plain(Health::Down));
+        let wanted = Reports::from([(key("a"), up.clone()), (key("b"), up.clone()), (key("c"), up.clone())]);
+        let there = Reports::from([(key("a"), up.clone()), (key("b"), down.clone()), (key("d"), down)]);
+        let all = vec![(key("d"), None), (key("b"), Some(up.clone())), (key("c"), Some(up))];
+        assert_eq!(changes(&wanted, &there, 10), all);
+        assert_eq!(changes(&wanted, &there, 1), all[..1]);
+        assert_eq!(changes(&wanted, &wanted, 1), []);
+    }
+}
