@@ -25,8 +25,8 @@ use crate::plan::address::Connected;
 use crate::plan::wiring::{HOST_LINK_LOCAL, HOST_MAC, LEAVING_GROUP, LINK_GROUP, Wiring};
 
 /// How long an interface may take to answer for an address that it was given, and how often that is looked at. It is a
-/// matter of microseconds; one that takes longer answers later.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
+/// matter of microseconds, unless others keep the kernel busy with links; one that takes longer answers later.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 /// An rtnetlink socket and the task that serves it.

@@ -2,11 +2,15 @@
 //!
 //! The calls are synchronous: procfs does not wait for anything.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv6Addr;
 
 use crate::model::fault::Fault;
 use crate::model::name::IfName;
-use crate::plan::sysctl::{FORWARD_IPV6, IPV6_INTERFACES, for_interface, hears_routers, inside, must_go_on_hearing};
+use crate::plan::sysctl::{
+    FORWARD_IPV6, IPV6_INTERFACES, for_interface, hears_routers, inside, link_local_of, must_go_on_hearing,
+};
 
 fn file(setting: &str) -> String {
     format!("/proc/sys/{setting}")
@@ -63,6 +67,27 @@ pub(crate) fn apply_to_interface(name: &IfName, ipv6: bool) -> Result<Vec<String
     write_all(settings.filter(|(setting, _)| ipv6 || !setting.starts_with("net/ipv6/") || is_there(setting)))
 }
 
+/// Whether there is an interface.
+pub(crate) fn has_interface(name: &IfName) -> bool {
+    is_there(&format!("net/ipv4/conf/{name}"))
+}
+
+/// The interfaces that have an IPv6 address. Source of the columns: linux net/ipv6/addrconf.c, `if6_seq_show`.
+pub(crate) fn interfaces_with(address: Ipv6Addr) -> BTreeSet<String> {
+    let digits: String = address.octets().iter().map(|byte| format!("{byte:02x}")).collect();
+    let table = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    let lines = table.lines().filter(|line| line.starts_with(&digits));
+    lines.filter_map(|line| line.split_whitespace().last()).map(str::to_owned).collect()
+}
+
+/// Gives an interface that is up the link-local address again that somebody has taken away: the kernel makes it when it is
+/// told anew how.
+pub(crate) fn restore_link_local(name: &IfName) -> Result<(), Fault> {
+    let setting = link_local_of(name);
+    write(&setting, "1")?;
+    write(&setting, "0").map(drop)
+}
+
 /// Makes the settings of the container's side of a link with IPv6 true. To be called inside the container's namespace.
 ///
 /// # Errors
@@ -81,4 +106,35 @@ fn write_all(settings: impl Iterator<Item = (String, &'static str)>) -> Result<V
         }
     }
     if faults.is_empty() { Ok(changed) } else { Err(Fault::World(faults.join("; "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::testnet::{in_own_network, sh};
+    use crate::plan::wiring::HOST_LINK_LOCAL;
+
+    #[test]
+    fn a_next_hop_that_somebody_took_away_comes_back_and_nothing_else_changes() {
+        in_own_network(|| async {
+            let name: IfName = "cali1".parse().unwrap();
+            assert!(!has_interface(&name));
+            sh("ip link add cali1 address ee:ee:ee:ee:ee:ee type veth peer name far; ip link set far up").await;
+            assert!(has_interface(&name));
+            apply_to_interface(&name, true).unwrap();
+            sh("ip link set cali1 up; ip -6 route add fd00::1/128 dev cali1 proto 97").await;
+            let has = || interfaces_with(HOST_LINK_LOCAL) == ["cali1".to_owned()].into();
+            let begun = std::time::Instant::now();
+            while !has() {
+                assert!(begun.elapsed().as_secs() < 5, "the kernel does not make it by itself");
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            sh("ip -6 address flush dev cali1").await;
+            assert!(!has());
+            restore_link_local(&name).unwrap();
+            assert!(has());
+            assert!(sh("ip -6 route show fd00::1").await.contains("cali1"));
+            assert_eq!(read("net/ipv6/conf/cali1/addr_gen_mode").unwrap(), "0");
+        });
+    }
 }

@@ -144,8 +144,8 @@ mod tests {
                 assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}");
                 // At once, without a second try: nothing is tentative, and nobody is asked for long.
                 if six {
-                    assert!(sh_succeeds("ping -c 1 -W 1 fd00::1").await, "{addresses:?}");
-                    container.sh(&format!("ping -c 1 -W 1 {HOST_LINK_LOCAL}%eth1; ping -c 1 -W 1 fd00::1")).await;
+                    assert!(sh_succeeds("ping -c 1 -W 5 fd00::1").await, "{addresses:?}");
+                    container.sh(&format!("ping -c 1 -W 5 {HOST_LINK_LOCAL}%eth1; ping -c 1 -W 5 fd00::1")).await;
                     assert!(!sh("ip -6 addr show dev cali1").await.contains("tentative"));
                 }
                 let routes = container.sh("ip -6 route show default").await;
@@ -158,7 +158,7 @@ mod tests {
                     assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: half of it was taken away");
                     container.sh("ip link set eth1 down").await;
                     assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: it was set down");
-                    assert!(sh_succeeds("ping -c 1 -W 1 fd00::1").await, "{addresses:?}: it was set down");
+                    assert!(sh_succeeds("ping -c 1 -W 5 fd00::1").await, "{addresses:?}: it was set down");
                 }
                 wirer.links.remove(&wiring.host_interface).await.unwrap();
             }

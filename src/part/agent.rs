@@ -47,6 +47,7 @@ use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
 use crate::plan::settings::Settings;
 use crate::plan::sysctl::{FORWARD_IPV6, HOST, REVERSE_PATH_FOR_ALL};
+use crate::plan::wiring::HOST_LINK_LOCAL;
 
 mod kernel;
 mod speaker;
@@ -623,20 +624,23 @@ impl Agent {
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
         let ipv6 = self.planes.len() > 1;
+        let next_hops = sysctl::interfaces_with(HOST_LINK_LOCAL);
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
-        let faults: Vec<(String, String)> = placed
-            .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
+        // Not only those that have their routes: one whose settings are wrong may have lost them by that.
+        let wired = placed.filter(|(_, endpoint)| endpoint.is_active() && sysctl::has_interface(&endpoint.interface));
+        let faults: Vec<(String, String)> = wired
             .filter_map(|(key, endpoint)| {
-                let object = || desired::endpoint_object(&key.endpoint);
-                match sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)) {
-                    Ok(changed) => {
-                        for setting in &changed {
-                            self.tell_of_setting(setting);
-                        }
-                        None
+                let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
+                let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|changed| {
+                    changed.iter().for_each(|setting| self.tell_of_setting(setting));
+                    if ipv6 && !next_hops.contains(interface.as_str()) {
+                        self.metrics.count_drift("interface");
+                        tracing::warn!(%interface, "drift: its link-local address was taken away and is put back");
+                        return sysctl::restore_link_local(interface);
                     }
-                    Err(fault) => Some((object(), fault.to_string())),
-                }
+                    Ok(())
+                });
+                Some((desired::endpoint_object(&key.endpoint), mended.err()?.to_string()))
             })
             .collect();
         for (object, why) in faults {

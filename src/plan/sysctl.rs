@@ -53,11 +53,16 @@ pub(crate) fn for_interface(name: &IfName, ipv6: bool) -> Vec<(String, &'static 
         (of("ipv6/conf", "autoconf"), "0"),
         (of("ipv6/conf", "forwarding"), "1"),
         // The next hop is made of the interface's Ethernet address, is there at once, and nobody on the link can claim it first.
-        (of("ipv6/conf", "addr_gen_mode"), "0"),
+        (link_local_of(name), "0"),
         (of("ipv6/conf", "accept_dad"), "0"),
         (of("ipv6/conf", "disable_ipv6"), "0"),
     ]);
     settings
+}
+
+/// How an interface comes to its link-local address: 0, it is made of its Ethernet address; 1, not at all.
+pub(crate) fn link_local_of(name: &IfName) -> String {
+    format!("{IPV6_INTERFACES}/{name}/addr_gen_mode")
 }
 
 /// The settings of the container's side of a link with IPv6, in the container's namespace. Docker switches IPv6 off in a
