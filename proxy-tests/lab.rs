@@ -17,7 +17,7 @@ pub(crate) mod traces;
 pub(crate) mod wait;
 
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -33,6 +33,9 @@ use wait::wait_until;
 
 /// Where the switch namespace is reached, and etcd in it. To the hosts it is the outside: it knows no route to any container.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(172, 25, 0, 254);
+
+/// The same of IPv6.
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 25, 0, 0, 0, 0, 254);
 
 /// How long a daemon may take to come up.
 pub(crate) const START: Duration = Duration::from_secs(30);
@@ -115,6 +118,7 @@ impl Lab {
         ip(&["-n", &switch, "link", "set", "lo", "up"]);
         ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
         ip(&["-n", &switch, "address", "add", &format!("{OUTSIDE}/24"), "dev", "br0"]);
+        ip(&["-n", &switch, "address", "add", &format!("{OUTSIDE6}/64"), "dev", "br0", "nodad"]);
         ip(&["-n", &switch, "link", "set", "br0", "up"]);
     }
 

@@ -37,6 +37,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
     ip(&["-n", space, "link", "add", "lan0", "type", "bridge"]);
     ip(&["-n", space, "address", "add", "192.168.77.1/24", "dev", "lan0"]);
     ip(&["-n", space, "address", "add", "10.50.0.1/29", "dev", "lan0"]);
+    ip(&["-n", space, "address", "add", "fd80:24e2:f998:72d6:77::1/112", "dev", "lan0", "nodad"]);
     ip(&["-n", space, "link", "set", "lan0", "up"]);
     h1.start_node();
     h1.run("holder", "-e CALICO_IP=192.168.1.1");
@@ -49,7 +50,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
     let before = everything(h1);
 
     let long = format!("CALICO_PROFILE={}", "x".repeat(41));
-    let refused: [(u16, &[&str], Value, &[&str]); 22] = [
+    let refused: [(u16, &[&str], Value, &[&str]); 28] = [
         (400, &["CALICO_IP=192.168.1"], json!({}), &["192.168.1"]),
         (400, &["CALICO_IP=banana"], json!({}), &["banana"]),
         (400, &["CALICO_IP=192.168.1.0/24"], json!({}), &["192.168.1.0/24", "pool"]),
@@ -57,8 +58,14 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
         (400, &["CALICO_IP="], json!({}), &["CALICO_IP"]),
         (400, &["CALICO_IP=auto,"], json!({}), &["CALICO_IP"]),
         (400, &["CALICO_IP=192.168.2.1", "CALICO_IP=192.168.2.2"], json!({}), &["CALICO_IP"]),
-        (400, &["CALICO_IP=ipv6"], json!({}), &["ipv6"]),
-        (400, &["CALICO_IP=fd80:24e2:f998:72d6::1"], json!({}), &["fd80:24e2:f998:72d6::1"]),
+        (400, &["CALICO_IP=fd99::1"], json!({}), &["fd99::1", "in no pool", "fd80:24e2:f998:72d6::/64"]),
+        (400, &["CALICO_IP=fd99::/64"], json!({}), &["fd99::/64", "fd80:24e2:f998:72d6::/64"]),
+        (400, &["CALICO_IP=::ffff:192.168.2.2"], json!({}), &["::ffff:192.168.2.2", "192.168.2.2"]),
+        (400, &["CALICO_IP=auto,fe80::ecee:eeff:feee:eeee"], json!({}), &["link-local"]),
+        (400, &["CALICO_IP=ff02::1,::1,::"], json!({}), &["multicast", "loopback", "unspecified"]),
+        (400, &["CALICO_IP=fd80:24e2:f998:72d6:77::1"], json!({}), &["own address", "lan0"]),
+        (400, &["CALICO_IP=fd80:24e2:f998:72d6:77::9"], json!({}), &["fd80:24e2:f998:72d6:77::/112", "lan0"]),
+        (409, &["CALICO_IP=ipv6,192.168.1.1"], json!({}), &["192.168.1.1", "holder"]),
         (409, &["CALICO_IP=192.168.1.1"], json!({}), &["192.168.1.1", "holder"]),
         (409, &["CALICO_IP=192.168.9.9,192.168.1.1"], json!({}), &["192.168.1.1", "holder"]),
         (409, &["CALICO_IP=10.40.0.0/30"], json!({}), &["10.40.0.0/30"]),

@@ -88,7 +88,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "IP", value_name = "ADDR")]
     pub(crate) ip: Option<Ipv4Addr>,
 
-    /// This host's IPv6 address
+    /// This host's IPv6 address, by which the other hosts reach it; without it containers' IPv6 does not leave the host by BGP
     #[arg(long, env = "IP6", value_name = "ADDR")]
     pub(crate) ip6: Option<Ipv6Addr>,
 
@@ -177,8 +177,8 @@ fn said(items: &[String]) -> Vec<String> {
 
 impl Flags {
     /// This host as it records itself.
-    pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr) -> Host {
-        Host { name, ip, ip6: self.ip6, as_number: self.as_number }
+    pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr, gives_ipv6: bool) -> Host {
+        Host { name, ip, ip6: self.ip6, gives_ipv6, as_number: self.as_number }
     }
 
     /// Where to listen, and whether that place may be missing: the defaults stand where neither the operator nor systemd

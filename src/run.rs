@@ -167,11 +167,13 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
-    let settings = AgentSettings { run_dir: flags.run_dir.clone(), host_ip, bgp: flags.runs_bird() };
+    let (run_dir, bgp) = (flags.run_dir.clone(), flags.runs_bird());
+    let settings = AgentSettings { run_dir, host_ip, host_ip6: flags.ip6, bgp };
     let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
         host_ip,
+        host_ip6: flags.ip6,
         etcd: etcd.address().to_owned(),
         docker: flags.docker_host.clone(),
         listeners: doors.places.clone(),
@@ -190,7 +192,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
     let reported = etcd.clone();
-    let this = flags.this_host(host.clone(), host_ip);
+    let this = flags.this_host(host.clone(), host_ip, ipv6);
     let reservations = Reservations::in_state_dir(&flags.state_dir);
     let holdings = Holdings { host: this.clone(), reservations, metrics: Arc::clone(&metrics) };
     start_followers(&mut parts, this, holdings, &network, &store, etcd);

@@ -102,6 +102,7 @@ pub fn bodies(bytes: &[u8]) {
         addresses: vec!["10.1.0.7".parse().expect("an address")],
         mac: None,
         ipv4_gateway: None,
+        ipv6_gateway: None,
         requested: model::endpoint::Requested::default(),
     };
     for edited in

@@ -1,7 +1,7 @@
 //! One Docker host of a lab: its dockerd, its node, and what is to be seen on it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -28,6 +28,7 @@ pub(crate) struct Host {
     /// `h1`, `h2`, …: the host's name in the datastore.
     pub(crate) name: String,
     pub(crate) ip: Ipv4Addr,
+    pub(crate) ip6: Ipv6Addr,
     pub(crate) space: Netns,
     folder: PathBuf,
     /// `None`: the node runs its own.
@@ -56,9 +57,12 @@ impl Host {
         ip(&["-n", &switch, "link", "add", &name, "type", "veth", "peer", "name", "eth0", "netns", &space]);
         ip(&["-n", &switch, "link", "set", &name, "master", "br0", "up"]);
         ip(&["-n", &space, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        let address6 = Ipv6Addr::new(0x2001, 0xdb8, 25, 0, 0, 0, 0, u16::from(number));
+        ip(&["-n", &space, "address", "add", &format!("{address6}/64"), "dev", "eth0", "nodad"]);
         ip(&["-n", &space, "link", "set", "eth0", "up"]);
         let host = Host {
             ip: address,
+            ip6: address6,
             space: Netns::named(&space),
             folder: folder.join(&name),
             name,
@@ -75,7 +79,7 @@ impl Host {
         let daemon = if runtime { host.daemon_config() } else { json!({}) };
         std::fs::write(host.daemon_json(), daemon.to_string()).unwrap();
         // As a machine is that was installed just now. A new namespace has what the machine has.
-        host.sh("sysctl -qw net.ipv4.ip_forward=0");
+        host.sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0");
         host.spawn_dockerd();
         host
     }
@@ -625,6 +629,12 @@ impl Host {
         let saved = self.command("iptables-save").run().ok();
         let lines = saved.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split(" [").next().unwrap().to_owned()).collect()
+    }
+
+    /// The same of IPv6.
+    pub(crate) fn rules6(&self) -> Vec<String> {
+        let saved = self.command("ip6tables-save").run().ok();
+        saved.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect()
     }
 
     /// The names of this software's chains.

@@ -65,8 +65,16 @@ struct Stored {
 
 impl Record {
     fn addresses(&self) -> BTreeSet<String> {
-        let nets = self.value["ipv4_nets"].as_array().into_iter().flatten();
-        nets.filter_map(Value::as_str).map(|net| net.trim_end_matches("/32").to_owned()).collect()
+        let nets = ["ipv4_nets", "ipv6_nets"].into_iter().filter_map(|nets| self.value[nets].as_array()).flatten();
+        nets.filter_map(Value::as_str).map(|net| net.split('/').next().unwrap().to_owned()).collect()
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.addresses().iter().any(|address| address.contains(':'))
+    }
+
+    fn has_ipv4(&self) -> bool {
+        self.addresses().iter().any(|address| address.contains('.'))
     }
 
     fn text(&self, key: &str) -> String {
@@ -112,13 +120,13 @@ fn take_apart(entries: BTreeMap<String, Entry>) -> Stored {
                     Err(error) => stored.wrong.push(format!("{key} is no JSON: {error}")),
                 }
             }
-            ["ipam", "v4", "assignment", pool, address] => stored.claims.push(Claim {
+            ["ipam", "v4" | "v6", "assignment", pool, address] => stored.claims.push(Claim {
                 pool: pool.replacen('-', "/", 1),
                 address: (*address).to_owned(),
                 entry,
                 key: key.clone(),
             }),
-            ["ipam", "v4", "pool", pool] => {
+            ["ipam", "v4" | "v6", "pool", pool] => {
                 stored.pools.insert(pool.replacen('-', "/", 1));
             }
             _ => {}
@@ -163,8 +171,11 @@ impl Lab {
             assert!(host.cali_links().is_empty(), "{}: {:?}", host.name, host.cali_links());
             assert_eq!(own_routes(host), BTreeSet::new(), "{}", host.name);
             assert_eq!(dispatched(&host.rules()), BTreeSet::new(), "{}", host.name);
+            assert_eq!(dispatched(&host.rules6()), BTreeSet::new(), "{}", host.name);
         }
-        assert_eq!(self.host(1).etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+        for family in ["v4", "v6"] {
+            assert_eq!(self.host(1).etcd().keys(&format!("/calico/v1/ipam/{family}/assignment/")), [""; 0]);
+        }
     }
 
     /// All that is wrong now.
@@ -306,10 +317,17 @@ fn host_violations(host: &Host, stored: &Stored) -> Vec<String> {
     if routes != expected_routes {
         wrong.push(format!("routes {routes:?} and should be {expected_routes:?}"));
     }
-    let mine: BTreeSet<String> = records.iter().map(|record| record.text("name")).collect();
-    let policed = dispatched(&host.rules());
-    if policed != mine {
-        wrong.push(format!("rules for the interfaces {policed:?} and should be for {mine:?}"));
+    // What has no address at all any more is closed in IPv4.
+    let four = records.iter().filter(|record| record.has_ipv4() || !record.has_ipv6());
+    let six = records.iter().filter(|record| record.has_ipv6());
+    for (family, rules, mine) in [
+        ("IPv4", host.rules(), four.map(|record| record.text("name")).collect::<BTreeSet<_>>()),
+        ("IPv6", host.rules6(), six.map(|record| record.text("name")).collect()),
+    ] {
+        let policed = dispatched(&rules);
+        if policed != mine {
+            wrong.push(format!("{family}: rules for the interfaces {policed:?} and should be for {mine:?}"));
+        }
     }
     wrong.extend(set_violations(host, stored, &records));
     wrong.extend(file_violations(host, &containers, &records));
@@ -324,7 +342,8 @@ fn waits_for_any(stored: &Stored, record: &Record) -> bool {
 
 /// Destination and interface of the routes that bear this software's protocol number, 97.
 fn own_routes(host: &Host) -> BTreeSet<(String, String)> {
-    let routes = host.ip_json(&["-4", "route", "show", "table", "all", "proto", "97"]);
+    let of = |family| host.ip_json(&[family, "route", "show", "table", "all", "proto", "97"]);
+    let routes = [of("-4"), of("-6")].concat();
     let text = |route: &Value, key: &str| route[key].as_str().unwrap_or_default().to_owned();
     routes.iter().map(|route| (text(route, "dst"), text(route, "dev"))).collect()
 }
@@ -413,11 +432,22 @@ fn inside_violations(record: &Record, inspected: &Value) -> Vec<String> {
         .as_array()
         .into_iter()
         .flatten()
-        .filter(|address| address["family"] == "inet" && address["prefixlen"] == 32)
+        .filter(|address| {
+            let alone = if address["family"] == "inet6" { 128 } else { 32 };
+            address["prefixlen"] == alone
+        })
         .filter_map(|address| address["local"].as_str().map(str::to_owned))
         .collect();
     if addresses != record.addresses() {
         wrong.push(format!("{container} has {addresses:?} and should have {:?}", record.addresses()));
+    }
+    let routes = inside(pid, &["-6", "route", "show", "default"]);
+    let leads = |route: &Value| route["dev"] == interface && route["gateway"] == "fe80::ecee:eeff:feee:eeee";
+    if routes.iter().any(leads) != record.has_ipv6() {
+        wrong.push(format!("{container} has the IPv6 routes {routes:?}, and the addresses {:?}", record.addresses()));
+    }
+    if !record.has_ipv4() {
+        return wrong;
     }
     let routes = inside(pid, &["-4", "route", "show", "default"]);
     if !routes.iter().any(|route| route["dev"] == interface && route["gateway"] == record.value["ipv4_gateway"]) {
@@ -437,7 +467,9 @@ fn set_violations(host: &Host, stored: &Stored, records: &[&Record]) -> Vec<Stri
                 let known = match part {
                     _ if part.starts_with("cali") => interfaces.contains(part),
                     _ if part.contains('/') => true,
-                    _ if part.starts_with("192.168.") || part.starts_with("10.") => addresses.contains(part),
+                    _ if ["192.168.", "10.", "fd80:"].iter().any(|begin| part.starts_with(begin)) => {
+                        addresses.contains(part)
+                    }
                     _ => true,
                 };
                 if !known {
@@ -465,7 +497,7 @@ fn file_violations(host: &Host, containers: &BTreeSet<String>, records: &[&Recor
     for record in records {
         let text = std::fs::read_to_string(folder.join(format!("{}.json", record.container))).unwrap_or_default();
         let kept = serde_json::from_str::<Value>(&text).unwrap_or_default()["endpoints"][&record.endpoint].clone();
-        if kept["mac"] != record.value["mac"] || kept["ipv4_nets"] != record.value["ipv4_nets"] {
+        if ["mac", "ipv4_nets", "ipv6_nets"].iter().any(|key| kept[key] != record.value[key]) {
             wrong.push(format!("{} is kept with {kept} and recorded with {}", record.container, record.value));
         }
     }

@@ -88,6 +88,9 @@ pub(crate) struct Status {
     pub(crate) version: String,
     /// The host's IPv4 address towards other hosts; `None` until it is known.
     pub(crate) ip: Option<IpAddr>,
+    /// The same of IPv6; `None` if it was given none.
+    #[serde(default)]
+    pub(crate) ip6: Option<IpAddr>,
     #[serde(rename = "as")]
     pub(crate) as_number: u32,
     pub(crate) ready: bool,
@@ -211,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_status_is_read_as_it_is_documented() {
-        let text = r#"{"host":"h1","version":"0.1.0","ip":"172.25.0.1","as":64511,"ready":true,"waiting_for":[],
+        let text = r#"{"host":"h1","version":"0.1.0","ip":"172.25.0.1","ip6":"fd00::1","as":64511,"ready":true,"waiting_for":[],
             "etcd":"http://127.0.0.1:2379","etcd_connected":true,"docker":"unix:///var/run/docker.sock",
             "docker_connected":true,"listeners":["tcp://127.0.0.1:2377"],"endpoints":{"active":1,"inactive":0},
             "bird":{"up":true,"sessions":[{"name":"Mesh_172_25_0_2","peer":"172.25.0.2","type":"node-to-node mesh",

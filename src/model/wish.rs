@@ -29,7 +29,7 @@ pub(crate) struct Wish {
 
 impl std::str::FromStr for AddressWish {
     type Err = String;
-    /// One item, trimmed: an address (`/32` allowed), `auto`, `ipv4`, `ipv6` or a CIDR.
+    /// One item, trimmed: an address (`/32` and `/128` allowed), `auto`, `ipv4`, `ipv6` or a CIDR.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.to_ascii_lowercase().as_str() {
             "auto" | "ipv4" => return Ok(AddressWish::Any(Family::V4)),
@@ -37,16 +37,26 @@ impl std::str::FromStr for AddressWish {
             _ => {}
         }
         if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(AddressWish::Exactly(address));
+            return exactly(text, address);
         }
         match text.parse::<IpNet>() {
-            Ok(net) if net.prefix_len() == net.max_prefix_len() => Ok(AddressWish::Exactly(net.addr())),
+            Ok(net) if net.prefix_len() == net.max_prefix_len() => exactly(text, net.addr()),
             Ok(net) if net.trunc() == net => Ok(AddressWish::From(net)),
             Ok(net) => Err(format!("{text:?} has host bits set: the CIDR of a pool would be {}", net.trunc())),
             Err(_) => Err(format!(
                 "{text:?} is not an address: it must be an address of a pool, auto, ipv4, ipv6 or the CIDR of a pool"
             )),
         }
+    }
+}
+
+/// An IPv4 address in the spelling of IPv6 would be another one to everything that compares addresses.
+fn exactly(text: &str, address: IpAddr) -> Result<AddressWish, String> {
+    match address {
+        IpAddr::V6(v6) if let Some(v4) = v6.to_ipv4_mapped() => {
+            Err(format!("{text:?} is an IPv4 address in the spelling of IPv6: it must be {v4}"))
+        }
+        address => Ok(AddressWish::Exactly(address)),
     }
 }
 
@@ -66,21 +76,6 @@ impl Wish {
                 continue;
             }
             match item.parse() {
-                Ok(AddressWish::Any(Family::V6)) => {
-                    errors.push(format!(
-                        "CALICO_IP {item:?} asks for an IPv6 address, which this release does not give: ask for IPv4"
-                    ));
-                }
-                Ok(AddressWish::Exactly(address)) if address.is_ipv6() => {
-                    errors.push(format!(
-                        "CALICO_IP {item:?} is an IPv6 address, which this release does not give: ask for IPv4"
-                    ));
-                }
-                Ok(AddressWish::From(net)) if Family::of_net(net) == Family::V6 => {
-                    errors.push(format!(
-                        "CALICO_IP {item:?} is an IPv6 pool, from which this release does not give: ask for IPv4"
-                    ));
-                }
                 Ok(exactly @ AddressWish::Exactly(_)) if wish.addresses.contains(&exactly) => {
                     errors.push(format!("CALICO_IP names {item} twice: name every address once"));
                 }
@@ -107,7 +102,11 @@ mod tests {
 
     #[test]
     fn a_wish_is_a_list_of_addresses_families_and_pools() {
-        let wish = Wish::parse("192.168.1.1, auto,ipv4 ,10.0.0.0/8,192.168.0.255/32", Some("a, b")).unwrap();
+        let wish = Wish::parse(
+            "192.168.1.1, auto,ipv4 ,10.0.0.0/8,192.168.0.255/32,fd00::1,IPv6,fd01::/64,fd00::2/128",
+            Some("a, b"),
+        );
+        let wish = wish.unwrap();
         assert_eq!(
             wish.addresses,
             [
@@ -116,6 +115,10 @@ mod tests {
                 AddressWish::Any(Family::V4),
                 AddressWish::From("10.0.0.0/8".parse().unwrap()),
                 AddressWish::Exactly("192.168.0.255".parse().unwrap()),
+                AddressWish::Exactly("fd00::1".parse().unwrap()),
+                AddressWish::Any(Family::V6),
+                AddressWish::From("fd01::/64".parse().unwrap()),
+                AddressWish::Exactly("fd00::2".parse().unwrap()),
             ]
         );
         assert_eq!(wish.profiles.iter().map(ProfileName::as_str).collect::<Vec<_>>(), ["a", "b"]);
@@ -129,10 +132,12 @@ mod tests {
             "auto,",
             "1.2.3",
             "10.0.0.1/8",
-            "fd00::1",
-            "ipv6",
             "1.2.3.4,1.2.3.4",
+            "fd00::1,FD00:0::1",
+            "fd00::1/64",
+            "fe80::1%eth0",
             "::ffff:1.2.3.4",
+            "::ffff:1.2.3.4/128",
             "1.2.3.4\n5",
         ] {
             assert!(matches!(Wish::parse(bad, None), Err(Fault::Refusal(_))), "{bad:?}");

@@ -18,7 +18,7 @@
 //! programmed. At the end the kernel stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,6 +71,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub(crate) struct AgentSettings {
     pub(crate) run_dir: PathBuf,
     pub(crate) host_ip: Ipv4Addr,
+    /// `None`: BIRD speaks of IPv4 only.
+    pub(crate) host_ip6: Option<Ipv6Addr>,
     /// Whether a BIRD is run.
     pub(crate) bgp: bool,
 }
@@ -206,6 +208,7 @@ pub(crate) async fn run(
         ear,
         host: host.clone(),
         ip: settings.host_ip,
+        ip6: settings.host_ip6,
         store,
         programmed: Arc::clone(&programmed),
         metrics,
@@ -243,6 +246,7 @@ struct Plane {
 struct Agent {
     host: HostName,
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
     metrics: Arc<Metrics>,
@@ -432,7 +436,7 @@ impl Agent {
 
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
-        let Agent { store, planes, known, host, ip, speaker, speech, audit_every, .. } = self;
+        let Agent { store, planes, known, host, ip, ip6, speaker, speech, audit_every, .. } = self;
         store.take(|snapshot, news| {
             if snapshot.revision == 0 {
                 return;
@@ -445,7 +449,7 @@ impl Agent {
             if !news.any(|key| !matches!(key, Key::Endpoint(_) | Key::Assignment(_))) {
                 return;
             }
-            let now = desired_bird(snapshot, host, *ip);
+            let now = desired_bird(snapshot, host, *ip, *ip6);
             if speaker.as_ref() != Some(&now) {
                 speech.send_replace(Some(now.render()));
                 *speaker = Some(now);

@@ -29,6 +29,8 @@ pub(crate) struct Host {
     pub(crate) name: HostName,
     pub(crate) ip: Ipv4Addr,
     pub(crate) ip6: Option<Ipv6Addr>,
+    /// Whether containers are given IPv6 here.
+    pub(crate) gives_ipv6: bool,
     /// `None`: the global one holds.
     pub(crate) as_number: Option<AsNumber>,
 }
@@ -63,12 +65,18 @@ pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &Cance
 /// Whether another host has this host's address.
 fn check(host: &Host, snapshot: &Snapshot) -> Result<(), Fault> {
     let own = IpAddr::V4(host.ip);
-    let by_name = snapshot.host_ips.iter().filter(|(name, _)| **name != host.name);
-    match by_name.filter(|(_, record)| record.readable() == Some(&own)).map(|(name, _)| name).next() {
-        Some(other) => Err(Fault::Conflict(format!(
-            "record host {} with address {own}: host {other} has it; give this host another with --ip, or remove the key {} if that host is no more",
+    let ipv4 = snapshot.host_ips.iter().filter(|(_, record)| record.readable() == Some(&own));
+    let ipv4 = ipv4.map(|(name, _)| (name, own, "--ip", Key::HostIp(name.clone())));
+    let own6 = host.ip6.map(IpAddr::V6);
+    let ipv6 = snapshot.bgp_ips.iter().filter_map(|((name, family), record)| {
+        let ip6 = own6.filter(|_| record.readable() == Some(&own6))?;
+        Some((name, ip6, "--ip6", Key::BgpHostIp(name.clone(), *family)))
+    });
+    match ipv4.chain(ipv6).find(|(name, ..)| **name != host.name) {
+        Some((other, address, flag, key)) => Err(Fault::Conflict(format!(
+            "record host {} with address {address}: host {other} has it; give this host another with {flag}, or remove the key {} if that host is no more",
             host.name,
-            Key::HostIp(other.clone()).path()
+            key.path()
         ))),
         None => Ok(()),
     }
@@ -81,7 +89,7 @@ pub(super) fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction
     let mut all: Vec<Transaction> = Vec::new();
     let mut absent =
         |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
-    for (cidr, family) in POOLS {
+    for (cidr, family) in POOLS.into_iter().filter(|(_, family)| *family == Family::V4 || host.gives_ipv6) {
         if !snapshot.pools.values().filter_map(Record::readable).any(|pool| pool.family() == family) {
             let cidr = cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;
             absent(Key::Pool(cidr), to_json(&Pool::new(cidr))?);
@@ -111,7 +119,13 @@ mod tests {
     use crate::model::snapshot::tests::from_json;
 
     fn host() -> Host {
-        Host { name: "h1".parse().unwrap(), ip: "10.0.0.1".parse().unwrap(), ip6: None, as_number: None }
+        Host {
+            name: "h1".parse().unwrap(),
+            ip: "10.0.0.1".parse().unwrap(),
+            ip6: None,
+            gives_ipv6: true,
+            as_number: None,
+        }
     }
 
     #[test]
@@ -120,6 +134,8 @@ mod tests {
         let written = format!("{:?}", wanted(&host(), &snapshot).unwrap());
         assert!(!written.contains("192.168.0.0"), "{written}");
         assert!(written.contains("fd80:24e2:f998:72d6::"), "{written}");
+        let without = format!("{:?}", wanted(&Host { gives_ipv6: false, ..host() }, &snapshot).unwrap());
+        assert!(!without.contains("fd80:24e2:f998:72d6::"), "{without}");
     }
 
     #[test]
@@ -127,6 +143,12 @@ mod tests {
         let snapshot = from_json(r#"{"/calico/v1/host/h2/bird_ip": "10.0.0.1"}"#);
         let Err(Fault::Conflict(text)) = check(&host(), &snapshot) else { panic!("accepted") };
         assert!(text.contains("h2"), "{text}");
+        let six =
+            from_json(r#"{"/calico/bgp/v1/host/h2/ip_addr_v6": "fd00::1", "/calico/bgp/v1/host/h3/ip_addr_v6": ""}"#);
+        let dual = Host { ip6: Some("fd00::1".parse().unwrap()), ..host() };
+        let Err(Fault::Conflict(text)) = check(&dual, &six) else { panic!("accepted") };
+        assert!(text.contains("h2") && text.contains("--ip6"), "{text}");
+        assert_eq!(check(&host(), &six), Ok(()));
         assert_eq!(check(&host(), &from_json(r#"{"/calico/v1/host/h1/bird_ip": "10.0.0.1"}"#)), Ok(()));
     }
 }

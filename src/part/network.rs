@@ -44,6 +44,7 @@ use crate::part::store::Store;
 use crate::plan::address::Reserved;
 use crate::plan::body::Appearance;
 use crate::plan::runtime::Runtimes;
+use crate::plan::wiring::HOST_LINK_LOCAL;
 
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]
@@ -251,6 +252,8 @@ impl Network {
             addresses: recorded.iter().flat_map(|one| one.endpoint.addresses.iter().copied()).collect(),
             mac: first.endpoint.mac,
             ipv4_gateway: first.endpoint.ipv4_gateway,
+            // What a container's routes say; the record names the host's address that stands behind it.
+            ipv6_gateway: Some(IpAddr::V6(HOST_LINK_LOCAL)),
             requested: first.endpoint.requested.clone().unwrap_or_default(),
         })
     }

@@ -1,6 +1,6 @@
 //! Status: how this node is, gathered from its parts for `/readyz`, `calicoctl status` and the log.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::part::store::Store;
 pub(crate) struct Gauge {
     pub(crate) host: HostName,
     pub(crate) host_ip: Ipv4Addr,
+    pub(crate) host_ip6: Option<Ipv6Addr>,
     pub(crate) etcd: String,
     pub(crate) docker: String,
     pub(crate) listeners: Vec<String>,
@@ -106,6 +107,7 @@ impl Gauge {
             host: self.host.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ip: Some(IpAddr::V4(self.host_ip)),
+            ip6: self.host_ip6.map(IpAddr::V6),
             as_number,
             ready: waiting_for.is_empty(),
             waiting_for,

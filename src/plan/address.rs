@@ -1,9 +1,9 @@
 //! Addresses: which one a container gets, and which ones it must never get.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::model::name::INTERFACE_PREFIX;
 use crate::model::pool::{Pool, overlap};
@@ -37,10 +37,13 @@ impl Reserved {
 
     /// Why no container may have an address; `None` if one may.
     pub(crate) fn reason(&self, address: IpAddr) -> Option<String> {
+        if let Some((_, kind)) = nobodys(address) {
+            return Some(format!("it is {kind}, which is no container's"));
+        }
         if let Some(own) = self.connected.iter().find(|own| own.net.addr() == address) {
             return Some(format!("it is this host's own address on interface {}", own.interface));
         }
-        if let Some(near) = self.connected.iter().find(|near| near.net.contains(&address)) {
+        if let Some(near) = self.near(address) {
             return Some(format!(
                 "it lies in subnet {}, to which interface {} of this host is connected",
                 near.net.trunc(),
@@ -48,6 +51,10 @@ impl Reserved {
             ));
         }
         self.singles.contains(&address).then(|| "it is the address of a host or a next hop of containers".to_owned())
+    }
+
+    fn near(&self, address: IpAddr) -> Option<&Connected> {
+        self.connected.iter().find(|near| near.net.contains(&address))
     }
 
     /// The pools that share addresses with a connected subnet, in words.
@@ -67,29 +74,67 @@ impl Reserved {
     }
 }
 
-/// The next free IPv4 address of a pool after the last one given out, going round at the end.
+/// The ranges of which no address can be one endpoint's alone. Source: RFC 6890, RFC 4291, RFC 5771.
+const NOBODYS: [(IpNet, &str); 8] = [
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)), "the unspecified address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)), "a loopback address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)), "a multicast address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32)), "the broadcast address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)), "the unspecified address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)), "a loopback address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)), "a link-local address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)), "a multicast address"),
+];
+
+fn nobodys(address: IpAddr) -> Option<&'static (IpNet, &'static str)> {
+    NOBODYS.iter().find(|(net, _)| net.contains(&address))
+}
+
+/// The next free address of a pool after the last one given out, going round at the end.
 ///
-/// Never the network's or the broadcast address. `taken` and `reserved` say what is not free.
+/// Never the network's address or the last one, which in IPv4 is the broadcast address. `taken` and `reserved` say what is
+/// not free. Subnets that are nobody's or connected are stepped over as a whole, and what is taken one by one: a pool of
+/// IPv6 is never walked.
 pub(crate) fn choose(
     pool: IpNet,
     after: Option<IpAddr>,
     taken: &dyn Fn(IpAddr) -> bool,
     reserved: &Reserved,
 ) -> Option<IpAddr> {
-    let IpNet::V4(net) = pool else { return None };
-    let (mut first, mut last) = (u32::from(net.network()), u32::from(net.broadcast()));
-    if net.prefix_len() <= 30 {
+    let (mut first, mut last) = (number(pool.network()), number(pool.broadcast()));
+    if pool.max_prefix_len() - pool.prefix_len() >= 2 {
         first += 1;
         last -= 1;
     }
-    let start = match after {
-        Some(IpAddr::V4(after)) if (first..last).contains(&u32::from(after)) => u32::from(after) + 1,
-        _ => first,
+    let after = after.filter(|after| pool.contains(after)).map(number);
+    let start = after.filter(|after| (first..last).contains(after)).map_or(first, |after| after + 1);
+    let address = |number: u128| match pool {
+        IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),
+        IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
     };
-    (start..=last)
-        .chain(first..start)
-        .map(|number| IpAddr::V4(Ipv4Addr::from(number)))
-        .find(|address| !taken(*address) && reserved.reason(*address).is_none())
+    let free_among = |from: u128, to: u128| {
+        let mut next = from;
+        while next <= to {
+            let candidate = address(next);
+            let subnet =
+                reserved.near(candidate).map(|near| near.net).or_else(|| nobodys(candidate).map(|(net, _)| *net));
+            let stepped_over = match subnet {
+                Some(subnet) => number(subnet.broadcast()),
+                None if taken(candidate) || reserved.reason(candidate).is_some() => next,
+                None => return Some(candidate),
+            };
+            next = stepped_over.checked_add(1)?;
+        }
+        None
+    };
+    free_among(start, last).or_else(|| free_among(first, start.checked_sub(1)?))
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u32::from(v4).into(),
+        IpAddr::V6(v6) => v6.into(),
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +157,42 @@ mod tests {
         assert_eq!(pick("10.0.0.0/30", None, &["10.0.0.1", "10.0.0.2"], &none), None);
         assert_eq!(pick("10.0.0.0/32", None, &[], &none).as_deref(), Some("10.0.0.0"));
         assert_eq!(pick("10.0.0.0/31", Some("10.0.0.0"), &[], &none).as_deref(), Some("10.0.0.1"));
+    }
+
+    #[test]
+    fn a_pool_of_ipv6_is_not_walked() {
+        let none = Reserved::default();
+        assert_eq!(pick("fd00::/64", None, &[], &none).as_deref(), Some("fd00::1"));
+        assert_eq!(pick("fd00::/64", Some("fd00::ff"), &["fd00::100"], &none).as_deref(), Some("fd00::101"));
+        assert_eq!(pick("fd00::/126", Some("fd00::2"), &["fd00::1"], &none).as_deref(), Some("fd00::2"));
+        assert_eq!(pick("fd00::/127", None, &["fd00::"], &none).as_deref(), Some("fd00::1"));
+        assert_eq!(pick("fd00::7/128", None, &["fd00::7"], &none), None);
+        // To the end and round again, over all that is nobody's.
+        assert_eq!(pick("::/0", Some("fe7f:ffff::ffff:ffff"), &[], &none).as_deref(), Some("fe7f:ffff::1:0:0"));
+        let end = "fe7f:ffff:ffff:ffff:ffff:ffff:ffff:ffff";
+        assert_eq!(pick("::/0", Some(end), &[], &none).as_deref(), Some("fec0::"));
+        assert_eq!(pick("::/0", Some("ff00::"), &[], &none).as_deref(), Some("::2"));
+        assert_eq!(pick("0.0.0.0/0", Some("126.255.255.255"), &[], &none).as_deref(), Some("128.0.0.0"));
+        // Half of the pool, and more, is a subnet of the host's.
+        let near = |net: &str| Connected { interface: "eth0".to_owned(), net: net.parse().unwrap() };
+        let reserved = Reserved::new(&Snapshot::default(), vec![near("fd00::1/65"), near("fd00:0:0:0:8000::1/66")]);
+        assert_eq!(pick("fd00::/64", None, &[], &reserved).as_deref(), Some("fd00::c000:0:0:0"));
+        assert_eq!(pick("fd00::/66", None, &[], &reserved), None);
+        let whole = Reserved::new(&Snapshot::default(), vec![near("fd00::1/8")]);
+        assert_eq!(pick("fd00::/64", Some("fd00::5"), &[], &whole), None);
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_have_alone_is_nobodys() {
+        let none = Reserved::default();
+        for address in
+            ["::", "::1", "ff02::1", "fe80::1", "fe80::ecee:eeff:feee:eeee", "127.0.0.1", "224.0.0.1", "0.0.0.0"]
+        {
+            assert!(none.reason(address.parse().unwrap()).is_some(), "{address}");
+        }
+        for address in ["fd00::1", "2001:db8::", "10.0.0.255", "169.254.1.1"] {
+            assert_eq!(none.reason(address.parse().unwrap()), None, "{address}");
+        }
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //!
 //! One address is one session: a peer that stands in several lists is rendered once, the host's own list first, then the
 //! global one, then the mesh. The original rendered it once per list and BIRD refused the file for its equal names.
-//! Limit: IPv4 only; peers with an IPv6 address are left out.
+//! Each family has sessions of its own, between addresses of that family, so that either goes on when the other is broken.
+//! A host without an IPv6 address of its own speaks of IPv4 only, and peers with an IPv6 address are left out there.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -32,10 +33,12 @@ pub(crate) enum Talk {
 pub(crate) struct Speaker {
     /// Unspecified: the host has no address, so there is nobody to speak with.
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     as_number: AsNumber,
     talk: Talk,
+    /// Of the families that the host has an address of.
     pools: Vec<IpNet>,
-    peers: BTreeMap<Ipv4Addr, Neighbor>,
+    peers: BTreeMap<IpAddr, Neighbor>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +49,14 @@ struct Neighbor {
 }
 
 /// What the BIRD of a host should do, by the snapshot.
-pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr) -> Speaker {
+pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Speaker {
+    let families = [(Family::V4, true), (Family::V6, ip6.is_some())].into_iter().filter(|(_, speaks)| *speaks);
     let mut speaker = Speaker {
         ip,
+        ip6,
         as_number: snapshot.as_of(host),
         talk: talk(snapshot, host),
-        pools: snapshot.pools_of(Family::V4).map(|pool| pool.cidr).collect(),
+        pools: families.flat_map(|(family, _)| snapshot.pools_of(family)).map(|pool| pool.cidr).collect(),
         peers: BTreeMap::new(),
     };
     let own = BgpScope::Host(host.clone());
@@ -60,17 +65,16 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr) -
     {
         let records = snapshot.bgp_peers.iter().filter(|((of, _), _)| of == scope);
         for peer in records.filter_map(|(_, record)| record.readable()) {
-            if let IpAddr::V4(address) = peer.ip {
-                speaker.meet(prefix, address, peer.as_num, words);
-            }
+            speaker.meet(prefix, peer.ip, peer.as_num, words);
         }
     }
     let mesh = snapshot.bgp_mesh.as_ref().and_then(Record::readable).is_none_or(|mesh| mesh.enabled);
     if mesh {
         for ((other, family), record) in &snapshot.bgp_ips {
             // Known again by name as well as by address: the address in the datastore may be one that we had before.
-            let Some(Some(IpAddr::V4(address))) = record.readable() else { continue };
-            if other != host && *address != ip && *family == Family::V4 {
+            let Some(Some(address)) = record.readable() else { continue };
+            let own = [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)].contains(&Some(*address));
+            if other != host && !own && *family == Family::of(*address) {
                 speaker.meet("Mesh", *address, snapshot.as_of(other), &format!("host {other}"));
             }
         }
@@ -88,11 +92,11 @@ fn talk(snapshot: &Snapshot, host: &HostName) -> Talk {
 }
 
 impl Speaker {
-    fn meet(&mut self, prefix: &str, address: Ipv4Addr, as_number: AsNumber, words: &str) {
-        if address.is_unspecified() {
+    fn meet(&mut self, prefix: &str, address: IpAddr, as_number: AsNumber, words: &str) {
+        if address.is_unspecified() || (address.is_ipv6() && self.ip6.is_none()) {
             return;
         }
-        let name = format!("{prefix}_{}", address.to_string().replace('.', "_"));
+        let name = format!("{prefix}_{}", address.to_string().replace(['.', ':'], "_"));
         self.peers.entry(address).or_insert_with(|| Neighbor { name, as_number, words: words.to_owned() });
     }
 
@@ -102,17 +106,24 @@ impl Speaker {
         // BIRD wants one even when it speaks with nobody.
         let id = if self.ip.is_unspecified() { Ipv4Addr::new(0, 0, 0, 1) } else { self.ip };
         let _ = writeln!(text, "router id {id};\nlog stderr all;\n");
-        self.render_filters(&mut text);
-        self.render_kernel(&mut text);
-        if !self.ip.is_unspecified() && !self.peers.is_empty() {
-            self.render_peers(&mut text);
+        let channels: Vec<Channel> = [Some(IpAddr::V4(self.ip)), self.ip6.map(IpAddr::V6)]
+            .into_iter()
+            .flatten()
+            .map(|ip| Channel { ip, family: Family::of(ip) })
+            .collect();
+        for channel in &channels {
+            self.render_filter(channel, &mut text);
+        }
+        self.render_kernel(&channels, &mut text);
+        for channel in channels.iter().filter(|channel| !channel.ip.is_unspecified()) {
+            self.render_peers(channel, &mut text);
         }
         text
     }
 
-    fn render_filters(&self, text: &mut String) {
-        text.push_str("# What peers are told.\nfilter calico_pools {\n");
-        for pool in &self.pools {
+    fn render_filter(&self, channel: &Channel, text: &mut String) {
+        let _ = writeln!(text, "# What peers are told.\nfilter {} {{", channel.filter());
+        for pool in self.pools.iter().filter(|pool| Family::of_net(**pool) == channel.family) {
             let _ = writeln!(text, "  if net ~ {pool} then accept;");
         }
         text.push_str("  reject;\n}\n\n");
@@ -126,32 +137,79 @@ impl Speaker {
         }
     }
 
-    fn render_kernel(&self, text: &mut String) {
+    fn render_kernel(&self, channels: &[Channel], text: &mut String) {
         let debug = self.debug();
+        let names: String = channels.iter().map(|channel| format!("  {};\n", channel.name())).collect();
         let _ = write!(
             text,
             "protocol device {{\n{debug}  scan time 2;\n}}\n\n\
              # Next hops of peers lie in the networks of the host's own interfaces.\n\
-             protocol direct {{\n{debug}  ipv4;\n  interface -\"{INTERFACE_PREFIX}*\", \"*\";\n}}\n\n\
-             protocol kernel {{\n{debug}  learn;\n  persist;\n  scan time 2;\n  graceful restart;\n  ipv4 {{\n    import all;\n    \
-             export where source = RTS_BGP;\n  }};\n}}\n\n"
+             protocol direct {{\n{debug}{names}  interface -\"{INTERFACE_PREFIX}*\", \"*\";\n}}\n\n"
         );
-    }
-
-    fn render_peers(&self, text: &mut String) {
-        let (ip, debug) = (self.ip, self.debug());
-        let _ = write!(
-            text,
-            "template bgp calico_bgp {{\n{debug}  local as {};\n  multihop;\n  source address {ip};\n  graceful restart;\n  \
-             graceful restart time 3600;\n  ipv4 {{\n    import all;\n    export filter calico_pools;\n    next hop self;\n    \
-             gateway recursive;\n    add paths on;\n  }};\n}}\n",
-            self.as_number
-        );
-        for (address, Neighbor { name, as_number, words }) in &self.peers {
+        for channel in channels {
             let _ = write!(
                 text,
-                "\nprotocol bgp {name} from calico_bgp {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n}}\n"
+                "protocol kernel {{\n{debug}  learn;\n  persist;\n  scan time 2;\n  graceful restart;\n  {} {{\n    import all;\n    \
+                 export where source = RTS_BGP;\n  }};\n}}\n\n",
+                channel.name()
             );
+        }
+    }
+
+    fn render_peers(&self, channel: &Channel, text: &mut String) {
+        let mut peers = self.peers.iter().filter(|(address, _)| Family::of(**address) == channel.family).peekable();
+        if peers.peek().is_none() {
+            return;
+        }
+        let (debug, template) = (self.debug(), channel.template());
+        if !text.ends_with("\n\n") {
+            text.push('\n');
+        }
+        let _ = write!(
+            text,
+            "template bgp {template} {{\n{debug}  local as {};\n  multihop;\n  source address {};\n  graceful restart;\n  \
+             graceful restart time 3600;\n  {} {{\n    import all;\n    export filter {};\n    next hop self;\n    \
+             gateway recursive;\n    add paths on;\n  }};\n}}\n",
+            self.as_number,
+            channel.ip,
+            channel.name(),
+            channel.filter()
+        );
+        for (address, Neighbor { name, as_number, words }) in peers {
+            let _ = write!(
+                text,
+                "\nprotocol bgp {name} from {template} {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n}}\n"
+            );
+        }
+    }
+}
+
+/// A family that is spoken of, and the host's address of it.
+struct Channel {
+    ip: IpAddr,
+    family: Family,
+}
+
+impl Channel {
+    /// BIRD's own word for it.
+    fn name(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        }
+    }
+
+    fn filter(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "calico_pools",
+            Family::V6 => "calico_pools6",
+        }
+    }
+
+    fn template(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "calico_bgp",
+            Family::V6 => "calico_bgp6",
         }
     }
 }
@@ -173,7 +231,7 @@ mod tests {
 
     fn names(more: &str, host: &str, ip: &str) -> Vec<String> {
         let snapshot = from_json(&format!("{{{HOSTS}{more}}}"));
-        let speaker = desired_bird(&snapshot, &host.parse().unwrap(), ip.parse().unwrap());
+        let speaker = desired_bird(&snapshot, &host.parse().unwrap(), ip.parse().unwrap(), None);
         speaker.peers.values().map(|peer| format!("{} {}", peer.name, peer.as_number)).collect()
     }
 
@@ -191,6 +249,32 @@ mod tests {
             names("", "h5", "172.25.0.10"),
             ["Global_10_0_0_7 64512", "Mesh_172_25_0_1 64511", "Mesh_172_25_0_2 64513"]
         );
+    }
+
+    #[test]
+    fn each_family_has_sessions_of_its_own_where_the_host_has_an_address_of_it() {
+        let snapshot = from_json(
+            r#"{
+            "/calico/v1/ipam/v6/pool/fd00::-64": {"cidr": "fd00::/64"},
+            "/calico/bgp/v1/host/h1/ip_addr_v6": "2001:db8::1",
+            "/calico/bgp/v1/host/h2/ip_addr_v4": "172.25.0.2",
+            "/calico/bgp/v1/host/h2/ip_addr_v6": "2001:db8::2",
+            "/calico/bgp/v1/host/h3/ip_addr_v6": "",
+            "/calico/bgp/v1/global/peer_v6/2001:db8::7": {"ip": "2001:db8::7", "as_num": 1}
+            }"#,
+        );
+        let speaker = |ip6: Option<&str>| {
+            let ip6 = ip6.map(|text| text.parse().unwrap());
+            desired_bird(&snapshot, &"h1".parse().unwrap(), [172, 25, 0, 1].into(), ip6)
+        };
+        let names = |speaker: &Speaker| speaker.peers.values().map(|peer| peer.name.clone()).collect::<Vec<_>>();
+        let both = speaker(Some("2001:db8::1"));
+        assert_eq!(names(&both), ["Mesh_172_25_0_2", "Mesh_2001_db8__2", "Global_2001_db8__7"]);
+        let text = both.render();
+        assert!(text.contains("source address 2001:db8::1;") && text.contains("if net ~ fd00::/64"), "{text}");
+        let four = speaker(None);
+        assert_eq!(names(&four), ["Mesh_172_25_0_2"]);
+        assert!(!four.render().contains("ipv6") && !four.render().contains("fd00"), "{}", four.render());
     }
 
     #[test]

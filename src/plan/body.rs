@@ -34,6 +34,7 @@ pub(crate) struct Appearance {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mac: Option<Mac>,
     pub(crate) ipv4_gateway: Option<IpAddr>,
+    pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Requested,
 }
 
@@ -533,6 +534,9 @@ fn address_members(shown: &Appearance) -> Vec<(&'static str, Vec<u8>)> {
     if let Some(address) = shown.addresses.iter().find(|address| address.is_ipv6()) {
         members.push(("GlobalIPv6Address", json::quote(&address.to_string())));
         members.push(("GlobalIPv6PrefixLen", b"128".to_vec()));
+        if let Some(gateway) = shown.ipv6_gateway {
+            members.push(("IPv6Gateway", json::quote(&gateway.to_string())));
+        }
     }
     if let Some(mac) = shown.mac {
         members.push(("MacAddress", json::quote(&mac.to_string())));

@@ -122,6 +122,8 @@ pub(crate) struct Desired {
     pools: Vec<Pool>,
     settings: Settings,
     members: Members,
+    /// The sets of tags that have more members than a set may have.
+    overfull: BTreeSet<SetName>,
     /// The endpoints of this host that name an interface, by what follows `cali` in it.
     claimants: BTreeMap<String, BTreeSet<EndpointKey>>,
     placed: BTreeMap<String, Placed>,
@@ -221,6 +223,7 @@ impl Desired {
             remote: Remotes::new(),
             pools: Vec::new(),
             members: Members::new(family, settings.set_most),
+            overfull: BTreeSet::new(),
             settings,
             claimants: BTreeMap::new(),
             placed: BTreeMap::new(),
@@ -281,6 +284,7 @@ impl Desired {
         let touched = self.update_endpoints(snapshot, &differing.endpoints, &mut changes);
         self.place(&touched, &mut differing.profiles, &mut changes);
         self.update_profiles(snapshot, differing.profiles, &mut changes);
+        self.close_overfull(snapshot, &mut changes);
         self.update_nat(snapshot, &mut changes);
         changes
     }
@@ -602,6 +606,41 @@ impl Desired {
         }
     }
 
+    /// Closes the profiles that speak of a tag with more members than a set may have, and opens those that do no longer:
+    /// the kernel's set would lack some, and a rule that denies by it would let them through.
+    fn close_overfull(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
+        let is_overfull = |name: &SetName| {
+            self.sets
+                .get(name)
+                .is_some_and(|set| u32::try_from(set.members.len()).is_ok_and(|size| size > set.kind.most))
+        };
+        let turned: BTreeSet<SetName> =
+            changes.sets.keys().filter(|name| is_overfull(name) != self.overfull.contains(*name)).cloned().collect();
+        if turned.is_empty() {
+            return;
+        }
+        self.overfull = self.overfull.symmetric_difference(&turned).cloned().collect();
+        let speaks =
+            |profile: &Profile| profile.speaks_of.iter().any(|tag| turned.contains(&SetName::tag(self.family, tag)));
+        let concerned: Vec<ProfileName> =
+            self.profiles.iter().filter(|(_, profile)| speaks(profile)).map(|(name, _)| name.clone()).collect();
+        for name in concerned {
+            self.faults.remove(&format!("profile {name}"));
+            let old = self.profiles.remove(&name);
+            self.put_profile(snapshot, &name, changes);
+            for tag in old.iter().flat_map(|old| &old.speaks_of) {
+                self.members.hush(tag, &mut self.sets, changes);
+            }
+        }
+    }
+
+    /// Why a profile that speaks of these tags is closed for them.
+    fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
+        let tag = speaks_of.iter().find(|tag| self.overfull.contains(&SetName::tag(self.family, tag)))?;
+        let most = self.settings.set_most;
+        Some(format!("more addresses carry tag {tag}, which its rules speak of, than MaxIpsetSize allows, {most}"))
+    }
+
     fn put_profile(&mut self, snapshot: &Snapshot, name: &ProfileName, changes: &mut Changes) {
         let rules = snapshot.rules.get(name);
         let usable = tags_usable(snapshot.tags.get(name));
@@ -611,11 +650,16 @@ impl Desired {
             Some(Ok(rules)) => usable.clone().map(|()| rules),
         };
         let mut speaks_of = BTreeSet::new();
+        if let Ok(rules) = readable {
+            for list in [&rules.inbound, &rules.outbound] {
+                speaks_of.extend(rules::tags_of(self.family, list).cloned());
+            }
+        }
+        let readable = readable.and_then(|rules| self.overfull_of(&speaks_of).map_or(Ok(rules), Err));
         for way in Way::BOTH {
             let chain = match readable {
                 Ok(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    speaks_of.extend(rules::tags_of(self.family, list).cloned());
                     filter::profile(self.family, way, name, list)
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),

@@ -25,7 +25,7 @@ pub(crate) fn desired_raw(family: Family) -> Table {
     }
     let name = ChainName::fixed(PREROUTING);
     let ours = Match::In(Interface::StartsWith(INTERFACE_PREFIX.to_owned()));
-    let spoofed = Entry::new(vec![ours, Match::SourceElsewhere], Target::Drop, "under another's address");
+    let spoofed = Entry::new(vec![ours, Match::SourceElsewhere], Target::Drop, "a foreign source address");
     let chain = Chain::ordered(name.clone(), vec![spoofed]);
     let jump = Entry::new(Vec::new(), Target::Jump(name.clone()), "source addresses of containers");
     Table { jumps: [(PREROUTING, jump.render(&name))].into(), chains: [(name, Arc::new(chain.render()))].into() }

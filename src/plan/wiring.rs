@@ -59,12 +59,10 @@ pub(crate) fn desired_wiring(endpoint: &Endpoint, host_ip: Ipv4Addr) -> Result<W
     })
 }
 
-/// The lines of a container's hosts file for its own name, one of each family that it has an address of.
+/// The lines of a container's hosts file for its own name, one for each address.
 pub(crate) fn hosts_lines(addresses: &[IpAddr], hostname: &str) -> Vec<String> {
     let plain = !hostname.is_empty() && hostname.bytes().all(|b| b.is_ascii_graphic());
-    let first = |family| addresses.iter().find(|address| Family::of(**address) == family);
-    let named = [Family::V4, Family::V6].into_iter().filter_map(first).filter(|_| plain);
-    named.map(|address| format!("{address}\t{hostname}\n")).collect()
+    addresses.iter().filter(|_| plain).map(|address| format!("{address}\t{hostname}\n")).collect()
 }
 
 #[cfg(test)]
@@ -81,8 +79,8 @@ mod tests {
     }
 
     #[test]
-    fn a_container_finds_its_own_name_in_each_family() {
-        let addresses: Vec<IpAddr> = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|text| text.parse().unwrap()).into();
+    fn a_container_finds_all_its_addresses_under_its_own_name() {
+        let addresses: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|text| text.parse().unwrap()).into();
         assert_eq!(hosts_lines(&addresses, "web"), ["10.0.0.1\tweb\n", "fd00::1\tweb\n"]);
         assert!(hosts_lines(&addresses, "a b").is_empty() && hosts_lines(&[], "web").is_empty());
     }

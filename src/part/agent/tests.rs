@@ -403,14 +403,24 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         };
         let etcd = crate::edge::etcd::Etcd::connect(&address).await.unwrap();
 
-        let settings =
-            AgentSettings { run_dir: folder.path().to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), bgp: true };
+        let settings = AgentSettings {
+            run_dir: folder.path().to_owned(),
+            host_ip: Ipv4Addr::new(172, 25, 0, 1),
+            host_ip6: None,
+            bgp: true,
+        };
         let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-            let host = Host { name: "h1".parse().unwrap(), ip: settings.host_ip, ip6: None, as_number: None };
+            let host = Host {
+                name: "h1".parse().unwrap(),
+                ip: settings.host_ip,
+                ip6: None,
+                gives_ipv6: true,
+                as_number: None,
+            };
             let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
             let holdings = Holdings { host, reservations, metrics };
             async move { store.run(&etcd, &holdings, &stop).await }

@@ -37,7 +37,7 @@ pub(super) enum Container {
     Add {
         /// Its name, id or part of the id
         container: String,
-        /// An address of a pool, `auto` or `ipv4`, or the CIDR of a pool
+        /// An address of a pool, `auto`, `ipv4` or `ipv6`, or the CIDR of a pool
         #[arg(value_parser = address_wish)]
         ip: String,
         /// What the interface is called in the container

@@ -28,7 +28,7 @@ pub(super) enum Pool {
         /// Ranges such as 192.168.0.0/16; a single address is a range of one
         #[arg(required = true, value_name = "CIDR", value_parser = parse_net)]
         cidrs: Vec<IpNet>,
-        /// Let containers reach the outside under their host's address (IPv4)
+        /// Let containers reach the outside under their host's address
         #[arg(long)]
         nat_outgoing: bool,
     },

@@ -8,6 +8,7 @@ use super::{Answer, Failure};
 use crate::edge::control::Control;
 use crate::model::control::{BirdStatus, STATUS, Status};
 use crate::model::fault::Fault;
+use crate::model::pool::Family;
 
 pub(super) async fn run(place: &Place<'_>) -> Result<Answer, Failure> {
     let status: Status = Control::in_run_dir(&place.run_dir()).get(STATUS).await.map_err(Fault::from)?;
@@ -28,14 +29,17 @@ fn render(status: &Status) -> String {
         format!("Docker:    {} ({})", status.docker, connected(status.docker_connected)),
         format!("Listeners: {}", status.listeners.join(", ")),
         format!("Endpoints: {} active, {} inactive", status.endpoints.active, status.endpoints.inactive),
-        String::new(),
-        "IPv4 BGP status".to_owned(),
     ];
-    lines.push(match status.ip {
-        Some(ip) => format!("IP: {ip}    AS Number: {}", status.as_number),
-        None => "No IPv4 address configured.".to_owned(),
-    });
-    lines.extend(bgp(status.bird.as_ref()).lines().map(str::to_owned));
+    for (family, title, ip) in [(Family::V4, "IPv4", status.ip), (Family::V6, "IPv6", status.ip6)] {
+        lines.extend([String::new(), format!("{title} BGP status")]);
+        match ip {
+            Some(ip) => {
+                lines.push(format!("IP: {ip}    AS Number: {}", status.as_number));
+                lines.extend(bgp(status.bird.as_ref(), family).lines().map(str::to_owned));
+            }
+            None => lines.push(format!("No {title} address configured.")),
+        }
+    }
     let faults: Vec<String> = status.faults.iter().map(|fault| format!("{}: {}", fault.object, fault.why)).collect();
     for (title, list) in [("Faults:", &faults), ("Warnings:", &status.warnings)] {
         if !list.is_empty() {
@@ -46,12 +50,13 @@ fn render(status: &Status) -> String {
     lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
-fn bgp(bird: Option<&BirdStatus>) -> String {
+fn bgp(bird: Option<&BirdStatus>, family: Family) -> String {
     match bird {
         None => "This node runs no BGP.".to_owned(),
         Some(bird) if !bird.up => "Couldn't connect to bird.".to_owned(),
         Some(bird) => {
-            let mut sessions: Vec<_> = bird.sessions.iter().collect();
+            let mut sessions: Vec<_> =
+                bird.sessions.iter().filter(|session| Family::of(session.peer) == family).collect();
             sessions.sort_by_key(|session| (session.peer, session.kind));
             let mut table = Table::new(&["Peer address", "Peer type", "State", "Since", "Info"]);
             for session in sessions {
@@ -110,6 +115,9 @@ IP: 172.25.0.1    AS Number: 64511
 | 172.25.0.10  |       global      | start | 10:00:00 |   Connect   |
 +--------------+-------------------+-------+----------+-------------+
 
+IPv6 BGP status
+No IPv6 address configured.
+
 Faults:
   profile web: its record cannot be read
 
@@ -119,20 +127,30 @@ Warnings:
     }
 
     #[test]
+    fn each_family_has_its_sessions() {
+        let mut status = status();
+        status.ip6 = Some("fd00::1".parse().unwrap());
+        if let Some(session) = status.bird.as_mut().and_then(|bird| bird.sessions.first_mut()) {
+            session.peer = "fd00::10".parse().unwrap();
+        }
+        let text = render(&status);
+        let (four, six) = text.split_once("IPv6 BGP status").unwrap();
+        assert!(four.contains("172.25.0.2") && !four.contains("fd00::"), "{text}");
+        assert!(six.contains("IP: fd00::1    AS") && six.contains("fd00::10") && !six.contains("172"), "{text}");
+    }
+
+    #[test]
     fn what_a_node_lacks_is_said() {
         let mut status = status();
         status.ready = false;
         status.waiting_for = vec!["etcd".to_owned(), "dockerd".to_owned()];
         status.etcd_connected = false;
         status.ip = None;
+        assert!(render(&status).contains("No IPv4 address configured."));
+        status.ip = Some("172.25.0.1".parse().unwrap());
         status.bird = Some(BirdStatus { up: false, sessions: Vec::new() });
         let text = render(&status);
-        for part in [
-            "not ready, waits for etcd, dockerd",
-            "(not connected)",
-            "No IPv4 address configured.",
-            "Couldn't connect to bird.",
-        ] {
+        for part in ["not ready, waits for etcd, dockerd", "(not connected)", "Couldn't connect to bird."] {
             assert!(text.contains(part), "{text}");
         }
         status.bird = None;

@@ -261,8 +261,18 @@ impl Network {
         }
     }
 
+    /// # Errors
+    /// `Refusal` if containers are not given addresses of a family on this host.
+    fn gives(&self, family: Family) -> Result<(), Fault> {
+        if family == Family::V4 || self.ground.ipv6 {
+            return Ok(());
+        }
+        Err(Fault::Refusal("this host gives no IPv6, for the reason that the node's log told at its start".to_owned()))
+    }
+
     fn pick_exactly(&self, address: IpAddr, reserved: &Reserved, inheritance: &Inheritance) -> Result<Picked, Fault> {
         let doing = format!("claim {address}");
+        self.gives(Family::of(address)).map_err(|fault| fault.during(&doing))?;
         if let Some(reason) = reserved.reason(address) {
             return Err(Fault::Refusal(format!("{doing}: {reason}")));
         }
@@ -293,6 +303,7 @@ impl Network {
         lost: &BTreeSet<IpAddr>,
         picked: &[Picked],
     ) -> Result<Picked, Fault> {
+        self.gives(family).map_err(|fault| fault.during("claim an address"))?;
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.read(|snapshot| {
             let mut tried = Vec::new();

@@ -201,6 +201,7 @@ fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
         addresses: vec!["10.1.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         mac: Some("02:00:00:00:00:01".parse().unwrap()),
         ipv4_gateway: Some("172.25.0.1".parse().unwrap()),
+        ipv6_gateway: Some("fe80::1".parse().unwrap()),
         requested: Requested {
             network_ids: BTreeMap::from([("a".to_owned(), "1234".to_owned())]),
             networks: networks.collect(),
@@ -227,7 +228,7 @@ fn warnings_join_those_of_dockerd() {
 #[test]
 fn inspect_shows_our_address_where_docker_shows_one() {
     let reply = format!(
-        r#"{{"Id":"{ID}","NetworkSettings":{{"Bridge":"","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":"","GlobalIPv6Address":"","GlobalIPv6PrefixLen":0,"Networks":{{"none":{{"IPAMConfig":null,"Aliases":null,"NetworkID":"abc","EndpointID":"def","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":""}}}}}}}}
+        r#"{{"Id":"{ID}","NetworkSettings":{{"Bridge":"","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":"","GlobalIPv6Address":"","GlobalIPv6PrefixLen":0,"IPv6Gateway":"","Networks":{{"none":{{"IPAMConfig":null,"Aliases":null,"NetworkID":"abc","EndpointID":"def","Gateway":"","IPAddress":"","IPPrefixLen":0,"MacAddress":""}}}}}}}}
 "#
     );
     let show = |networks: &[(&str, &[&str])]| -> Value {
@@ -241,6 +242,7 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     assert_eq!(settings["Gateway"], "172.25.0.1");
     assert_eq!(settings["MacAddress"], "02:00:00:00:00:01");
     assert_eq!(settings["GlobalIPv6Address"], "fd00::7");
+    assert_eq!(settings["IPv6Gateway"], "fe80::1");
     assert_eq!(settings["Networks"]["none"]["IPAddress"], "10.1.0.7");
     assert_eq!(settings["Networks"]["none"]["NetworkID"], "abc");
     assert_eq!(settings["Networks"]["none"]["Aliases"], json!(["3f2a91000000"]));
