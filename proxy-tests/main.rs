@@ -17,6 +17,7 @@ mod crashes;
 mod datastore;
 mod differ;
 mod doors;
+mod drift;
 mod embedded;
 mod first_instruction;
 mod flows;

@@ -46,7 +46,7 @@ use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
 use crate::plan::settings::Settings;
-use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
+use crate::plan::sysctl::{FORWARD_IPV6, HOST, REVERSE_PATH_FOR_ALL};
 
 mod kernel;
 mod speaker;
@@ -64,7 +64,7 @@ const LOOKS_APART: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_millis(50);
 
 /// How long to wait after an apply that failed: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// What the frame tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -404,6 +404,7 @@ impl Agent {
                 (clocks.look, clocks.looked) = (None, Instant::now());
             }
             Wake::Sizes => {
+                self.check_host();
                 self.look_at_sizes().await;
                 for Plane { desired, kernel, .. } in &mut self.planes {
                     kernel.recheck_flows(desired).await;
@@ -565,6 +566,15 @@ impl Agent {
     fn heed_link(&mut self, event: &LinkEvent) {
         let name = match event {
             LinkEvent::Lost => return self.doubt(Why::Links),
+            LinkEvent::Rerouted(address) => {
+                for Plane { desired, kernel, pending } in &mut self.planes {
+                    if desired.routes.contains_key(address) {
+                        kernel.doubt_route(*address);
+                        pending.routes.insert(*address);
+                    }
+                }
+                return;
+            }
             LinkEvent::Changed(name) => name,
         };
         for Plane { desired, kernel, pending } in &mut self.planes {
@@ -592,6 +602,24 @@ impl Agent {
         }
     }
 
+    /// Puts right what settings of the whole host somebody has changed.
+    fn check_host(&self) {
+        let forwarding = (self.planes.len() > 1).then_some((FORWARD_IPV6, "1"));
+        for (setting, value) in HOST.into_iter().chain(forwarding) {
+            match sysctl::write(setting, value) {
+                Ok(true) => self.tell_of_setting(setting),
+                Ok(false) => {}
+                Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),
+            }
+        }
+    }
+
+    fn tell_of_setting(&self, setting: &str) {
+        let object = format!("sysctl {setting}");
+        self.metrics.count_drift(&object);
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
+    }
+
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
         let ipv6 = self.planes.len() > 1;
@@ -599,9 +627,16 @@ impl Agent {
         let faults: Vec<(String, String)> = placed
             .filter(|(key, _)| stands(&self.planes, key).is_some_and(|stands| stands.active))
             .filter_map(|(key, endpoint)| {
-                let fault =
-                    sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)).err()?;
-                Some((desired::endpoint_object(&key.endpoint), fault.to_string()))
+                let object = || desired::endpoint_object(&key.endpoint);
+                match sysctl::apply_to_interface(&endpoint.interface, ipv6 && endpoint.is_of(Family::V6)) {
+                    Ok(changed) => {
+                        for setting in &changed {
+                            self.tell_of_setting(setting);
+                        }
+                        None
+                    }
+                    Err(fault) => Some((object(), fault.to_string())),
+                }
             })
             .collect();
         for (object, why) in faults {
