@@ -632,7 +632,9 @@ impl Agent {
             .filter_map(|(key, endpoint)| {
                 let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
                 let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|changed| {
-                    changed.iter().for_each(|setting| self.tell_of_setting(setting));
+                    for setting in &changed {
+                        self.tell_of_setting(setting);
+                    }
                     if ipv6 && !next_hops.contains(interface.as_str()) {
                         self.metrics.count_drift("interface");
                         tracing::warn!(%interface, "drift: its link-local address was taken away and is put back");
