@@ -133,6 +133,10 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
     wait_until("the node says so", SOON, || h1.node_log_text().contains("the container stays dark"));
     assert_ne!(h1.container("ann").pid(), 0);
     assert!(h1.cali_links().is_empty());
+    let reports = || h1.etcd().entries("/calico/felix/v1/host/h1/workload/").into_values().collect::<Vec<_>>();
+    wait_until("it is reported as an error", SOON, || {
+        reports().iter().any(|report| report.json()["status"] == "error" && report.value.contains("perhaps"))
+    });
     h1.stop_node();
     h1.start_node();
     h1.docker("rm -f ann").ok();

@@ -89,7 +89,14 @@ fn every_setting_takes_effect_without_a_restart_and_a_bad_one_is_told() {
 
     set(&lab, "MaxIpsetSize", "2048");
     wait_until("sets are of that size", SOON, || h1.sh("ipset list calico4-t-web -t").contains("maxelem 2048"));
+    // A set that cannot hold all is of no use to policy.
+    let cat = h1.run("cat", "-e CALICO_IP=192.168.1.3 -e CALICO_PROFILE=web");
+    cat.comes_to_reach(ann.ip());
+    set(&lab, "MaxIpsetSize", "1");
+    cat.ceases_to_reach(ann.ip());
+    wait_until("the closed profile is told", SOON, || faults(h1).to_string().contains("profile web"));
     unset(&lab, "MaxIpsetSize");
+    cat.comes_to_reach(ann.ip());
     wait_until("sets are of the usual size", SOON, || h1.sh("ipset list calico4-t-web -t").contains("maxelem 1048576"));
 
     let resyncs = || {

@@ -20,6 +20,7 @@ pub(crate) mod reports;
 pub(crate) mod routes;
 pub(crate) mod rules;
 pub(crate) mod runtime;
+pub(crate) mod saved;
 pub(crate) mod sets;
 pub(crate) mod settings;
 pub(crate) mod short;

@@ -97,6 +97,12 @@ pub(crate) fn signed(value: f64) -> String {
     format!("{value:+.1}")
 }
 
+/// A count as a number to reckon with.
+pub(crate) fn whole(count: usize) -> f64 {
+    let (high, low) = (u32::try_from(count >> 20), u32::try_from(count & 0xf_ffff));
+    high.map_or(f64::NAN, f64::from) * f64::from(1 << 20) + low.map_or(0.0, f64::from)
+}
+
 /// What Prometheus text says of one span.
 pub(crate) struct Span {
     /// A whole number, as Prometheus writes all numbers.

@@ -13,12 +13,17 @@ use crate::{Outcome, docker};
 
 /// The name of the host in the datastore.
 pub(crate) const HOST: &str = "bench";
+/// Where an etcd beside the node listens.
+const PLACE: &str = "http://127.0.0.1:23790";
 const METRICS: &str = "127.0.0.1:9091";
 
 pub(crate) struct Lab {
     pub(crate) folder: PathBuf,
     dockerd: Child,
     node: Option<Child>,
+    etcd: Option<Child>,
+    /// What the node is started with besides.
+    pub(crate) node_args: Vec<String>,
 }
 
 impl Drop for Lab {
@@ -26,6 +31,7 @@ impl Drop for Lab {
         // dockerd ends its containers; what is left of all this ends with the process namespace.
         let _ = self.stop_node();
         let _ = end(&mut self.dockerd);
+        let _ = self.etcd.as_mut().map(end);
     }
 }
 
@@ -131,7 +137,7 @@ impl Lab {
             .stderr(log)
             .spawn()
             .map_err(|error| format!("start dockerd: {error}"))?;
-        let lab = Lab { folder, dockerd, node: None };
+        let lab = Lab { folder, dockerd, node: None, etcd: None, node_args: Vec::new() };
         until("start dockerd", Duration::from_mins(1), || docker::Engine::new(&lab.docker_socket()).ping())?;
         lab.make_image()?;
         Ok(lab)
@@ -145,7 +151,51 @@ impl Lab {
         self.folder.join("proxy.sock")
     }
 
+    /// An etcd that outlives nodes, on a disk that takes no time. Answers where it listens.
+    pub(crate) fn start_etcd(&mut self) -> Outcome<String> {
+        let data = self.folder.join("etcd").display().to_string();
+        fs::create_dir_all(&data)?;
+        run("mount", &["-t", "tmpfs", "tmpfs", &data])?;
+        let log = fs::File::create(self.folder.join("etcd.log"))?;
+        let etcd = command("etcd")
+            .args([
+                "--data-dir",
+                &format!("{data}/data"),
+                "--listen-client-urls",
+                PLACE,
+                "--advertise-client-urls",
+                PLACE,
+            ])
+            .args(["--listen-peer-urls", "http://127.0.0.1:23800", "--quota-backend-bytes", "6000000000"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("start etcd: {error}"))?;
+        self.etcd = Some(etcd);
+        until("start etcd", Duration::from_secs(20), || {
+            Ok(TcpStream::connect(PLACE.trim_start_matches("http://")).map(drop)?)
+        })?;
+        self.node_args.extend(["--etcd-endpoints".to_owned(), PLACE.to_owned()]);
+        Ok(PLACE.to_owned())
+    }
+
+    pub(crate) fn node_id(&self) -> Outcome<u32> {
+        Ok(self.node.as_ref().ok_or("no node runs")?.id())
+    }
+
+    pub(crate) fn kill_node(&mut self) -> Outcome<()> {
+        if let Some(mut node) = self.node.take() {
+            node.kill()?;
+            node.wait()?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn etcd_endpoint(&self) -> Outcome<String> {
+        if self.etcd.is_some() {
+            return Ok(PLACE.to_owned());
+        }
         Ok(fs::read_to_string(self.folder.join("run/etcd-endpoint"))?.trim().to_owned())
     }
 
@@ -183,6 +233,7 @@ impl Lab {
             .args(["--docker-host", &format!("unix://{}", engine.display())])
             .args(["--state-dir", &path("state"), "--run-dir", &path("run")])
             .args(["--hostname", HOST, "--ip", "172.31.255.1", "--metrics-listen", METRICS])
+            .args(&self.node_args)
             .env("PATH", search.join(":"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -200,4 +251,50 @@ impl Lab {
             None => Ok(()),
         }
     }
+}
+
+/// The node's own processor time, its children left out, from one moment to another.
+pub(crate) struct Share {
+    id: u32,
+    begun: Duration,
+}
+
+impl Share {
+    pub(crate) fn begin(lab: &Lab) -> Outcome<Share> {
+        let id = lab.node_id()?;
+        Ok(Share { id, begun: own_time(id)? })
+    }
+
+    pub(crate) fn end(&self) -> Outcome<Duration> {
+        Ok(own_time(self.id)?.saturating_sub(self.begun))
+    }
+}
+
+/// Of all threads of a process: the first number of `schedstat` (Linux, Documentation/scheduler/sched-stats.rst), in nanoseconds.
+fn own_time(id: u32) -> Outcome<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir(format!("/proc/{id}/task"))? {
+        // A thread may end meanwhile.
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanoseconds += text.split(' ').next().and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}
+
+/// The processor time of a process's children that have ended: fields 16 and 17 of `stat` (proc(5)), in hundredths of a second.
+pub(crate) fn childrens_time(id: u32) -> Outcome<Duration> {
+    let text = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    let fields: Vec<&str> = text.rsplit_once(") ").ok_or("a stat without a name")?.1.split(' ').collect();
+    let ticks: u64 = fields.iter().skip(13).take(2).map(|field| field.parse::<u64>().unwrap_or(0)).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// Resident memory now and at its highest, in MiB.
+pub(crate) fn memory(id: u32) -> Outcome<(f64, f64)> {
+    let text = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let of = |name: &str| -> Outcome<f64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or("a status without memory")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    Ok((of("VmRSS:")?, of("VmHWM:")?))
 }

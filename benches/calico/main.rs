@@ -12,13 +12,18 @@
 //! - **programmed**: from the acknowledged put of an endpoint's record to its chain in the kernel, as the kernel tells it on netlink; beside
 //!   it, in turns, the very calls that the node made for that, fed by hand to the same tools in a copy of the same rule set.
 //!
-//! `make bench-proxy`: see [`proxy`].
+//! `make bench-proxy`: see [`proxy`]. `make bench-agent`: see [`agent`].
 
+mod agent;
+mod datastore;
 mod docker;
 mod figures;
+mod hand;
 mod lab;
+mod namespace;
 mod programmed;
 mod proxy;
+mod sets;
 mod start;
 mod watch;
 
@@ -47,10 +52,11 @@ fn run() -> Outcome<()> {
     match arguments.next().as_deref() {
         Some("start") => start::run(&mut arguments),
         Some("proxy") => proxy::run(&mut arguments),
+        Some("agent") => agent::run(&mut arguments),
         // What `proxy` starts beside itself.
         Some("copy") => proxy::copy::run(&mut arguments),
         Some("engine") => proxy::engine::run(&mut arguments),
-        other => Err(format!("what is to be measured is {other:?}: it must be start or proxy").into()),
+        other => Err(format!("what is to be measured is {other:?}: it must be start, proxy or agent").into()),
     }
 }
 

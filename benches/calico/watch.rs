@@ -1,4 +1,5 @@
-//! The kernel's own word on when a chain came and went: `nf_tables` tells every commit on netlink, with the names of new chains in it.
+//! The kernel's own word on when a chain came and went, or was written anew: `nf_tables` tells every commit on netlink, with the names of
+//! chains in it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,11 +18,13 @@ const NFNLGRP_NFTABLES: u32 = 7;
 const NFNL_SUBSYS_NFTABLES: u8 = 10;
 const NFT_MSG_NEWCHAIN: u8 = 3;
 const NFT_MSG_DELCHAIN: u8 = 5;
+const NFT_MSG_NEWRULE: u8 = 6;
 /// The length of a message's header (linux/netlink.h).
 const HEADER_BYTES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
+    /// A chain, or an entry of one.
     Came,
     Went,
 }
@@ -92,7 +95,7 @@ fn events(mut datagram: &[u8], name: &[u8]) -> Vec<Event> {
         }
         let holds = datagram[HEADER_BYTES..length].windows(name.len()).any(|window| window == name);
         match kind {
-            [NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWCHAIN] if holds => found.push(Event::Came),
+            [NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWCHAIN | NFT_MSG_NEWRULE] if holds => found.push(Event::Came),
             [NFNL_SUBSYS_NFTABLES, NFT_MSG_DELCHAIN] if holds => found.push(Event::Went),
             _ => {}
         }

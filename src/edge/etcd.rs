@@ -29,7 +29,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many keys one page of a load holds.
-const PAGE: i64 = 5_000;
+const PAGE: i64 = 1_000;
 
 /// How long a message of etcd may be: a page of records of ordinary size many times over. What gRPC takes by itself, 4 MB,
 /// three records of the size that etcd allows exceed.
@@ -216,7 +216,7 @@ impl Etcd {
         }
         snapshot.revision = revision;
         let ready = snapshot.ready.as_ref().and_then(Record::readable) == Some(&true);
-        Ok((Standing { cluster, revision, ready }, snapshot))
+        Ok((Standing { cluster, revision, ready }, snapshot.packed()))
     }
 
     /// All changes after a revision.

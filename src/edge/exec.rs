@@ -21,7 +21,7 @@ use crate::edge::activation;
 use crate::model::fault::Fault;
 
 /// How long a tool may run.
-const TIME_LIMIT: Duration = Duration::from_secs(30);
+const TIME_LIMIT: Duration = Duration::from_secs(15);
 
 /// How much of a tool's complaint is repeated.
 const COMPLAINT_LONGEST: usize = 600;
@@ -46,7 +46,7 @@ pub(crate) struct Output {
 ///
 /// # Errors
 /// The tool cannot be started, ended with another code than 0 (its complaint is in the message), or did not end within
-/// 30 s, in which case it has been killed.
+/// 15 s, in which case it has been killed.
 ///
 /// # Cancel safety
 /// The tool is killed when the future is dropped.

@@ -22,6 +22,9 @@ pub(crate) type Seen = BTreeMap<&'static str, SeenTable>;
 /// The steps of one apply, by table.
 pub(crate) type Steps = BTreeMap<&'static str, Vec<ChainStep>>;
 
+/// How long the tool waits for the lock that all users of legacy iptables share: seconds. Then it fails, and is tried again.
+const LOCK_WAIT_S: &str = "10";
+
 fn tool(family: Family, verb: &str) -> String {
     match family {
         Family::V4 => format!("iptables-{verb}"),
@@ -53,7 +56,7 @@ pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<usize, Fault>
     if texts.is_empty() {
         return Ok(0);
     }
-    run(&tool(family, "restore"), &["--noflush", "-w"], &texts.concat()).await.map(|_| texts.len())
+    run(&tool(family, "restore"), &["--noflush", "-w", LOCK_WAIT_S], &texts.concat()).await.map(|_| texts.len())
 }
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
@@ -61,6 +64,28 @@ pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
     let saved = run(&tool(family, "save"), &["-t", FILTER], "").await?.stdout;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
+}
+
+/// Why the firewall of a family is a mix: the kernel holds rules of the other back end than the one that `iptables` is, and
+/// packets pass both. `None` if it is none, or if there is no tool to tell.
+///
+/// The other back end's tool is asked without a table's name: with one it would make the table.
+pub(crate) async fn mix(family: Family) -> Result<Option<String>, Fault> {
+    let program = match family {
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
+    };
+    let version = run(program, &["-V"], "").await?.stdout;
+    let version = version.trim();
+    let other = if version.contains("nf_tables") { "legacy" } else { "nft" };
+    let Ok(saved) = run(&format!("{program}-{other}-save"), &[], "").await else { return Ok(None) };
+    let rules = saved.stdout.lines().filter(|line| line.starts_with("-A ")).count();
+    Ok((rules > 0).then(|| {
+        format!(
+            "{program} is {version}, and rules of {program}-{other} are in the kernel, which packets pass as well: {rules}; \
+             remove them (see {program}-{other}-save), or make {program} the other one with update-alternatives --config {program}"
+        )
+    }))
 }
 
 /// Checks that packets still come to our chains first: the policy in them is of use only then.
@@ -118,9 +143,27 @@ mod tests {
                     };
                     apply(family, &wanted(&observe(family).await.unwrap())).await.unwrap();
                     let left = wanted(&observe(family).await.unwrap());
+                    // Not a single entry looks edited, in whatever way the tool shows it.
                     assert!(left.values().all(Vec::is_empty), "{left:?}\n{datastore:?}");
                 }
             }
+        });
+    }
+
+    #[test]
+    fn rules_of_the_other_back_end_make_a_mix_and_its_empty_tables_do_not() {
+        in_own_network(|| async {
+            sh("iptables -A FORWARD -j ACCEPT").await;
+            assert_eq!(mix(Family::V4).await, Ok(None));
+            sh("iptables-legacy -t filter -L >/dev/null").await;
+            assert_eq!(mix(Family::V4).await, Ok(None));
+            sh("iptables-legacy -A FORWARD -s 10.0.0.1 -j ACCEPT").await;
+            let why = mix(Family::V4).await.unwrap().unwrap();
+            assert!(
+                why.contains("rules of iptables-legacy") && why.contains("well: 1;") && why.contains("nf_tables"),
+                "{why}"
+            );
+            assert_eq!(mix(Family::V6).await, Ok(None));
         });
     }
 }

@@ -1,6 +1,6 @@
-//! The hand on routes, over rtnetlink, and the ear for what happens to links.
+//! The hand on routes, over rtnetlink, and the ear for what happens to links and routes.
 //!
-//! A route goes when its interface goes down, without a word about the route; so who holds routes must listen to links.
+//! A route goes when its interface goes down, without a word about the route; so who holds routes must listen to links too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,11 +22,13 @@ use crate::model::name::{INTERFACE_PREFIX, IfName};
 use crate::model::pool::Family;
 use crate::plan::routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteStep};
 
-/// What happened to links.
+/// What happened to links and routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
     /// An interface of ours came, changed or went; whatever routes it had may be gone.
     Changed(String),
+    /// The route to one address of ours went, or somebody else's came in its place or beside it.
+    Rerouted(IpAddr),
     /// More happened than the kernel could tell.
     Lost,
 }
@@ -69,10 +71,14 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
     }
 }
 
-/// Listens to links of ours. The listener is there before this returns: nothing that happens after it is missed.
+/// Listens to links of ours, and to routes to single addresses. The listener is there before this returns: nothing that happens after it is missed.
 pub(crate) fn listen() -> Result<LinkEvents, Fault> {
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-        .map_err(|error| Fault::World(format!("listen to links: {error}")))?;
+    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ])
+    .map_err(|error| Fault::World(format!("listen to links: {error}")))?;
     let (sender, events) = mpsc::channel(1024);
     let read = async move {
         while let Some((message, _)) = messages.next().await {
@@ -83,6 +89,17 @@ pub(crate) fn listen() -> Result<LinkEvents, Fault> {
                     Some(name) if name.starts_with(INTERFACE_PREFIX) => LinkEvent::Changed(name),
                     _ => continue,
                 },
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) if is_ours(&route) => {
+                    let Some(address) = single_address(&route) else { continue };
+                    LinkEvent::Rerouted(address)
+                }
+                // BIRD's own, of which there may be a hundred thousand, never stand in the place of ours.
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))
+                    if !is_ours(&route) && route.header.protocol != RouteProtocol::Bird =>
+                {
+                    let Some(address) = single_address(&route) else { continue };
+                    LinkEvent::Rerouted(address)
+                }
                 NetlinkPayload::Overrun(_) => LinkEvent::Lost,
                 _ => continue,
             };
@@ -102,6 +119,26 @@ impl LinkEvents {
     pub(crate) async fn next(&mut self) -> Option<LinkEvent> {
         self.events.recv().await
     }
+}
+
+fn is_ours(route: &RouteMessage) -> bool {
+    route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+}
+
+/// The destination of a route of the main table, if it is no more than one address.
+fn single_address(route: &RouteMessage) -> Option<IpAddr> {
+    if u32::from(route.header.table) != MAIN_TABLE {
+        return None;
+    }
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) if route.header.destination_prefix_length == 32 => {
+            Some(IpAddr::V4(*address))
+        }
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) if route.header.destination_prefix_length == 128 => {
+            Some(IpAddr::V6(*address))
+        }
+        _ => None,
+    })
 }
 
 fn link_name(link: &LinkMessage) -> Option<String> {

@@ -23,13 +23,15 @@ pub(crate) fn read(setting: &str) -> Result<String, Fault> {
     Ok(text.trim().to_owned())
 }
 
-/// Sets a value. Nothing is written where it is there already, so that a read-only /proc with right values is no error.
-pub(crate) fn write(setting: &str, value: &str) -> Result<(), Fault> {
+/// Sets a value; answers whether it was another. Nothing is written where it is there already, so that a read-only /proc
+/// with right values is no error.
+pub(crate) fn write(setting: &str, value: &str) -> Result<bool, Fault> {
     if read(setting)? == value {
-        return Ok(());
+        return Ok(false);
     }
     let path = file(setting);
-    fs::write(&path, value).map_err(|error| Fault::World(format!("write {value} to {path}: {error}")))
+    fs::write(&path, value).map_err(|error| Fault::World(format!("write {value} to {path}: {error}")))?;
+    Ok(true)
 }
 
 /// Whether a setting is there at all. A kernel without IPv6 has none of its settings.
@@ -53,14 +55,14 @@ pub(crate) fn forward_ipv6() -> Result<(), Fault> {
             write(&setting, "2")?;
         }
     }
-    write(FORWARD_IPV6, "1")
+    write(FORWARD_IPV6, "1").map(drop)
 }
 
-/// Makes the settings of the host's side of a container's link true, which has IPv6 or has not.
+/// Makes the settings of the host's side of a container's link true, which has IPv6 or has not. Answers those that were not.
 ///
 /// # Errors
 /// All that could not be set, in one message.
-pub(crate) fn apply_to_interface(name: &IfName, ipv6: bool) -> Result<(), Fault> {
+pub(crate) fn apply_to_interface(name: &IfName, ipv6: bool) -> Result<Vec<String>, Fault> {
     let settings = for_interface(name, ipv6).into_iter();
     write_all(settings.filter(|(setting, _)| ipv6 || !setting.starts_with("net/ipv6/") || is_there(setting)))
 }
@@ -83,7 +85,7 @@ pub(crate) fn interfaces_with(address: Ipv6Addr) -> BTreeSet<String> {
 pub(crate) fn restore_link_local(name: &IfName) -> Result<(), Fault> {
     let setting = link_local_of(name);
     write(&setting, "1")?;
-    write(&setting, "0")
+    write(&setting, "0").map(drop)
 }
 
 /// Makes the settings of the container's side of a link with IPv6 true. To be called inside the container's namespace.
@@ -91,13 +93,19 @@ pub(crate) fn restore_link_local(name: &IfName) -> Result<(), Fault> {
 /// # Errors
 /// All that could not be set, in one message.
 pub(crate) fn apply_inside(name: &IfName) -> Result<(), Fault> {
-    write_all(inside(name).into_iter())
+    write_all(inside(name).into_iter()).map(drop)
 }
 
-fn write_all(settings: impl Iterator<Item = (String, &'static str)>) -> Result<(), Fault> {
-    let faults: Vec<String> =
-        settings.filter_map(|(setting, value)| write(&setting, value).err()).map(|fault| fault.to_string()).collect();
-    if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
+fn write_all(settings: impl Iterator<Item = (String, &'static str)>) -> Result<Vec<String>, Fault> {
+    let (mut changed, mut faults) = (Vec::new(), Vec::new());
+    for (setting, value) in settings {
+        match write(&setting, value) {
+            Ok(true) => changed.push(setting),
+            Ok(false) => {}
+            Err(fault) => faults.push(fault.to_string()),
+        }
+    }
+    if faults.is_empty() { Ok(changed) } else { Err(Fault::World(faults.join("; "))) }
 }
 
 #[cfg(test)]

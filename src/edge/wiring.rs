@@ -42,6 +42,11 @@ impl Wirer {
             None => {
                 // What is left of an earlier run: the namespace of a dead container goes away in its own time.
                 self.links.remove(&wiring.host_interface).await?;
+                // An end of ours whose other end somebody has renamed, and which goes with it.
+                let stray = inside.link(&wiring.container_interface).await?;
+                if let Some(stray) = stray.filter(|link| link.mac == Some(wiring.mac)) {
+                    inside.remove_link(stray.index).await?;
+                }
                 self.links.add_pair(wiring, netns).await?;
             }
         }

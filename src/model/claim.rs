@@ -42,7 +42,8 @@ pub(crate) struct Claim {
     /// The create request that made it: hex digits.
     pub(crate) request: String,
     /// Who takes the address over when the owner is destroyed, or when this one is started while the owner does not run.
-    pub(crate) successor: Option<Successor>,
+    /// Boxed: a node holds the claims of all hosts, and hardly any has one.
+    pub(crate) successor: Option<Box<Successor>>,
 }
 
 /// Who waits for an address, on the same host as its owner.
@@ -86,7 +87,7 @@ impl Claim {
 
     /// The claim once its successor has the address; `None` if there is none.
     pub(crate) fn passed_over(&self) -> Option<Claim> {
-        let Successor { owner, request } = self.successor.clone()?;
+        let Successor { owner, request } = *self.successor.clone()?;
         let state = if owner.workload.is_some() { ClaimState::Bound } else { ClaimState::Pending };
         Some(Claim { v: self.v, state, owner, request, successor: None })
     }
@@ -109,7 +110,7 @@ impl Claim {
     }
 
     fn without_successor(&self, goes: impl Fn(&Successor) -> bool) -> Change {
-        if self.successor.as_ref().is_some_and(goes) {
+        if self.successor.as_deref().is_some_and(goes) {
             Change::becomes(Claim { successor: None, ..self.clone() })
         } else {
             Change::None
@@ -196,7 +197,8 @@ mod tests {
             state: if workload { ClaimState::Bound } else { ClaimState::Pending },
             owner: owner("a", workload),
             request: "r1".to_owned(),
-            successor: successor.map(|workload| Successor { owner: owner("b", workload), request: "r2".to_owned() }),
+            successor: successor
+                .map(|workload| Box::new(Successor { owner: owner("b", workload), request: "r2".to_owned() })),
         }
     }
 

@@ -75,8 +75,8 @@ impl News {
 
 type Records<K, T> = BTreeMap<K, Record<T>>;
 
-/// The endpoints of other hosts.
-pub(crate) type Remotes = BTreeMap<Arc<EndpointKey>, Arc<Record<Remote>>>;
+/// The endpoints of other hosts, by their paths: a path is half as large as its typed key.
+pub(crate) type Remotes = BTreeMap<Arc<str>, Arc<Record<Remote>>>;
 
 /// See the module. A field holds the records of one kind of key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -177,7 +177,8 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
-            Key::Endpoint(key) => self.store_endpoint(key, change),
+            Key::Endpoint(key) if self.keeps_whole(&key) => self.store_endpoint(&key, change),
+            Key::Endpoint(_) => self.store_remote(change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
             Key::ProfileRules(profile) => store(&mut self.rules, profile, change, json),
             Key::Pool(net) => store(&mut self.pools, net, change, |value| pool(value, net)),
@@ -213,40 +214,59 @@ impl Snapshot {
         stale
     }
 
-    fn store_endpoint(&mut self, key: EndpointKey, change: &Change) {
-        if self.remote.get(&key).is_some_and(|record| record.revision > change.revision) {
+    fn keeps_whole(&self, key: &EndpointKey) -> bool {
+        self.host.as_ref().is_none_or(|host| *host == key.host)
+    }
+
+    fn store_endpoint(&mut self, key: &EndpointKey, change: &Change) {
+        let next_hops = |snapshot: &Self| -> Vec<IpAddr> {
+            let endpoint = snapshot.endpoints.get(key).and_then(Record::readable);
+            endpoint.into_iter().flat_map(Endpoint::next_hops).collect()
+        };
+        let before = next_hops(self);
+        store(&mut self.endpoints, key.clone(), change, json);
+        let after = next_hops(self);
+        self.count_next_hops(&after, &before);
+    }
+
+    fn store_remote(&mut self, change: &Change) {
+        let path = change.path.as_str();
+        if self.remote.get(path).is_some_and(|record| record.revision > change.revision) {
             return;
         }
-        let before = self.next_hops_of(&key);
-        let whole = self.host.as_ref().is_none_or(|host| *host == key.host);
-        let after = if whole {
-            store(&mut self.endpoints, key.clone(), change, json);
-            self.next_hops_of(&key)
-        } else if let Some(value) = &change.value {
-            let remote = json(value).map(|endpoint: Endpoint| Remote::of(&endpoint));
-            let next_hops = remote.iter().flat_map(|remote| remote.next_hops.to_vec()).collect();
-            self.remote.insert(Arc::new(key), Arc::new(Record { revision: change.revision, value: remote }));
-            next_hops
-        } else {
-            self.remote.remove(&key);
-            Vec::new()
+        let new = change.value.as_ref().map(|value| {
+            let value = json(value).map(|endpoint: Endpoint| Remote::of(&endpoint));
+            Arc::new(Record { revision: change.revision, value })
+        });
+        let old = match &new {
+            Some(record) => self.remote.insert(path.into(), Arc::clone(record)),
+            None => self.remote.remove(path),
         };
-        for address in after {
-            *self.next_hops.entry(address).or_default() += 1;
+        fn next_hops(record: Option<&Arc<Record<Remote>>>) -> &[IpAddr] {
+            record.and_then(|record| record.readable()).map(|remote| &*remote.next_hops).unwrap_or_default()
         }
-        for address in before {
-            let Some(number) = self.next_hops.get_mut(&address) else { continue };
+        self.count_next_hops(next_hops(new.as_ref()), next_hops(old.as_ref()));
+    }
+
+    fn count_next_hops(&mut self, come: &[IpAddr], gone: &[IpAddr]) {
+        for address in come {
+            *self.next_hops.entry(*address).or_default() += 1;
+        }
+        for address in gone {
+            let Some(number) = self.next_hops.get_mut(address) else { continue };
             *number -= 1;
             if *number == 0 {
-                self.next_hops.remove(&address);
+                self.next_hops.remove(address);
             }
         }
     }
 
-    fn next_hops_of(&self, key: &EndpointKey) -> Vec<IpAddr> {
-        let own = self.endpoints.get(key).and_then(Record::readable).map(|endpoint| endpoint.next_hops().collect());
-        let remote = || self.remote.get(key).and_then(|record| Some(record.readable()?.next_hops.to_vec()));
-        own.or_else(remote).unwrap_or_default()
+    /// Makes it as small as it can be, once a load is complete: a map that was filled in order has its nodes half empty.
+    #[must_use]
+    pub(crate) fn packed(mut self) -> Self {
+        self.remote = self.remote.into_iter().collect();
+        self.claims = self.claims.into_iter().collect();
+        self
     }
 
     /// The next hops of all containers.
@@ -291,7 +311,7 @@ impl Snapshot {
         }
         let remote = self.remote.iter().filter_map(|(key, record)| {
             let reason = record.value.as_ref().err()?;
-            Some((Key::Endpoint(EndpointKey::clone(key)).path(), reason.clone()))
+            Some((key.to_string(), reason.clone()))
         });
         [
             of(&self.endpoints, Key::Endpoint),

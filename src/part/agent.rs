@@ -1,8 +1,9 @@
 //! The agent: makes this host's kernel hold what the datastore says.
 //!
 //! One loop. A wake (a new snapshot, something that happened to a link, a clock) leads to one apply, and whatever comes
-//! during an apply is taken in by the next; so an idle host applies at once and a busy one in batches, without any delay
-//! of its own. The datastore's word is turned into wanted state in [`crate::plan::desired`], the kernel is touched in
+//! during an apply is taken in by the next; so an idle host applies at once and a busy one in batches. What concerns an
+//! endpoint of this host never waits; members of tags that come and go elsewhere, which may be a thousand in a second, are
+//! applied together where they come faster than [`REST`]. The datastore's word is turned into wanted state in [`crate::plan::desired`], the kernel is touched in
 //! [`kernel`].
 //!
 //! Normally nothing is observed: what an apply left behind is remembered, so one endpoint costs one run of
@@ -45,7 +46,7 @@ use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
 use crate::plan::settings::Settings;
-use crate::plan::sysctl::{HOST, REVERSE_PATH_FOR_ALL};
+use crate::plan::sysctl::{FORWARD_IPV6, HOST, REVERSE_PATH_FOR_ALL};
 use crate::plan::wiring::HOST_LINK_LOCAL;
 
 mod kernel;
@@ -60,8 +61,11 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 /// not keep us busy without end.
 const LOOKS_APART: Duration = Duration::from_millis(500);
 
+/// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
+const REST: Duration = Duration::from_millis(50);
+
 /// How long to wait after an apply that failed: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// What the frame tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,6 +274,7 @@ enum Wake {
     Sizes,
     Audit,
     Retry,
+    Rested,
     GuardFell(String),
 }
 
@@ -280,6 +285,8 @@ struct Clocks {
     /// The last look at the ruleset that somebody else's change led to, and the next one.
     looked: Instant,
     look: Option<Instant>,
+    /// When what is not pressing may be applied.
+    rested: Instant,
     /// When what failed is tried again, and how long after that the next time.
     retry: Option<Instant>,
     wait: Duration,
@@ -288,7 +295,15 @@ struct Clocks {
 impl Clocks {
     fn start() -> Self {
         let now = Instant::now();
-        Clocks { sizes: now + SIZES_EVERY, audited: now, looked: now, look: None, retry: None, wait: RETRY.0 }
+        Clocks {
+            sizes: now + SIZES_EVERY,
+            audited: now,
+            looked: now,
+            look: None,
+            rested: now,
+            retry: None,
+            wait: RETRY.0,
+        }
     }
 
     fn failed(&mut self) {
@@ -317,8 +332,15 @@ impl Agent {
             synced.mark_unchanged();
             self.metrics.beat();
             self.take_in();
-            if self.known.is_some() && clocks.retry.is_none() {
-                if self.apply().await { clocks.well() } else { clocks.failed() }
+            let due = self.known.is_some() && clocks.retry.is_none();
+            let rests = !self.is_pressing() && Instant::now() < clocks.rested;
+            if due && !rests {
+                if self.apply().await {
+                    clocks.well();
+                } else {
+                    clocks.failed();
+                }
+                clocks.rested = Instant::now() + REST;
             }
             // The interval may have changed with the snapshot.
             let audit = clocks.audited + self.audit_every;
@@ -343,6 +365,7 @@ impl Agent {
                 }
                 () = sleep_until(clocks.look.unwrap_or(audit)), if clocks.look.is_some() => Wake::Look,
                 () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
+                () = sleep_until(clocks.rested), if due && rests => Wake::Rested,
                 () = sleep_until(clocks.sizes) => Wake::Sizes,
                 () = sleep_until(audit) => Wake::Audit,
             };
@@ -382,6 +405,7 @@ impl Agent {
                 (clocks.look, clocks.looked) = (None, Instant::now());
             }
             Wake::Sizes => {
+                self.check_host();
                 self.look_at_sizes().await;
                 for Plane { desired, kernel, .. } in &mut self.planes {
                     kernel.recheck_flows(desired).await;
@@ -393,7 +417,7 @@ impl Agent {
                 self.check_interfaces();
                 clocks.audited = Instant::now();
             }
-            Wake::GuardFell(_) => {}
+            Wake::Rested | Wake::GuardFell(_) => {}
         }
         Ok(())
     }
@@ -434,6 +458,11 @@ impl Agent {
             }
             *audit_every = Settings::of(snapshot, host).refresh;
         });
+    }
+
+    /// Whether there is more to do than members of tags that came or went.
+    fn is_pressing(&self) -> bool {
+        self.planes.iter().any(|plane| plane.kernel.doubts() || plane.pending.is_pressing())
     }
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.
@@ -538,6 +567,15 @@ impl Agent {
     fn heed_link(&mut self, event: &LinkEvent) {
         let name = match event {
             LinkEvent::Lost => return self.doubt(Why::Links),
+            LinkEvent::Rerouted(address) => {
+                for Plane { desired, kernel, pending } in &mut self.planes {
+                    if desired.routes.contains_key(address) {
+                        kernel.doubt_route(*address);
+                        pending.routes.insert(*address);
+                    }
+                }
+                return;
+            }
             LinkEvent::Changed(name) => name,
         };
         for Plane { desired, kernel, pending } in &mut self.planes {
@@ -565,6 +603,24 @@ impl Agent {
         }
     }
 
+    /// Puts right what settings of the whole host somebody has changed.
+    fn check_host(&self) {
+        let forwarding = (self.planes.len() > 1).then_some((FORWARD_IPV6, "1"));
+        for (setting, value) in HOST.into_iter().chain(forwarding) {
+            match sysctl::write(setting, value) {
+                Ok(true) => self.tell_of_setting(setting),
+                Ok(false) => {}
+                Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),
+            }
+        }
+    }
+
+    fn tell_of_setting(&self, setting: &str) {
+        let object = format!("sysctl {setting}");
+        self.metrics.count_drift(&object);
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
+    }
+
     /// Puts right what settings of containers' interfaces somebody has changed.
     fn check_interfaces(&mut self) {
         let ipv6 = self.planes.len() > 1;
@@ -575,7 +631,10 @@ impl Agent {
         let faults: Vec<(String, String)> = wired
             .filter_map(|(key, endpoint)| {
                 let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
-                let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|()| {
+                let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|changed| {
+                    for setting in &changed {
+                        self.tell_of_setting(setting);
+                    }
                     if ipv6 && !next_hops.contains(interface.as_str()) {
                         self.metrics.count_drift("interface");
                         tracing::warn!(%interface, "drift: its link-local address was taken away and is put back");

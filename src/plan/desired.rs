@@ -62,6 +62,12 @@ impl Changes {
         }
     }
 
+    /// Whether more was touched than members of sets.
+    pub(crate) fn is_pressing(&self) -> bool {
+        let sets = self.sets.values().any(|extent| *extent == Extent::Whole);
+        sets || self.nat || !(self.filter.is_empty() && self.routes.is_empty() && self.endpoints.is_empty())
+    }
+
     /// Adds what another update touched.
     pub(crate) fn merge(&mut self, more: Changes) {
         self.filter.extend(more.filter);
@@ -116,6 +122,8 @@ pub(crate) struct Desired {
     pools: Vec<Pool>,
     settings: Settings,
     members: Members,
+    /// The sets of tags that have more members than a set may have.
+    overfull: BTreeSet<SetName>,
     /// The endpoints of this host that name an interface, by what follows `cali` in it.
     claimants: BTreeMap<String, BTreeSet<EndpointKey>>,
     placed: BTreeMap<String, Placed>,
@@ -131,7 +139,8 @@ pub(crate) struct Desired {
 #[derive(Default)]
 struct Differing {
     endpoints: BTreeSet<EndpointKey>,
-    remote: Vec<Arc<EndpointKey>>,
+    /// By their paths.
+    remote: Vec<Arc<str>>,
     /// Profiles whose tags or rules are.
     profiles: BTreeSet<ProfileName>,
 }
@@ -214,6 +223,7 @@ impl Desired {
             remote: Remotes::new(),
             pools: Vec::new(),
             members: Members::new(family, settings.set_most),
+            overfull: BTreeSet::new(),
             settings,
             claimants: BTreeMap::new(),
             placed: BTreeMap::new(),
@@ -274,6 +284,7 @@ impl Desired {
         let touched = self.update_endpoints(snapshot, &differing.endpoints, &mut changes);
         self.place(&touched, &mut differing.profiles, &mut changes);
         self.update_profiles(snapshot, differing.profiles, &mut changes);
+        self.close_overfull(snapshot, &mut changes);
         self.update_nat(snapshot, &mut changes);
         changes
     }
@@ -293,8 +304,11 @@ impl Desired {
                     match key {
                         Key::Endpoint(key) => {
                             differing.endpoints.insert(key.clone());
-                            let remote = snapshot.remote.get_key_value(key).or_else(|| self.remote.get_key_value(key));
-                            differing.remote.extend(remote.map(|(key, _)| Arc::clone(key)));
+                            let path = Key::Endpoint(key.clone()).path();
+                            let path = path.as_str();
+                            let remote =
+                                snapshot.remote.get_key_value(path).or_else(|| self.remote.get_key_value(path));
+                            differing.remote.extend(remote.map(|(path, _)| Arc::clone(path)));
                         }
                         Key::ProfileTags(profile) | Key::ProfileRules(profile) => {
                             differing.profiles.insert(profile.clone());
@@ -319,13 +333,7 @@ impl Desired {
     }
 
     /// Takes in what other hosts' endpoints bring to tags.
-    fn update_remote(
-        &mut self,
-        snapshot: &Snapshot,
-        news: &News,
-        differing: Vec<Arc<EndpointKey>>,
-        changes: &mut Changes,
-    ) {
+    fn update_remote(&mut self, snapshot: &Snapshot, news: &News, differing: Vec<Arc<str>>, changes: &mut Changes) {
         for key in differing {
             let new = snapshot.remote.get(&key);
             let old = match new {
@@ -598,6 +606,41 @@ impl Desired {
         }
     }
 
+    /// Closes the profiles that speak of a tag with more members than a set may have, and opens those that do no longer:
+    /// the kernel's set would lack some, and a rule that denies by it would let them through.
+    fn close_overfull(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
+        let is_overfull = |name: &SetName| {
+            self.sets
+                .get(name)
+                .is_some_and(|set| u32::try_from(set.members.len()).is_ok_and(|size| size > set.kind.most))
+        };
+        let turned: BTreeSet<SetName> =
+            changes.sets.keys().filter(|name| is_overfull(name) != self.overfull.contains(*name)).cloned().collect();
+        if turned.is_empty() {
+            return;
+        }
+        self.overfull = self.overfull.symmetric_difference(&turned).cloned().collect();
+        let speaks =
+            |profile: &Profile| profile.speaks_of.iter().any(|tag| turned.contains(&SetName::tag(self.family, tag)));
+        let concerned: Vec<ProfileName> =
+            self.profiles.iter().filter(|(_, profile)| speaks(profile)).map(|(name, _)| name.clone()).collect();
+        for name in concerned {
+            self.faults.remove(&format!("profile {name}"));
+            let old = self.profiles.remove(&name);
+            self.put_profile(snapshot, &name, changes);
+            for tag in old.iter().flat_map(|old| &old.speaks_of) {
+                self.members.hush(tag, &mut self.sets, changes);
+            }
+        }
+    }
+
+    /// Why a profile that speaks of these tags is closed for them.
+    fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
+        let tag = speaks_of.iter().find(|tag| self.overfull.contains(&SetName::tag(self.family, tag)))?;
+        let most = self.settings.set_most;
+        Some(format!("more addresses carry tag {tag}, which its rules speak of, than MaxIpsetSize allows, {most}"))
+    }
+
     fn put_profile(&mut self, snapshot: &Snapshot, name: &ProfileName, changes: &mut Changes) {
         let rules = snapshot.rules.get(name);
         let usable = tags_usable(snapshot.tags.get(name));
@@ -607,11 +650,16 @@ impl Desired {
             Some(Ok(rules)) => usable.clone().map(|()| rules),
         };
         let mut speaks_of = BTreeSet::new();
+        if let Ok(rules) = readable {
+            for list in [&rules.inbound, &rules.outbound] {
+                speaks_of.extend(rules::tags_of(self.family, list).cloned());
+            }
+        }
+        let readable = readable.and_then(|rules| self.overfull_of(&speaks_of).map_or(Ok(rules), Err));
         for way in Way::BOTH {
             let chain = match readable {
                 Ok(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    speaks_of.extend(rules::tags_of(self.family, list).cloned());
                     filter::profile(self.family, way, name, list)
                 }
                 Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),

@@ -1,10 +1,9 @@
 //! What must be written to iptables: wanted chains × chains that are there → steps → restore text.
 //!
-//! Chains are compared by the sequence of the hashes in their entries' comments. An entry without a hash of ours in a
-//! chain of ours, and a jump that is not the first of its kernel chain, count as drift. An ordered chain that differs is
+//! Chains are compared by the sequence of the hashes in their entries' comments, and by what the entries say besides. An
+//! entry without a hash of ours in a chain of ours, one that somebody has edited and left our comment on, and a jump that
+//! is not the first of its kernel chain, count as drift. An ordered chain that differs is
 //! written anew; in an unordered one single entries come and go. The kernel takes all steps of a table as one.
-//!
-//! Limit: an entry that somebody edits in place, leaving our comment on it, is not seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use crate::model::pool::Family;
 
 use super::chain::{CHAIN_PREFIX, ChainName, ChainText, Line, hash_of};
+use super::saved::same_entry;
 
 /// The kernel's tables that we write to.
 pub(crate) const FILTER: &str = "filter";
@@ -41,6 +41,13 @@ pub(crate) struct SeenLine {
     /// `None`: the entry is not one of ours.
     pub(crate) hash: Option<u64>,
     pub(crate) spec: Arc<str>,
+}
+
+impl SeenLine {
+    /// Whether it is a line of ours, as it was written.
+    fn is(&self, line: &Line) -> bool {
+        self.hash == Some(line.hash) && same_entry(&self.spec, &line.spec)
+    }
 }
 
 /// An entry of a kernel chain that leads into ours.
@@ -114,13 +121,13 @@ fn chain_steps(name: &ChainName, wanted: &Arc<ChainText>, seen: Option<&Vec<Seen
         steps.push(whole());
         return;
     };
-    let same = wanted.lines.len() == seen.len()
-        && wanted.lines.iter().zip(seen).all(|(line, seen)| seen.hash == Some(line.hash));
+    let same = wanted.lines.len() == seen.len() && wanted.lines.iter().zip(seen).all(|(line, seen)| seen.is(line));
     if same {
         return;
     }
     let there: BTreeSet<Option<u64>> = seen.iter().map(|line| line.hash).collect();
-    if wanted.ordered || there.len() != seen.len() || there.contains(&None) {
+    let edited = |seen: &SeenLine| wanted.lines.iter().any(|line| seen.hash == Some(line.hash) && !seen.is(line));
+    if wanted.ordered || seen.iter().any(edited) || there.len() != seen.len() || there.contains(&None) {
         steps.push(whole());
         return;
     }
@@ -135,7 +142,7 @@ fn jump_steps(wanted: &Table, seen: &SeenTable, steps: &mut Vec<ChainStep>) {
     let specs = |jumps: &[SeenJump]| jumps.iter().map(|jump| jump.line.spec.clone()).collect();
     for (kernel, line) in &wanted.jumps {
         let there = seen.jumps.get(*kernel).map_or(&[][..], Vec::as_slice);
-        if !matches!(there, [SeenJump { first: true, line: one }] if one.hash == Some(line.hash)) {
+        if !matches!(there, [SeenJump { first: true, line: one }] if one.is(line)) {
             let new = Some(line.clone());
             steps.push(ChainStep::Jump { kernel: (*kernel).to_owned(), old: specs(there), new });
         }

@@ -60,6 +60,13 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
     {
         missing.push(format!("a host without another Calico: chain {chain} is there; remove that Calico first"));
     }
+    for family in [Family::V4, Family::V6] {
+        if missing.is_empty()
+            && let Some(mix) = iptables::mix(family).await?
+        {
+            missing.push(format!("a firewall of one kind: {mix}"));
+        }
+    }
     if missing.is_empty() {
         return Ok(());
     }

@@ -100,6 +100,8 @@ pub(super) struct Kernel {
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
     flows: Flows,
+    /// Addresses whose routes somebody else has changed.
+    tampered: BTreeSet<IpAddr>,
 }
 
 impl Kernel {
@@ -118,12 +120,18 @@ impl Kernel {
             failed: BTreeSet::new(),
             rerouted: BTreeSet::new(),
             flows: Flows::default(),
+            tampered: BTreeSet::new(),
         }
     }
 
     /// The next apply looks at the kernel first.
     pub(super) fn doubt(&mut self, why: Why) {
         self.doubt.get_or_insert(why);
+    }
+
+    /// Whether the next apply looks at the kernel.
+    pub(super) fn doubts(&self) -> bool {
+        self.doubt.is_some()
     }
 
     fn seen(&self, table: &str) -> &SeenTable {
@@ -178,6 +186,12 @@ impl Kernel {
     /// Something happened to an interface: its routes may be gone.
     pub(super) fn forget_routes(&mut self, interface: &IfName) {
         self.routes.retain(|route| route.interface.as_ref() != Some(interface));
+    }
+
+    /// Somebody else has taken away the route to an address, or has put another in its place.
+    pub(super) fn doubt_route(&mut self, address: IpAddr) {
+        self.routes.retain(|route| route.net != address.into());
+        self.tampered.insert(address);
     }
 
     /// Doubts everything if the sizes of sets are not what was left.
@@ -385,7 +399,13 @@ impl Kernel {
             let owner = desired.routes.get(&address).and_then(|name| desired.owner(name.as_str()));
             self.rerouted.extend(owner.cloned());
             match self.hand.apply(&step).await {
-                Ok(()) => routes::carried_out(&mut self.routes, &step),
+                Ok(()) => {
+                    // An interface that goes takes its routes along, which is nobody's doing and cannot be put right.
+                    if self.tampered.contains(&address) {
+                        scope.tell(&format!("route to {address}"));
+                    }
+                    routes::carried_out(&mut self.routes, &step);
+                }
                 Err(fault) => {
                     let object =
                         owner.map_or_else(|| format!("route to {address}"), |key| endpoint_object(&key.endpoint));
@@ -393,6 +413,7 @@ impl Kernel {
                 }
             }
         }
+        self.tampered.clear();
         self.unrouted.is_empty()
     }
 }
@@ -408,10 +429,12 @@ struct Scope<'c> {
 impl Scope<'_> {
     fn tell_drift(&self, objects: impl Iterator<Item = String>) {
         if self.look.is_some_and(Why::is_drift) {
-            for object in objects {
-                self.metrics.count_drift(&object);
-                tracing::warn!(object, "drift: it was changed by somebody else and is put right");
-            }
+            objects.for_each(|object| self.tell(&object));
         }
+    }
+
+    fn tell(&self, object: &str) {
+        self.metrics.count_drift(object);
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
     }
 }

@@ -70,7 +70,7 @@ impl Picked {
     fn claim(&self, owner: &Owner, request: &str) -> Claim {
         let (owner, request) = (owner.clone(), request.to_owned());
         match &self.held {
-            Some(held) => Claim { successor: Some(Successor { owner, request }), ..held.claim.clone() },
+            Some(held) => Claim { successor: Some(Box::new(Successor { owner, request })), ..held.claim.clone() },
             None => Claim { v: 1, state: ClaimState::Pending, owner, request, successor: None },
         }
     }

@@ -3,6 +3,10 @@
 //! An event only says which container to look at; what is done follows from the look. The reader of events never waits
 //! for work, since dockerd drops the events of a listener that stalls. After every connection, and on a clock, all
 //! containers are listed and compared with the records, because events get lost when dockerd is killed.
+//!
+//! What somebody does to the host's side of a link, the kernel tells, and a link that does not work any more is mended at
+//! once. What somebody does inside a container nobody tells: a few of those that run are looked at in turn with every
+//! comparison, all of them within [`ROUND`] as long as there are not more than [`AT_A_TIME`] for each.
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
@@ -16,12 +20,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::Network;
 use crate::edge::docker::{Event, Listed};
+use crate::edge::kernel_routes::{LinkEvent, listen};
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
-use crate::model::name::ContainerId;
+use crate::model::name::{ContainerId, Orchestrator};
 
 /// How often all containers are compared with the records though no event asked for it.
 const AUDIT: Duration = Duration::from_secs(10);
+
+/// How often every container that runs is looked at inside, and how many of them at most with one comparison.
+const ROUND: Duration = Duration::from_mins(1);
+const AT_A_TIME: usize = 32;
+
+/// How long a link is left alone that something happened to: who makes or removes it does so in several steps.
+const LINK_RESTS: Duration = Duration::from_millis(200);
 
 /// How long to wait before trying dockerd, or a container whose wiring failed, again: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -36,6 +48,10 @@ struct Work {
     slots: Arc<Semaphore>,
     /// How long to wait before the next try of a container whose last try failed.
     waits: HashMap<ContainerId, Duration>,
+    /// Those whose links something happened to.
+    resting: HashSet<ContainerId>,
+    /// Who was looked at last in turn.
+    turn: Option<ContainerId>,
     stop: CancellationToken,
 }
 
@@ -47,6 +63,8 @@ impl Network {
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             waits: HashMap::new(),
+            resting: HashSet::new(),
+            turn: None,
             stop: stop.clone(),
         };
         let mut wait = RETRY.0;
@@ -101,6 +119,36 @@ impl Network {
             }
         }
         Ok(unsettled)
+    }
+
+    /// The containers that are recorded as running here.
+    fn running(&self) -> Vec<ContainerId> {
+        let mut ids = self.containers();
+        ids.retain(|id| self.recorded(id).iter().any(|one| one.endpoint.is_active()));
+        ids
+    }
+
+    /// The running container that an interface is recorded to belong to.
+    fn behind(&self, interface: &str) -> Option<ContainerId> {
+        self.store.read(|snapshot| {
+            let mut here = snapshot.endpoints_of(&self.ground.host);
+            let (key, _) = here.find(|(key, record)| {
+                let endpoint = record.readable().filter(|endpoint| endpoint.is_active());
+                key.orchestrator == Orchestrator::docker()
+                    && endpoint.is_some_and(|endpoint| endpoint.interface.as_str() == interface)
+            })?;
+            key.workload.as_str().parse().ok()
+        })
+    }
+
+    /// Whether all links that a container is recorded to have are there and work, as far as is seen from outside.
+    async fn links_work(&self, id: &ContainerId) -> Result<bool, Fault> {
+        for one in self.recorded(id).iter().filter(|one| one.endpoint.is_active()) {
+            if !self.wirer.links.link(&one.endpoint.interface).await?.is_some_and(|link| link.operates) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The containers that are kept on this host's disk and not in the datastore: they are gone and their addresses still to
@@ -215,6 +263,10 @@ impl Work {
         let mut synced = network.store.synced();
         let mut audit = tokio::time::interval(AUDIT);
         let mut first = true;
+        let mut links = match listen() {
+            Ok(links) => links,
+            Err(fault) => return fault,
+        };
         loop {
             tokio::select! {
                 biased;
@@ -227,6 +279,11 @@ impl Work {
                         }
                         Event::Ended(id) => self.begin(id, Duration::ZERO),
                         Event::Reloaded => network.look_at_runtimes().await,
+                    }
+                }
+                Some(event) = links.next() => {
+                    if let LinkEvent::Changed(name) = event {
+                        self.let_rest(&name);
                     }
                 }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
@@ -259,6 +316,7 @@ impl Work {
         }
         let mut ids = if first { network.containers() } else { network.unsettled(&listed).await? };
         ids.extend(network.reserved_only()?);
+        ids.extend(self.next_in_turn());
         for id in ids {
             // One that failed lately has its own clock.
             if !self.waits.contains_key(&id) {
@@ -269,6 +327,36 @@ impl Work {
             self.start_refused(&id);
         }
         Ok(())
+    }
+
+    /// The containers whose inside is looked at this time.
+    fn next_in_turn(&mut self) -> Vec<ContainerId> {
+        let mut running = self.network.running();
+        running.sort_unstable();
+        let rounds = ROUND.as_secs() / AUDIT.as_secs();
+        let count = running.len().div_ceil(usize::try_from(rounds).unwrap_or(1)).min(AT_A_TIME);
+        let begin = self.turn.as_ref().map_or(0, |last| running.partition_point(|id| id <= last));
+        let turn: Vec<ContainerId> = running.iter().cycle().skip(begin).take(count).cloned().collect();
+        self.turn = turn.last().cloned();
+        turn
+    }
+
+    /// Looks at a link that something happened to, once it has come to rest.
+    fn let_rest(&mut self, interface: &str) {
+        let Some(id) = self.network.behind(interface) else { return };
+        if self.stop.is_cancelled() || !self.resting.insert(id.clone()) {
+            return;
+        }
+        let network = Arc::clone(&self.network);
+        self.tasks.spawn(async move {
+            tokio::time::sleep(LINK_RESTS).await;
+            let settled = match network.links_work(&id).await {
+                Ok(true) => Ok(()),
+                Ok(false) => network.settle(&id, false).await,
+                Err(fault) => Err(fault),
+            };
+            (id, settled)
+        });
     }
 
     /// Looks at a container that was started and is not ours: its user may have thought that it would be.
@@ -314,6 +402,9 @@ impl Work {
     }
 
     fn finished(&mut self, done: Result<(ContainerId, Result<(), Fault>), tokio::task::JoinError>) {
+        if let Ok((id, _)) = &done {
+            self.resting.remove(id);
+        }
         match done {
             Ok((id, Ok(()))) => {
                 self.waits.remove(&id);

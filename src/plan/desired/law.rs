@@ -141,7 +141,9 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     }
     for (name, profile) in &desired.profiles {
         for way in Way::BOTH {
-            let readable = profile.rules.as_ref().and_then(Record::readable).filter(|_| profile.tags.is_ok());
+            let readable = profile.rules.as_ref().and_then(Record::readable);
+            let open = profile.tags.is_ok() && desired.overfull_of(&profile.speaks_of).is_none();
+            let readable = readable.filter(|_| open);
             chains.push(match readable {
                 Some(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
@@ -282,13 +284,41 @@ impl Reader<'_> {
         true
     }
 
+    /// Whether a rule of the packet's family names a tag that more addresses carry than a set may hold.
+    fn names_too_many(&self, rule: &Value, packet: &Packet) -> bool {
+        let v6 = packet.src.is_ipv6();
+        let version = if v6 { 6 } else { 4 };
+        let said = |key: &str| Some(&rule[key]).filter(|value| !value.is_null());
+        let nets = ["src_net", "dst_net", "!src_net", "!dst_net"].into_iter().filter_map(said);
+        let other = said("ip_version").is_some_and(|value| *value != version)
+            || said("protocol").is_some_and(|value| protocol_number(value) == if v6 { 1 } else { 58 })
+            || nets.into_iter().any(|net| net.as_str().unwrap().contains(':') != v6);
+        let most = self.datastore.get("/calico/v1/config/MaxIpsetSize").and_then(Value::as_str);
+        let Some(most) = most.map(|most| most.parse::<usize>().unwrap()).filter(|_| !other) else { return false };
+        let tags = ["src_tag", "dst_tag", "!src_tag", "!dst_tag"].into_iter().filter_map(said);
+        let carriers = |tag: &str| {
+            let last = 0..8u8;
+            let address = |last: u8| {
+                if v6 {
+                    IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])
+                } else {
+                    IpAddr::from([10, 0, 0, last])
+                }
+            };
+            last.filter(|last| self.has_tag(address(*last), tag)).count()
+        };
+        tags.into_iter().any(|tag| carriers(tag.as_str().unwrap()) > most)
+    }
+
     fn allows(&self, endpoint: &Value, way: Way, packet: &Packet) -> bool {
         let list = if way == Way::From { "outbound_rules" } else { "inbound_rules" };
         for profile in texts(endpoint, "profile_ids") {
             let (Some(rules), Some(_)) = (self.profile(profile, "rules"), self.profile(profile, "tags")) else {
                 return false;
             };
-            if rules.to_string().contains("maybe") {
+            let lists = ["inbound_rules", "outbound_rules"].into_iter().filter_map(|list| rules[list].as_array());
+            let unreadable = rules.to_string().contains("maybe");
+            if unreadable || lists.flatten().any(|rule| self.names_too_many(rule, packet)) {
                 return false;
             }
             let rules = rules[list].as_array().into_iter().flatten();

@@ -188,7 +188,10 @@ fn news(old: &Snapshot, new: &Snapshot, more: Option<&[usize]>) -> News {
         old.keys().chain(new.keys()).filter(|key| old.get(key) != new.get(key)).cloned().collect()
     }
     let Some(more) = more else { return News::All };
-    let remote = differing(&old.remote, &new.remote).into_iter().map(|key| EndpointKey::clone(&key));
+    let remote = differing(&old.remote, &new.remote).into_iter().map(|path| match Key::parse(&path) {
+        Some(Key::Endpoint(key)) => key,
+        other => panic!("{path}: {other:?}"),
+    });
     let endpoints = differing(&old.endpoints, &new.endpoints).into_iter().chain(remote).map(Key::Endpoint);
     let tags = differing(&old.tags, &new.tags).into_iter().map(Key::ProfileTags);
     let rules = differing(&old.rules, &new.rules).into_iter().map(Key::ProfileRules);

@@ -1,0 +1,230 @@
+//! Whatever somebody else does to what the node has made in the kernel: nothing opens, and it is put right.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use crate::lab::Lab;
+use crate::lab::container::{SOON, reach_each_other};
+use crate::lab::host::Host;
+use crate::lab::netns::Pinger;
+use crate::lab::wait::{wait_until, wait_until_right};
+use crate::lab::{setting, spawn_logged};
+
+const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
+
+/// How soon that is put right of which the kernel tells, on a machine that has other work too.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// What the node counts of one kind of thing that it has put right.
+fn counted(host: &Host, kind: &str) -> u32 {
+    let metrics = host.sh("curl -s http://127.0.0.1:9091/metrics");
+    let name = format!("calico_drift_repaired_total{{kind=\"{kind}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |count| count.parse().unwrap())
+}
+
+/// Our part of the firewall, and what leads to it, in order.
+fn firewall(host: &Host) -> Vec<String> {
+    let rules = host.rules();
+    rules.into_iter().filter(|line| line.contains("calico") || line.contains("FORWARD")).collect()
+}
+
+#[test]
+fn whatever_another_tool_does_to_the_firewall_opens_nothing_and_is_put_right() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    let eve = h1.run("eve", "-e CALICO_IP=auto -e CALICO_PROFILE=other");
+    reach_each_other(&[&ann, &bob]);
+    let right = firewall(h1);
+    let foe = Pinger::start(&eve.space(), bob.ip(), true);
+    // Each in the way of a tool that does so: by hand, ufw, firewalld, fail2ban, dockerd.
+    let deeds = [
+        (
+            "an entry is edited and keeps our comment",
+            "iptables-save -t filter | sed '/^-A calico-pi-web/ s/-g calico-allow/-j DROP/' | iptables-restore",
+            "chain",
+        ),
+        (
+            "the source of an entry is widened",
+            "iptables-save -t filter | sed '/^-A calico-fw-/ s/-s [0-9.]*.32/-s 10.9.9.9\\/32/' | iptables-restore",
+            "chain",
+        ),
+        (
+            "an entry is put before ours",
+            "iptables -I calico-tw-$(iptables -S | sed -n 's/^-N calico-tw-//p' | head -n 1) -j DROP",
+            "chain",
+        ),
+        ("our jump comes last", "iptables -I FORWARD -j ACCEPT", "jump"),
+        (
+            "our jump goes",
+            "iptables -D FORWARD -m comment --comment \"$(iptables-save -t filter | sed -n 's/^-A FORWARD .*--comment \"\\(calico[^\"]*\\)\".*/\\1/p')\" -j calico-FORWARD",
+            "jump",
+        ),
+        ("all entries go", "iptables -F", "chain"),
+        ("all chains go", "iptables -F; iptables -X", "chain"),
+        (
+            "all goes and the policy is open",
+            "iptables -P FORWARD ACCEPT; iptables -F; iptables -X; nft flush ruleset",
+            "chain",
+        ),
+        (
+            "a reload as ufw does it",
+            "printf '*filter\\n:ufw-forward - [0:0]\\n-F FORWARD\\n-A FORWARD -j ufw-forward\\n-A ufw-forward -j ACCEPT\\nCOMMIT\\n' | iptables-restore -n",
+            "jump",
+        ),
+        (
+            "a reload as firewalld does it",
+            "nft 'add table inet firewalld; flush table inet firewalld; add chain inet firewalld f { type filter hook forward priority 10; policy accept; }; add rule inet firewalld f accept'; nft delete table inet firewalld; iptables -F",
+            "chain",
+        ),
+        (
+            "a whole other ruleset is loaded",
+            "printf '*filter\\n:INPUT ACCEPT [0:0]\\n:FORWARD ACCEPT [0:0]\\n:OUTPUT ACCEPT [0:0]\\nCOMMIT\\n' | iptables-restore",
+            "chain",
+        ),
+    ];
+    for (what, deed, kind) in deeds {
+        let before = counted(h1, kind);
+        h1.sh(deed);
+        wait_until_right(what, SOON, || {
+            let now = firewall(h1);
+            let ours = |lines: &[String]| -> Vec<String> {
+                lines.iter().filter(|line| line.contains("calico")).cloned().collect()
+            };
+            let (wanted, found) = (ours(&right), ours(&now));
+            let missing = wanted.iter().filter(|line| !found.contains(line));
+            let mut wrong: Vec<String> = missing.map(|line| format!("not there: {line}")).collect();
+            wrong.extend(found.iter().filter(|line| !wanted.contains(line)).map(|line| format!("a stranger: {line}")));
+            let first = now.iter().find(|line| line.starts_with("-A FORWARD"));
+            if !first.is_some_and(|line| line.ends_with("-j calico-FORWARD")) {
+                wrong.push(format!("first in FORWARD is {first:?}"));
+            }
+            wrong
+        });
+        assert!(counted(h1, kind) > before, "{what}: not counted as {kind}");
+        assert!(ann.reaches(bob.ip()), "{what}");
+        assert_eq!(foe.answered_so_far(), 0, "{what} let eve through");
+        h1.sh("iptables -D FORWARD -j ACCEPT 2>/dev/null; iptables -D FORWARD -j ufw-forward 2>/dev/null; iptables -P FORWARD ACCEPT");
+    }
+    // A policy that drops what nobody accepts is somebody's right; what we accept is accepted.
+    h1.sh("iptables -P FORWARD DROP");
+    assert!(ann.reaches(bob.ip()));
+    // Sets have no word of the kernel's; their sizes are looked at every second.
+    for (what, deed) in [
+        ("a stranger joins a set", format!("ipset add calico4-t-web {}", eve.ip())),
+        ("a set is emptied", "ipset flush calico4-t-web".to_owned()),
+    ] {
+        let members = h1.sets()["calico4-t-web"].clone();
+        h1.sh(&deed);
+        wait_until(what, SOON, || h1.sets()["calico4-t-web"] == members);
+    }
+    assert!(ann.reaches(bob.ip()) && counted(h1, "set") >= 2);
+    let foe = foe.stop();
+    assert!(foe.sent > 100, "{foe:?}");
+    lab.assert_consistent();
+}
+
+#[test]
+fn routes_links_and_settings_that_somebody_changes_are_put_right() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "2");
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    reach_each_other(&[&ann, &bob]);
+    let (link, address) = (ann.link(), ann.ip());
+    let inside = format!("nsenter --net={} ip", ann.space().path());
+    let works = || bob.reaches(address) && ann.reaches(bob.ip()) && h1.has_route(&format!("{address} dev {link}"));
+    let right = |what: &str, deed: &str, limit: Duration| {
+        h1.sh(deed);
+        wait_until(what, limit, works);
+    };
+    let routes = counted(h1, "route");
+    right("a route that was taken away", &format!("ip route del {address}"), AT_ONCE);
+    right("a route that was replaced in place", &format!("ip route replace {address} dev eth0"), AT_ONCE);
+    right(
+        "a route that leads to another's interface",
+        &format!("ip route replace {address} dev {}", bob.link()),
+        AT_ONCE,
+    );
+    right("all routes of ours", "ip route flush proto 97", AT_ONCE);
+    assert!(counted(h1, "route") >= routes + 4, "{} routes counted", counted(h1, "route"));
+    right("a link that was set down", &format!("ip link set {link} down"), AT_ONCE);
+    right("a link that was set down inside", &format!("{inside} link set eth1 down"), AT_ONCE);
+    right(
+        "a link that was renamed",
+        &format!("ip link set {link} down; ip link set {link} name calistolen; ip link set calistolen up"),
+        AT_ONCE,
+    );
+    wait_until("the renamed one is gone", SOON, || h1.cali_links().len() == 2);
+    right("a link that was deleted", &format!("ip link del {link}"), AT_ONCE);
+    right("a link that was deleted inside", &format!("{inside} link del eth1"), AT_ONCE);
+    // Nobody tells what happens to addresses inside a container.
+    right(
+        "an address that was taken away inside",
+        &format!("{inside} address flush dev eth1"),
+        Duration::from_secs(90),
+    );
+
+    let settings = counted(h1, "sysctl");
+    for (name, wrong) in [
+        (format!("net/ipv4/conf/{link}/rp_filter"), "0"),
+        (format!("net/ipv4/conf/{link}/proxy_arp"), "0"),
+        ("net/ipv4/ip_forward".to_owned(), "0"),
+    ] {
+        let before = h1.sh(&format!("cat /proc/sys/{name}"));
+        assert_ne!(before, wrong);
+        h1.sh(&format!("echo {wrong} >/proc/sys/{name}"));
+        wait_until(&format!("{name} is right again"), SOON, || h1.sh(&format!("cat /proc/sys/{name}")) == before);
+    }
+    assert!(counted(h1, "sysctl") >= settings + 3);
+    assert!(works());
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn a_tool_that_hangs_is_killed_told_of_and_tried_again() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    let (tools, hangs) = (h1.scratch().join("tools"), h1.scratch().join("hangs"));
+    std::fs::create_dir_all(&tools).unwrap();
+    let wrapper = tools.join("iptables-restore");
+    let script =
+        format!("#!/bin/sh\n[ ! -e {} ] || exec sleep 120\nexec /usr/sbin/iptables-restore \"$@\"\n", hangs.display());
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let listen = format!("unix://{}", h1.proxy_socket().display());
+    let path = format!("{}:{}", tools.display(), setting("PATH").unwrap());
+    let command = h1.node_command(&["--listen", &listen]).env("PATH", path);
+    h1.keep_node(spawn_logged(command, &h1.node_log()));
+    h1.await_ready();
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=other"));
+    let pinger = Pinger::start(&ann.space(), ann.ip(), true);
+    std::fs::write(&hangs, "").unwrap();
+    let rules = r#"{"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}"#;
+    lab.etcd().put("/calico/v1/policy/profile/other/rules", rules);
+    wait_until("it is told that the tool did not end", Duration::from_mins(1), || {
+        h1.calicoctl("status").ok().contains("no end within")
+    });
+    // What stood stands, and nothing is left behind.
+    ann.never_reaches(bob.ip());
+    std::fs::remove_file(&hangs).unwrap();
+    wait_until("the change is there", Duration::from_mins(1), || ann.reaches(bob.ip()));
+    wait_until("nothing is told of any more", SOON, || !h1.calicoctl("status").ok().contains("no end within"));
+    assert_eq!(h1.processes("sleep"), 0);
+    let pinged = pinger.stop();
+    assert!(pinged.lost.is_empty(), "{pinged:?}");
+    lab.assert_consistent();
+}
+
+#[test]
+fn a_firewall_of_two_kinds_is_refused_with_the_way_out() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    h1.sh("iptables-legacy -A FORWARD -s 10.9.9.9 -j ACCEPT");
+    let refused = h1.calico_node(&["--ip", &h1.ip.to_string()]).run().fails_with(1);
+    assert!(refused.contains("iptables-legacy") && refused.contains("update-alternatives"), "{refused}");
+    h1.sh("iptables-legacy -F");
+    h1.start_node();
+    lab.assert_consistent();
+}
