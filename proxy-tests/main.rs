@@ -9,6 +9,7 @@
 mod lab;
 
 mod addresses;
+mod attacks;
 mod clean;
 mod cli;
 mod compose;

@@ -10,6 +10,7 @@ mod doors;
 mod embedded;
 mod parts;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -33,7 +34,7 @@ use self::parts::{Cause, Parts, Signals};
 use crate::config::{self, Command, Flags};
 use crate::edge::activation::{self, Passed};
 use crate::edge::docker::Docker;
-use crate::edge::etcd::Etcd;
+use crate::edge::etcd::{Etcd, EtcdAddress};
 use crate::edge::exec::Spawner;
 use crate::edge::fail_point;
 use crate::edge::handover::{self, Predecessor, Successor, Told};
@@ -57,9 +58,13 @@ use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
 use crate::part::store::{Holdings, Store};
+use crate::plan::raw::port_of;
 
 /// Where a node waits, in its run folder, for one that is to take its place.
 const HANDOVER: &str = "handover.sock";
+
+/// Where BIRD listens (RFC 4271, 8.2.1).
+const BGP_PORT: u16 = 179;
 
 /// The exit code of a command that needs root and has not got it.
 const NOT_ROOT: u8 = 2;
@@ -157,7 +162,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
-    let prepared = agent::prepare(spawner, &flags.run_dir).await?;
+    let prepared = agent::prepare(spawner, &flags.run_dir, services(&doors, flags, &address)).await?;
     let ipv6 = prepared.gives_ipv6();
     let ground = Ground { host: host.clone(), host_ip, host_ip6: flags.ip6, ipv6, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
@@ -224,6 +229,12 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     // Who comes now is refused at once, or waits for the next node.
     drop((listeners, handover_door));
     end(parts, cause, &mut signals, drain_timeout, (only, files)).await
+}
+
+/// The TCP ports of this host at which this software and its datastore are.
+fn services(doors: &doors::Wanted, flags: &Flags, etcd: &EtcdAddress) -> BTreeSet<u16> {
+    let places = etcd.endpoints.iter().chain([&flags.metrics_listen]);
+    places.filter_map(|place| port_of(place)).chain(doors.ports()).chain([BGP_PORT]).collect()
 }
 
 /// Ends the parts; answers the first fault. What only one node may have is given up before streams have ended, if there

@@ -61,6 +61,8 @@ pub(crate) struct Listed {
     pub(crate) running: bool,
     /// Seconds since 1970.
     pub(crate) created_s: i64,
+    /// Docker's networks that it is connected to; `none` is no network.
+    pub(crate) networks: Vec<String>,
 }
 
 /// Something that happened.
@@ -197,12 +199,14 @@ impl Docker {
             client.list_containers(Some(options)).await.map_err(|error| self.fault("list containers", &error))?;
         let listed = list.into_iter().filter_map(|summary| {
             let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
+            let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
             let state = summary.state.map(|state| state.to_string()).unwrap_or_default();
             Some(Listed {
                 id: summary.id?.parse().ok()?,
                 name: name.trim_start_matches('/').to_owned(),
                 running: matches!(state.as_str(), "running" | "paused"),
                 created_s: summary.created.unwrap_or_default(),
+                networks: networks.into_keys().filter(|network| network != "none").collect(),
             })
         });
         Ok(listed.collect())

@@ -3,7 +3,7 @@
 //! The tool, not nftables' netlink, because dockerd and people use the same tool on the same tables and either back end
 //! (nft or legacy) then is theirs and ours alike. `-w` waits for the lock that they share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::try_join_all;
 
@@ -12,7 +12,7 @@ use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::chain::CHAIN_PREFIX;
 use crate::plan::desired::base_table;
-use crate::plan::diff::{ChainStep, FILTER, RAW, SeenTable, parse, render, tables};
+use crate::plan::diff::{ChainStep, FILTER, RAW, SeenTable, TABLES, parse, render};
 use crate::plan::raw::desired_raw;
 use crate::plan::settings::Settings;
 
@@ -41,9 +41,8 @@ async fn save(family: Family, table: &str) -> Result<SeenTable, Fault> {
 ///
 /// Asks table by table: without a name the tool fails on a table of somebody else's that it cannot show.
 pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
-    let names = tables(family);
-    let seen = try_join_all(names.iter().map(|table| save(family, table))).await?;
-    Ok(names.iter().copied().zip(seen).collect())
+    let seen = try_join_all(TABLES.map(|table| save(family, table))).await?;
+    Ok(TABLES.into_iter().zip(seen).collect())
 }
 
 /// Carries out all steps, of each table in one transaction. Answers how many tables that were.
@@ -97,7 +96,7 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(family));
+    let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(&BTreeSet::new()));
     for (table, kernel) in
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
     {

@@ -39,6 +39,14 @@ fn is_there(setting: &str) -> bool {
     fs::exists(file(setting)).unwrap_or(true)
 }
 
+/// The names of all interfaces.
+pub(crate) fn interfaces() -> Result<Vec<String>, Fault> {
+    let folder = file("net/ipv4/conf");
+    let fault = |error: std::io::Error| Fault::World(format!("read {folder}: {error}"));
+    let entries = fs::read_dir(&folder).map_err(fault)?.collect::<Result<Vec<_>, _>>().map_err(fault)?;
+    Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
+}
+
 /// Makes the host forward IPv6, and lets its own interfaces hear routers as they did. Where it forwards already, nothing is
 /// touched: who hears routers then is somebody's decision.
 pub(crate) fn forward_ipv6() -> Result<(), Fault> {

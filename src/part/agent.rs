@@ -36,7 +36,7 @@ use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, iptables, sysctl};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
-use crate::model::name::{EndpointId, HostName};
+use crate::model::name::{EndpointId, HostName, INTERFACE_PREFIX};
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
@@ -110,6 +110,7 @@ pub(crate) struct Prepared {
     ear: Ear,
     /// Those that this host's kernel has.
     families: Vec<Family>,
+    services: BTreeSet<u16>,
 }
 
 impl Prepared {
@@ -120,11 +121,11 @@ impl Prepared {
 }
 
 /// Brings up what keeps containers safe before anything is known: kernel settings, the guard, base chains and jumps.
-/// Needs neither etcd nor dockerd.
+/// Needs neither etcd nor dockerd. The services are the TCP ports of this host's that no container gets to.
 ///
 /// # Errors
 /// Each is fatal: without these the node must not start.
-pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path) -> Result<Prepared, Fault> {
+pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet<u16>) -> Result<Prepared, Fault> {
     for (setting, value) in HOST {
         sysctl::write(setting, value)?;
     }
@@ -137,9 +138,9 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path) -> Result<Prepared
     }
     let guard = Guard::raise(&spawner).await?;
     let mut families = vec![Family::V4];
-    let mut stood = vec![set_up(Family::V4).await?];
+    let mut stood = vec![set_up(Family::V4, &services).await?];
     let ipv6 = async {
-        let stood = set_up(Family::V6).await?;
+        let stood = set_up(Family::V6, &services).await?;
         sysctl::forward_ipv6().map(|()| stood)
     };
     match ipv6.await {
@@ -151,17 +152,17 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path) -> Result<Prepared
     }
     check_marks(&Marks::programmed(run_dir), &stood);
     let ear = Ear::new(ruleset::listen()?);
-    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ear, families })
+    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ear, families, services })
 }
 
 /// Writes the base chains of a family and the jumps to them; answers what stood in the filter table before.
-async fn set_up(family: Family) -> Result<SeenTable, Fault> {
+async fn set_up(family: Family, services: &BTreeSet<u16>) -> Result<SeenTable, Fault> {
     let mut seen = iptables::observe(family).await?;
     let mut table = |name| seen.remove(name).unwrap_or_default();
     let (stood, raw) = (table(FILTER), table(RAW));
     let steps = iptables::Steps::from([
         (FILTER, desired::first_steps(family, &stood)),
-        (RAW, diff::steps(&desired_raw(family), &raw, None)),
+        (RAW, diff::steps(&desired_raw(services), &raw, None)),
     ]);
     iptables::apply(family, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
     Ok(stood)
@@ -195,10 +196,10 @@ pub(crate) async fn run(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let Prepared { spawner, guard, routes, links, ear, families } = prepared;
+    let Prepared { spawner, guard, routes, links, ear, families, services } = prepared;
     let routes = Arc::new(routes);
     let plane = |family: Family| Plane {
-        desired: Desired::new(host.clone(), family),
+        desired: Desired::new(host.clone(), family).with_services(&services),
         kernel: Kernel::new(family, Arc::clone(&routes), Arc::clone(&metrics)),
         pending: Changes::default(),
     };
@@ -215,6 +216,8 @@ pub(crate) async fn run(
         metrics,
         known: None,
         guard_lost: None,
+        strangers: BTreeSet::new(),
+        may_be_strange: true,
         speech,
         speaker: None,
         audit_every: Settings::default().refresh,
@@ -255,6 +258,10 @@ struct Agent {
     ear: Ear,
     /// Why there is no guard.
     guard_lost: Option<String>,
+    /// Interfaces with our prefix that no endpoint of this host has.
+    strangers: BTreeSet<String>,
+    /// There may be others than those by now.
+    may_be_strange: bool,
     /// The revision that was taken in; `None` before the first load.
     known: Option<i64>,
     speaker: Option<Speaker>,
@@ -407,6 +414,9 @@ impl Agent {
             Wake::Sizes => {
                 self.check_host();
                 self.look_at_sizes().await;
+                if self.may_be_strange || !self.strangers.is_empty() {
+                    self.look_for_strangers();
+                }
                 for Plane { desired, kernel, .. } in &mut self.planes {
                     kernel.recheck_flows(desired).await;
                 }
@@ -415,6 +425,7 @@ impl Agent {
             Wake::Audit => {
                 self.doubt(Why::Clock);
                 self.check_interfaces();
+                self.may_be_strange = true;
                 clocks.audited = Instant::now();
             }
             Wake::Rested | Wake::GuardFell(_) => {}
@@ -560,6 +571,11 @@ impl Agent {
                 }
             }
         }
+        let strange = |name: &String| {
+            let why = "no endpoint of this host has this interface: nothing passes it, and it is left as it is";
+            (format!("interface {name}"), why.to_owned())
+        };
+        faults.extend(self.strangers.iter().map(strange));
         faults.extend(self.guard_lost.clone().map(|why| ("guard".to_owned(), why)));
         faults
     }
@@ -578,6 +594,7 @@ impl Agent {
             }
             LinkEvent::Changed(name) => name,
         };
+        self.may_be_strange |= self.planes.iter().all(|plane| plane.desired.owner(name).is_none());
         for Plane { desired, kernel, pending } in &mut self.planes {
             let Some(key) = desired.owner(name).cloned() else { return };
             if let Some((_, endpoint)) = desired.endpoint(&key) {
@@ -600,6 +617,25 @@ impl Agent {
                 }
             }
             Err(_) => self.doubt(Why::Failed),
+        }
+    }
+
+    /// Finds interfaces that bear our prefix and belong to no endpoint: somebody has made or renamed them by hand. The base
+    /// chains and the guard keep them dark; what is not ours is not ours to remove.
+    fn look_for_strangers(&mut self) {
+        if self.known.is_none() {
+            return;
+        }
+        match sysctl::interfaces() {
+            Ok(names) => {
+                let strange = |name: &String| {
+                    let ours = |plane: &Plane| plane.desired.owner(name).is_some();
+                    name.starts_with(INTERFACE_PREFIX) && !self.planes.iter().any(ours)
+                };
+                self.strangers = names.into_iter().filter(strange).collect();
+                self.may_be_strange = false;
+            }
+            Err(fault) => tracing::warn!(%fault, "interfaces of nobody's are not looked for"),
         }
     }
 

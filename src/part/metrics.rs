@@ -50,6 +50,8 @@ pub(crate) struct Metrics {
     pub(crate) resyncs: Counter,
     /// Established flows that policy did not allow any more.
     pub(crate) flows_cut: Counter,
+    /// Running containers of ours that are on networks of Docker's too.
+    pub(crate) escaping: Gauge<i64, AtomicI64>,
     endpoints: Family<Label, Gauge>,
     faults: Family<Label, Gauge>,
     connected: Family<Label, Gauge>,
@@ -101,6 +103,7 @@ impl Metrics {
             drift: Family::default(),
             resyncs: Counter::default(),
             flows_cut: Counter::default(),
+            escaping: Gauge::default(),
             endpoints: Family::default(),
             faults: Family::default(),
             connected: Family::default(),
@@ -129,13 +132,15 @@ impl Metrics {
             "Starts of containers that wish for Calico and were created around the proxy",
             created_around.clone(),
         );
-        let Metrics { registry, applies, apply_seconds, drift, resyncs, flows_cut, .. } = self;
+        let Metrics { registry, applies, apply_seconds, drift, resyncs, flows_cut, escaping, .. } = self;
         registry.register("applies", "Times that the kernel was brought to what the datastore says", applies.clone());
         registry.register("apply_seconds", "Time that one of these took", apply_seconds.clone());
         let help = "Objects in the kernel that somebody else had changed and that were put right";
         registry.register("drift_repaired", help, drift.clone());
         registry.register("resyncs", "Times that the whole datastore was read", resyncs.clone());
         registry.register("flows_cut", "Established flows that policy did not allow any more", flows_cut.clone());
+        let help = "Running containers on a network of Docker's beside Calico's, where policy does not see them";
+        registry.register("escaping_policy", help, escaping.clone());
         let Metrics { registry, endpoints, faults, connected, in_sync, ready, .. } = self;
         registry.register("endpoints", "Endpoints of this host", endpoints.clone());
         registry.register("faults", "Objects that are closed, missing or not as they should be", faults.clone());

@@ -38,6 +38,7 @@ use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::{ContainerId, HostName, Orchestrator};
 use crate::model::pool::Family;
+use crate::model::snapshot::Record;
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
@@ -99,6 +100,8 @@ pub(crate) struct Network {
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers of ours that are on networks of Docker's too, with those, by name: what goes over them escapes policy.
+    beside: Mutex<BTreeMap<String, String>>,
     /// The requests of creates that this process has under way: their claims and notes are nobody else's business.
     creating: Mutex<HashSet<String>>,
 }
@@ -114,6 +117,28 @@ struct Recorded {
 /// Whether an endpoint is one of a container's. Another orchestrator's workloads are none of ours, whatever their ids.
 fn is_of(key: &EndpointKey, id: &ContainerId) -> bool {
     key.orchestrator == Orchestrator::docker() && key.workload.as_str() == id.as_str()
+}
+
+fn escape(container: &str, networks: &str) -> String {
+    format!(
+        "container {container} is on Docker's network {networks} beside Calico's: what goes over that escapes policy; \
+         docker network disconnect ends it"
+    )
+}
+
+/// The record of a container's endpoint, if a hand may act on it. The interface that it names must be the one that goes with
+/// the endpoint's id: what is wired and removed by it must never be the host's own, nor another container's.
+fn usable<'r>(key: &EndpointKey, record: &'r Record<Endpoint>) -> Result<&'r Endpoint, String> {
+    let endpoint = record.value.as_ref().map_err(Clone::clone)?;
+    match key.endpoint.interface() {
+        Some(own) if own != endpoint.interface => {
+            Err(format!("it names interface {}: that of endpoint {} must be {own}", endpoint.interface, key.endpoint))
+        }
+        Some(_) => Ok(endpoint),
+        None => {
+            Err(format!("endpoint {} is named so that no interface is: it must be letters and digits", key.endpoint))
+        }
+    }
 }
 
 impl Network {
@@ -143,6 +168,7 @@ impl Network {
             failing: watch::Sender::default(),
             cursors: Mutex::default(),
             locks: Mutex::default(),
+            beside: Mutex::default(),
             creating: Mutex::default(),
         })
     }
@@ -183,7 +209,7 @@ impl Network {
             let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
             of_container
                 .filter_map(|(key, record)| {
-                    let endpoint = record.readable()?.clone();
+                    let endpoint = usable(key, record).ok()?.clone();
                     Some(Recorded { key: key.clone(), endpoint, revision: record.revision })
                 })
                 .collect()
@@ -197,7 +223,7 @@ impl Network {
         }
         self.store.read(|snapshot| {
             let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
-            of_container.map(|(key, record)| (key.clone(), record.value.as_ref().err().cloned())).collect()
+            of_container.map(|(key, record)| (key.clone(), usable(key, record).err())).collect()
         })
     }
 
@@ -271,11 +297,17 @@ impl Network {
         Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
     }
 
+    /// What an operator should know of containers whose traffic policy does not see, in words.
+    pub(crate) fn escapes(&self) -> Vec<String> {
+        let beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        beside.iter().map(|(container, networks)| escape(container, networks)).collect()
+    }
+
     /// What an operator should know of the pools, in words.
     pub(crate) async fn pool_warnings(&self) -> Result<Vec<String>, Fault> {
         let reserved = self.reserved().await?;
         Ok(self.store.read(|snapshot| {
-            let pools = snapshot.pools.values().filter_map(crate::model::snapshot::Record::readable);
+            let pools = snapshot.pools.values().filter_map(Record::readable);
             reserved.overlapping(pools)
         }))
     }

@@ -101,7 +101,8 @@ impl Gauge {
                 }
             }),
         };
-        let warnings = self.network.pool_warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
+        let mut warnings = self.network.pool_warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
+        warnings.extend(self.network.escapes());
         let waiting_for = self.waiting_for();
         Status {
             host: self.host.clone(),

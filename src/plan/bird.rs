@@ -3,6 +3,11 @@
 //! BIRD learns the containers' routes from the kernel and advertises what lies in a pool; what peers tell goes into the
 //! kernel. The peers are the full mesh of all hosts unless it is switched off, the global peers, and the host's own.
 //!
+//! What is believed of whom: a host of the mesh tells of addresses in pools and of nothing else. A peer that somebody has
+//! configured may be a router of the site, so it may tell of anything, a default route too, as in the original. But neither
+//! takes the place of a route that the host has already, whatever its metric: not of a container here, nor of the host's
+//! own default.
+//!
 //! One address is one session: a peer that stands in several lists is rendered once, the host's own list first, then the
 //! global one, then the mesh. The original rendered it once per list and BIRD refused the file for its equal names.
 //! Each family has sessions of its own, between addresses of that family, so that either goes on when the other is broken.
@@ -19,6 +24,13 @@ use crate::model::key::BgpScope;
 use crate::model::name::{HostName, INTERFACE_PREFIX};
 use crate::model::pool::Family;
 use crate::model::snapshot::{Record, Snapshot};
+
+/// What the names of sessions with other hosts begin with.
+const MESH: &str = "Mesh";
+
+/// How BIRD prefers routes that are in the kernel already: the containers' and the host's own. Above its 100 for BGP (BIRD
+/// 2.0.12, doc/bird.sgml, "preference"), or whoever announces the address of a container here would silence it to everybody.
+const OWN_FIRST: u16 = 200;
 
 /// How much BIRD says of what its protocols do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +87,7 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, i
             let Some(Some(address)) = record.readable() else { continue };
             let own = [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)].contains(&Some(*address));
             if other != host && !own && *family == Family::of(*address) {
-                speaker.meet("Mesh", *address, snapshot.as_of(other), &format!("host {other}"));
+                speaker.meet(MESH, *address, snapshot.as_of(other), &format!("host {other}"));
             }
         }
     }
@@ -122,7 +134,11 @@ impl Speaker {
     }
 
     fn render_filter(&self, channel: &Channel, text: &mut String) {
-        let _ = writeln!(text, "# What peers are told.\nfilter {} {{", channel.filter());
+        let _ = writeln!(
+            text,
+            "# What peers are told, and what the hosts of the mesh are believed.\nfilter {} {{",
+            channel.filter()
+        );
         for pool in self.pools.iter().filter(|pool| Family::of_net(**pool) == channel.family) {
             let _ = writeln!(text, "  if net ~ {pool} then accept;");
         }
@@ -149,8 +165,8 @@ impl Speaker {
         for channel in channels {
             let _ = write!(
                 text,
-                "protocol kernel {{\n{debug}  learn;\n  persist;\n  scan time 2;\n  graceful restart;\n  {} {{\n    import all;\n    \
-                 export where source = RTS_BGP;\n  }};\n}}\n\n",
+                "protocol kernel {{\n{debug}  learn;\n  persist;\n  scan time 2;\n  graceful restart;\n  {} {{\n    preference {OWN_FIRST};\n    \
+                 import all;\n    export where source = RTS_BGP;\n  }};\n}}\n\n",
                 channel.name()
             );
         }
@@ -178,8 +194,12 @@ impl Speaker {
         for (address, Neighbor { name, as_number, words }) in peers {
             let _ = write!(
                 text,
-                "\nprotocol bgp {name} from {template} {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n}}\n"
+                "\nprotocol bgp {name} from {template} {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n"
             );
+            if name.starts_with(MESH) {
+                let _ = writeln!(text, "  {} {{\n    import filter {};\n  }};", channel.name(), channel.filter());
+            }
+            text.push_str("}\n");
         }
     }
 }

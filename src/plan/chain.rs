@@ -121,6 +121,8 @@ pub(crate) enum Match {
     Accepted(bool),
     /// What is sent to the packet's source would not leave through the interface that the packet came in by.
     SourceElsewhere,
+    /// The packet is for an address of this host's own, or for all on a link.
+    ToThisHost,
     /// The sender's Ethernet address is another one.
     MacIsNot(Mac),
     Net(End, IpNet),
@@ -293,6 +295,7 @@ impl fmt::Display for Match {
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
             }
             Match::SourceElsewhere => f.write_str("-m rpfilter --invert"),
+            Match::ToThisHost => f.write_str("-m addrtype ! --dst-type UNICAST"),
             Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
             Match::Net(End::Source, net) => write!(f, "-s {net}"),
             Match::Net(End::Destination, net) => write!(f, "-d {net}"),

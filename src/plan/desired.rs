@@ -215,7 +215,7 @@ impl Desired {
             family,
             filter: Table::default(),
             nat: Table::default(),
-            raw: raw::desired_raw(family),
+            raw: raw::desired_raw(&BTreeSet::new()),
             sets: Sets::new(),
             routes: Routes::new(),
             faults: BTreeMap::new(),
@@ -234,6 +234,12 @@ impl Desired {
         };
         desired.filter = base_table(family, &desired.settings);
         desired
+    }
+
+    /// The same, on a host with these services of its own.
+    pub(crate) fn with_services(mut self, services: &BTreeSet<u16>) -> Self {
+        self.raw = raw::desired_raw(services);
+        self
     }
 
     /// The revision and the record of an endpoint of this host; `None` if it is not programmed in any family.

@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::model::pool::Family;
-
 use super::chain::{CHAIN_PREFIX, ChainName, ChainText, Line, hash_of};
 use super::saved::same_entry;
 
@@ -19,13 +17,8 @@ pub(crate) const FILTER: &str = "filter";
 pub(crate) const NAT: &str = "nat";
 pub(crate) const RAW: &str = "raw";
 
-/// The tables that we write to in a family.
-pub(crate) fn tables(family: Family) -> &'static [&'static str] {
-    match family {
-        Family::V4 => &[FILTER, NAT],
-        Family::V6 => &[FILTER, NAT, RAW],
-    }
-}
+/// The tables that we write to, in either family.
+pub(crate) const TABLES: [&str; 3] = [FILTER, NAT, RAW];
 
 /// The wanted chains of one table, and the jumps into them from the kernel's chains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -85,6 +85,7 @@ fn holds(one: &Match, flow: &Flow, sets: &Sets) -> bool {
         | Match::Tracked(_)
         | Match::Accepted(_)
         | Match::SourceElsewhere
+        | Match::ToThisHost
         | Match::MacIsNot(_) => false,
     }
 }

@@ -38,6 +38,10 @@ pub(crate) fn for_interface(name: &IfName, ipv6: bool) -> Vec<(String, &'static 
         // The host answers for the next hop, whatever it is, and at once.
         (of("ipv4/conf", "proxy_arp"), "1"),
         (of("ipv4/neigh", "proxy_delay"), "0"),
+        // The sender would choose the way, past the receiver that policy saw (linux net/ipv4/ip_forward.c: the destination
+        // is changed after the firewall).
+        (of("ipv4/conf", "accept_source_route"), "0"),
+        (of("ipv4/conf", "accept_redirects"), "0"),
         // 127.0.0.0/8 of the host stays the host's.
         (of("ipv4/conf", "route_localnet"), "0"),
     ];

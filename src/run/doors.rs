@@ -181,6 +181,15 @@ fn is_host_name(name: &str) -> bool {
 }
 
 impl Wanted {
+    /// The TCP ports among them.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        let all = self.places.iter().map(|(listen, _)| listen).chain(self.passed.iter().map(|(listen, _)| listen));
+        all.filter_map(|listen| match listen {
+            Listen::Tcp(address) | Listen::Tls(address) => Some(address.port()),
+            Listen::Unix(_) => None,
+        })
+    }
+
     /// Opens them.
     ///
     /// # Errors

@@ -288,7 +288,7 @@ fn the_first_steps_keep_what_an_earlier_run_left() {
         for id in [standing, "ffff1111ffff1111ffff1111ffff1111", "nobody"] {
             marks.set(id, "").unwrap();
         }
-        let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
+        let prepared = prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap();
         assert_eq!(marks.all(), [standing.to_owned()].into());
         assert_eq!(left(&wanted).await, "");
         sh("nft flush ruleset").await;
@@ -409,7 +409,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             host_ip6: None,
             bgp: true,
         };
-        let prepared = prepare(Spawner::new().unwrap(), folder.path()).await.unwrap();
+        let prepared = prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {

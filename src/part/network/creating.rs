@@ -215,8 +215,10 @@ mod tests {
             requested: Requested::default(),
             labels: RecreationLabels::default(),
         };
-        let listed =
-            |created_s| Listed { id: "a".repeat(64).parse().unwrap(), name: "x".to_owned(), running: false, created_s };
+        let listed = |created_s| {
+            let (id, name) = ("a".repeat(64).parse().unwrap(), "x".to_owned());
+            Listed { id, name, running: false, created_s, networks: Vec::new() }
+        };
         assert!(note.fits(&listed(1000)) && !note.fits(&listed(998)));
         let env = |text: &str| vec!["A=b".to_owned(), text.to_owned()];
         assert!(note.is_of(&env("CALICO_IP=10.0.0.1")));

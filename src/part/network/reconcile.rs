@@ -8,9 +8,9 @@
 //! once. What somebody does inside a container nobody tells: a few of those that run are looked at in turn with every
 //! comparison, all of them within [`ROUND`] as long as there are not more than [`AT_A_TIME`] for each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::Network;
+use super::{Network, escape};
 use crate::edge::docker::{Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
 use crate::model::fault::Fault;
@@ -119,6 +119,27 @@ impl Network {
             }
         }
         Ok(unsettled)
+    }
+
+    /// Notes, and tells of, running containers of ours that are on networks of Docker's too: they were added to Calico while
+    /// they were on one, or somebody has connected them around the proxy.
+    fn note_escapes(&self, listed: &[Listed]) {
+        let ours: HashSet<ContainerId> = self.containers().into_iter().collect();
+        let two = listed.iter().filter(|one| one.running && !one.networks.is_empty() && ours.contains(&one.id));
+        let now: BTreeMap<String, String> = two
+            .map(|one| {
+                let mut networks = one.networks.clone();
+                networks.sort();
+                (one.name.clone(), networks.join(", "))
+            })
+            .collect();
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        for (container, networks) in now.iter().filter(|(container, networks)| beside.get(*container) != Some(networks))
+        {
+            tracing::warn!("{}", escape(container, networks));
+        }
+        self.metrics.escaping.set(i64::try_from(now.len()).unwrap_or(i64::MAX));
+        *beside = now;
     }
 
     /// The containers that are recorded as running here.
@@ -314,6 +335,7 @@ impl Work {
         if let Err(fault) = network.release_orphans().await {
             tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
         }
+        network.note_escapes(&listed);
         let mut ids = if first { network.containers() } else { network.unsettled(&listed).await? };
         ids.extend(network.reserved_only()?);
         ids.extend(self.next_in_turn());

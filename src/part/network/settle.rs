@@ -1,12 +1,12 @@
 //! Settling: making the network of one container what Docker's word on the container requires.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use super::{Network, Recorded};
+use super::{Network, Recorded, is_of, usable};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
@@ -108,7 +108,8 @@ impl Network {
             let Recorded { key, endpoint, .. } = one;
             (key, Some(endpoint.interface))
         }));
-        for interface in ends.values().flatten() {
+        let others = self.interfaces_of_others(id);
+        for interface in ends.values().flatten().filter(|interface| !others.contains(interface)) {
             self.wirer.links.remove(interface).await?;
         }
         fail_point("destroy: the interface is gone");
@@ -128,6 +129,14 @@ impl Network {
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
+    }
+
+    /// The interfaces of other containers: what somebody has written under a name like theirs is not theirs.
+    fn interfaces_of_others(&self, id: &ContainerId) -> BTreeSet<IfName> {
+        self.store.read(|snapshot| {
+            let others = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| !is_of(key, id));
+            others.filter_map(|(key, record)| Some(usable(key, record).ok()?.interface.clone())).collect()
+        })
     }
 
     /// Says in the records that there is no interface, and takes those away that were found, even if the former is not

@@ -112,7 +112,7 @@ impl Machine<'_> {
             Match::Out(interface) => is(interface, &packet.to),
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
             Match::Accepted(yes) => packet.marked == *yes,
-            Match::SourceElsewhere => panic!("no filter chain looks for it"),
+            Match::SourceElsewhere | Match::ToThisHost => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
             Match::Net(end, net) => in_net(end, net),
             Match::NotNet(end, net) | Match::OutsideRange(end, net) => !in_net(end, net),

@@ -1,0 +1,41 @@
+//! Containers with a second way out, which policy does not see (from attack 9 of the catalogue).
+
+use crate::lab::Lab;
+use crate::lab::host::{Host, IDLE};
+use crate::lab::http;
+use crate::lab::wait::wait_until;
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// How long until it is told of: every container is looked at each 10 s.
+const TOLD: Duration = Duration::from_secs(15);
+
+fn escaping(host: &Host) -> bool {
+    let stream = host.space.enter(|| TcpStream::connect(("127.0.0.1", 9091))).unwrap();
+    let text = http::exchange(stream, "GET", "/metrics", None).unwrap();
+    String::from_utf8_lossy(&text.body).contains("calico_escaping_policy 1")
+}
+
+#[test]
+fn a_container_that_is_on_a_network_of_dockers_too_is_reported_until_it_is_not() {
+    let lab = Lab::bridged();
+    let h1 = lab.host(1);
+    h1.start_node();
+    let told = |name: &str, network: &str| {
+        let status = h1.calicoctl("status").out();
+        status.contains(&format!("container {name} is on Docker's network {network} "))
+    };
+    // Created around the proxy, on Docker's bridge, and added later.
+    h1.raw_docker_run(&["run", "-d", "--name", "ann", "busybox", "sh", "-c", IDLE]).run().ok();
+    h1.calicoctl("container add ann 192.168.1.1").ok();
+    let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    wait_until("ann is told of", TOLD, || told("ann", "bridge") && escaping(h1));
+    assert!(!told("bob", ""));
+    assert!(h1.node_log_text().contains("container ann is on Docker's network bridge"));
+    h1.raw_docker("network disconnect bridge ann").ok();
+    wait_until("ann is told of no more", TOLD, || !told("ann", "bridge") && !escaping(h1));
+    // (To connect a running one around the proxy is refused by dockerd itself: there is a default route already.)
+    assert!(h1.space.pings(bob.ip()));
+    h1.raw_docker("rm -f ann bob").ok();
+}
