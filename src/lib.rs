@@ -24,8 +24,8 @@
 //! | --- | --- | --- |
 //! | 0 | `model` | the words of the field: names, keys, records, the snapshot of the datastore |
 //! | 1 | `plan` | every decision, as pure functions: which call a request is, which address a container gets, what chains, sets, routes and BIRD's configuration should be, and the steps from what is to what should be |
-//! | 2 | `edge` | the hands: etcd, dockerd, TLS, systemd's sockets, netlink, iptables, ipset, nft, BIRD, child processes; each outside crate is named in one file |
-//! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, the OCI runtime with its hook, and `calicoctl` |
+//! | 2 | `edge` | the hands: etcd, dockerd, TLS, systemd's sockets, netlink, connection tracking, iptables, ipset, nft, BIRD, child processes; each outside crate is named in one file |
+//! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, reports, the OCI runtime with its hook, and `calicoctl` |
 //! | 4 | `config`, `log`, `run` | the frame: reads the flags, starts the parts, joins them |
 //!
 //! # One container, from create to destroy
@@ -50,9 +50,22 @@
 //!
 //! # What protects a container
 //!
-//! Chains reached by a dispatch on the interface decide; what they accept carries a mark; a last rule drops what comes
-//! from or goes to a `cali*` interface without it. Behind that stands the guard, an nft table of which the node is the
-//! owner: it drops what has no mark even when somebody flushes all of iptables.
+//! IPv4 and IPv6 are two planes of the same: chains, sets, routes of each are wanted, seen and put right for themselves, and
+//! an endpoint stands in those that it has an address of. In either, chains reached by a dispatch on the interface decide;
+//! what they accept carries a mark; a last rule drops what comes from or goes to a `cali*` interface without it. Before
+//! connection tracking, the raw table drops foreign source addresses and whatever is sent to the node's own services. Behind
+//! all stands the guard, an nft table of which the node is the owner: it drops what has no mark even when somebody flushes
+//! all of iptables.
+//!
+//! The kernel asks policy once, when a connection begins. So when policy becomes tighter, the flows that stand are held to it
+//! again by the same rules as values, and those that it would not let begin any more are cut.
+//!
+//! # What is believed
+//!
+//! The datastore, while it is plausible: another cluster, or one without its `Ready` key while this host has containers, is
+//! doubted, and what is programmed stays. What an older state of it lacks of this host's containers is put back first. The
+//! kernel, while nobody tells of changes by others: then, and on a clock, it is looked at in whole, and what differs is
+//! drift, put right and counted.
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::ExitCode;
