@@ -3,8 +3,8 @@
 //! One loop. A wake (a new snapshot, something that happened to a link, a clock) leads to one apply, and whatever comes
 //! during an apply is taken in by the next; so an idle host applies at once and a busy one in batches. What concerns an
 //! endpoint of this host never waits; members of tags that come and go elsewhere, which may be a thousand in a second, are
-//! applied together where they come faster than [`REST`]. The datastore's word is turned into wanted state in [`crate::plan::desired`], the kernel is touched in
-//! [`kernel`].
+//! applied together where they come faster than [`REST`]. The datastore's word is turned into wanted state in
+//! [`crate::plan::desired`], the kernel is touched in [`kernel`], and what came of it is told in [`programmed`].
 //!
 //! Normally nothing is observed: what an apply left behind is remembered, so one endpoint costs one run of
 //! `iptables-restore`. The kernel is looked at in whole at the start, after an apply that failed, and on a clock; steps
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::bird::{Bird, BirdState};
+use crate::edge::bird::Bird;
 use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
@@ -35,24 +35,26 @@ use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, iptables, sysctl};
 use crate::model::fault::Fault;
-use crate::model::key::{EndpointKey, Key};
-use crate::model::name::{EndpointId, HostName, INTERFACE_PREFIX};
+use crate::model::key::Key;
+use crate::model::name::HostName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
 use crate::plan::diff::{self, FILTER, RAW, SeenTable};
-use crate::plan::filter::{self, Way};
 use crate::plan::raw::desired_raw;
 use crate::plan::settings::Settings;
-use crate::plan::sysctl::{FORWARD_IPV6, HOST, REVERSE_PATH_FOR_ALL};
-use crate::plan::wiring::HOST_LINK_LOCAL;
+use crate::plan::sysctl::HOST;
 
 mod kernel;
+mod programmed;
 mod speaker;
+mod upkeep;
 
 use kernel::{Ear, Kernel, Why};
+use programmed::check_marks;
+pub(crate) use programmed::{EndpointProgrammed, Programmed};
 
 /// How often the sizes of sets are looked at (decided: a flushed set is repaired within 2 s).
 const SIZES_EVERY: Duration = Duration::from_secs(1);
@@ -76,29 +78,6 @@ pub(crate) struct AgentSettings {
     pub(crate) host_ip6: Option<Ipv6Addr>,
     /// Whether a BIRD is run.
     pub(crate) bgp: bool,
-}
-
-/// What the kernel holds, for those who wait for it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Programmed {
-    /// The newest revision of the datastore that is in the kernel.
-    pub(crate) revision: i64,
-    /// Whether the kernel holds all that the snapshot says, but for the objects in `faults`.
-    pub(crate) in_sync: bool,
-    /// The endpoints of this host whose policy stands.
-    pub(crate) endpoints: BTreeMap<EndpointId, EndpointProgrammed>,
-    /// What is closed or missing, and why; an endpoint under its bare id.
-    pub(crate) faults: BTreeMap<String, String>,
-    pub(crate) bird: BirdState,
-}
-
-/// An endpoint in the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct EndpointProgrammed {
-    /// The revision of its record that stands.
-    pub(crate) revision: i64,
-    /// Whether all its addresses are routed to it.
-    pub(crate) active: bool,
 }
 
 /// What [`prepare`] has brought up.
@@ -128,13 +107,6 @@ impl Prepared {
 pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet<u16>) -> Result<Prepared, Fault> {
     for (setting, value) in HOST {
         sysctl::write(setting, value)?;
-    }
-    let reverse_path = sysctl::read(REVERSE_PATH_FOR_ALL)?;
-    if !matches!(reverse_path.as_str(), "0" | "1") {
-        return Err(Fault::World(format!(
-            "check kernel setting {REVERSE_PATH_FOR_ALL}: it is {reverse_path}, so containers could send under others' \
-             addresses; it must be 0 or 1"
-        )));
     }
     let guard = Guard::raise(&spawner).await?;
     let mut families = vec![Family::V4];
@@ -166,21 +138,6 @@ async fn set_up(family: Family, services: &BTreeSet<u16>) -> Result<SeenTable, F
     ]);
     iptables::apply(family, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
     Ok(stood)
-}
-
-/// Takes away the marks of endpoints whose policy does not stand any more: somebody flushed it while no node ran. Of an
-/// endpoint of both families that stands in one, the other is dark for the moment.
-fn check_marks(marks: &Marks, stood: &[SeenTable]) {
-    for id in marks.all() {
-        let interface = id.parse::<EndpointId>().ok().and_then(|id| id.interface());
-        let stands = interface.as_ref().and_then(filter::suffix).is_some_and(|suffix| {
-            let chains = Way::BOTH.map(|way| [way.dispatch_chain(""), way.endpoint_chain(suffix)]).concat();
-            stood.iter().any(|seen| chains.iter().all(|chain| seen.chains.contains_key(chain)))
-        });
-        if !stands {
-            mark(marks.clear(&id));
-        }
-    }
 }
 
 /// Programs the kernel until told to stop.
@@ -496,90 +453,6 @@ impl Agent {
         well
     }
 
-    /// Tells what came of an apply, if anything did. An endpoint stands when it does in each family that it is of.
-    fn publish(&mut self, mut keys: BTreeSet<EndpointKey>) {
-        let faults = self.faults();
-        let Agent { programmed, planes, known, told, marks, .. } = self;
-        let revision = known.unwrap_or_default();
-        told.retain(|object, why| faults.get(object) == Some(why));
-        for (object, why) in &faults {
-            // A fault of the kernel is told when it has outlived one retry: an interface that goes with its container
-            // takes its route along before anybody can say so in the datastore.
-            let lasts = planes.iter().any(|plane| plane.desired.faults.contains_key(object))
-                || programmed.borrow().faults.get(object) == Some(why);
-            if lasts && told.insert(object.clone(), why.clone()).is_none() {
-                tracing::warn!(object, why, "not as it should be");
-            }
-        }
-        for Plane { desired, kernel, .. } in &*planes {
-            keys.extend(kernel.rerouted().iter().cloned());
-            if kernel.looked_at_all() {
-                keys.extend(desired.placed().map(|(key, _)| key.clone()));
-            }
-        }
-        programmed.send_if_modified(|programmed| {
-            let in_sync = planes.iter().all(|plane| plane.kernel.is_known());
-            let same = keys.is_empty()
-                && programmed.revision == revision
-                && programmed.in_sync == in_sync
-                && programmed.faults == faults;
-            if same {
-                return false;
-            }
-            programmed.revision = revision;
-            programmed.in_sync = in_sync;
-            programmed.faults = faults;
-            let before = programmed.endpoints.len();
-            for key in keys {
-                match stands(planes, &key) {
-                    Some(stands) => {
-                        if programmed.endpoints.insert(key.endpoint.clone(), stands).is_none() {
-                            mark(marks.set(key.endpoint.as_str(), ""));
-                        }
-                    }
-                    None => {
-                        programmed.endpoints.remove(&key.endpoint);
-                        mark(marks.clear(key.endpoint.as_str()));
-                    }
-                }
-            }
-            // Those of an earlier run, once everything has been looked at.
-            if before == 0 && in_sync {
-                let strangers = marks
-                    .all()
-                    .into_iter()
-                    .filter(|id| id.parse::<EndpointId>().is_ok_and(|id| !programmed.endpoints.contains_key(&id)));
-                strangers.for_each(|id| mark(marks.clear(&id)));
-            }
-            true
-        });
-    }
-
-    /// What is closed or missing in either family, and why.
-    fn faults(&self) -> BTreeMap<String, String> {
-        let mut faults: BTreeMap<String, String> = BTreeMap::new();
-        for Plane { desired, kernel, .. } in &self.planes {
-            let mut own = desired.faults.clone();
-            own.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
-            for (object, why) in own {
-                match faults.get_mut(&object) {
-                    Some(other) if *other != why => *other = format!("{other}; in IPv6: {why}"),
-                    Some(_) => {}
-                    None => {
-                        faults.insert(object, why);
-                    }
-                }
-            }
-        }
-        let strange = |name: &String| {
-            let why = "no endpoint of this host has this interface: nothing passes it, and it is left as it is";
-            (format!("interface {name}"), why.to_owned())
-        };
-        faults.extend(self.strangers.iter().map(strange));
-        faults.extend(self.guard_lost.clone().map(|why| ("guard".to_owned(), why)));
-        faults
-    }
-
     fn heed_link(&mut self, event: &LinkEvent) {
         let name = match event {
             LinkEvent::Lost => return self.doubt(Why::Links),
@@ -618,91 +491,6 @@ impl Agent {
             }
             Err(_) => self.doubt(Why::Failed),
         }
-    }
-
-    /// Finds interfaces that bear our prefix and belong to no endpoint: somebody has made or renamed them by hand. The base
-    /// chains and the guard keep them dark; what is not ours is not ours to remove.
-    fn look_for_strangers(&mut self) {
-        if self.known.is_none() {
-            return;
-        }
-        match sysctl::interfaces() {
-            Ok(names) => {
-                let strange = |name: &String| {
-                    let ours = |plane: &Plane| plane.desired.owner(name).is_some();
-                    name.starts_with(INTERFACE_PREFIX) && !self.planes.iter().any(ours)
-                };
-                self.strangers = names.into_iter().filter(strange).collect();
-                self.may_be_strange = false;
-            }
-            Err(fault) => tracing::warn!(%fault, "interfaces of nobody's are not looked for"),
-        }
-    }
-
-    /// Puts right what settings of the whole host somebody has changed.
-    fn check_host(&self) {
-        let forwarding = (self.planes.len() > 1).then_some((FORWARD_IPV6, "1"));
-        for (setting, value) in HOST.into_iter().chain(forwarding) {
-            match sysctl::write(setting, value) {
-                Ok(true) => self.tell_of_setting(setting),
-                Ok(false) => {}
-                Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),
-            }
-        }
-    }
-
-    fn tell_of_setting(&self, setting: &str) {
-        let object = format!("sysctl {setting}");
-        self.metrics.count_drift(&object);
-        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
-    }
-
-    /// Puts right what settings of containers' interfaces somebody has changed.
-    fn check_interfaces(&mut self) {
-        let ipv6 = self.planes.len() > 1;
-        let next_hops = sysctl::interfaces_with(HOST_LINK_LOCAL);
-        let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
-        // Not only those that have their routes: one whose settings are wrong may have lost them by that.
-        let wired = placed.filter(|(_, endpoint)| endpoint.is_active() && sysctl::has_interface(&endpoint.interface));
-        let faults: Vec<(String, String)> = wired
-            .filter_map(|(key, endpoint)| {
-                let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
-                let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|changed| {
-                    for setting in &changed {
-                        self.tell_of_setting(setting);
-                    }
-                    if ipv6 && !next_hops.contains(interface.as_str()) {
-                        self.metrics.count_drift("interface");
-                        tracing::warn!(%interface, "drift: its link-local address was taken away and is put back");
-                        return sysctl::restore_link_local(interface);
-                    }
-                    Ok(())
-                });
-                Some((desired::endpoint_object(&key.endpoint), mended.err()?.to_string()))
-            })
-            .collect();
-        for (object, why) in faults {
-            tracing::warn!(object, why, "kernel settings of an interface are not as they should be");
-        }
-    }
-}
-
-/// What of an endpoint is in the kernel; `None` if its policy does not stand in each family that it is of.
-fn stands(planes: &[Plane], key: &EndpointKey) -> Option<EndpointProgrammed> {
-    let mut all = None;
-    for Plane { desired, kernel, .. } in planes {
-        let (revision, endpoint) = desired.endpoint(key).filter(|(_, endpoint)| kernel.holds(endpoint))?;
-        let routed = endpoint.is_active() && kernel.routes_to(endpoint, &desired.routes);
-        let active = routed && all.is_none_or(|before: EndpointProgrammed| before.active);
-        all = Some(EndpointProgrammed { revision, active });
-    }
-    all
-}
-
-/// The marks are for a hook that finds no node; without one it refuses a start.
-fn mark(marked: Result<(), Fault>) {
-    if let Err(fault) = marked {
-        tracing::warn!(%fault, "a mark of what the kernel holds is not right");
     }
 }
 

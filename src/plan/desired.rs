@@ -17,9 +17,8 @@ use ipnet::IpNet;
 
 use crate::model::endpoint::{Endpoint, Remote};
 use crate::model::key::{EndpointKey, Key};
-use crate::model::name::{EndpointId, HostName, Orchestrator, ProfileName, TagName};
+use crate::model::name::{EndpointId, HostName, Orchestrator, ProfileName};
 use crate::model::pool::{Family, Pool};
-use crate::model::profile::Rules;
 use crate::model::snapshot::{News, Record, Remotes, Snapshot};
 
 use super::chain::{Chain, ChainName, ChainText};
@@ -28,15 +27,18 @@ use super::filter::{self, ToHost, Way};
 use super::nat;
 use super::raw;
 use super::routes::{Route, Routes};
-use super::rules;
 use super::sets::{Extent, SetName, Sets};
 use super::settings::Settings;
 
 mod flows;
 mod members;
+mod places;
+mod profiles;
 mod tree;
 
 use members::Members;
+use places::Placed;
+use profiles::Profile;
 use tree::Tree;
 
 /// What the last update touched: everything else in the kernel is still as it should be.
@@ -84,23 +86,6 @@ impl Changes {
             }
         }
     }
-}
-
-/// An endpoint of this host that has its interface to itself. It is programmed in the families that it is of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Placed {
-    key: EndpointKey,
-    record: Arc<Endpoint>,
-}
-
-/// The records that a profile's chains were made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Profile {
-    rules: Option<Record<Rules>>,
-    /// Why the tags cannot be used.
-    tags: Result<(), String>,
-    /// The tags that its rules speak of.
-    speaks_of: BTreeSet<TagName>,
 }
 
 /// See the module.
@@ -406,281 +391,6 @@ impl Desired {
         }
     }
 
-    /// Notes which endpoint names which interface.
-    fn claim(
-        &mut self,
-        key: &EndpointKey,
-        old: Option<&Record<Arc<Endpoint>>>,
-        new: Option<&Record<Arc<Endpoint>>>,
-        touched: &mut BTreeSet<String>,
-    ) {
-        self.faults.remove(&endpoint_object(&key.endpoint));
-        if let Some(suffix) = old.and_then(Record::readable).and_then(|endpoint| filter::suffix(&endpoint.interface)) {
-            if let Some(keys) = self.claimants.get_mut(suffix) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.claimants.remove(suffix);
-                }
-            }
-            touched.insert(suffix.to_owned());
-        }
-        match new.map(|record| &record.value) {
-            None => {}
-            Some(Err(why)) => {
-                self.fault(&key.endpoint, format!("its record cannot be read, so it is closed: {why}"));
-            }
-            Some(Ok(endpoint)) => {
-                if let Some(suffix) = filter::suffix(&endpoint.interface) {
-                    self.claimants.entry(suffix.to_owned()).or_default().insert(key.clone());
-                    touched.insert(suffix.to_owned());
-                } else {
-                    let name = &endpoint.interface;
-                    let why =
-                        format!("its interface {name} is not one of ours: it must be cali and what tells it apart");
-                    self.fault(&key.endpoint, why);
-                }
-            }
-        }
-    }
-
-    fn fault(&mut self, endpoint: &EndpointId, why: String) {
-        self.faults.insert(endpoint_object(endpoint), why);
-    }
-
-    /// Programs the endpoints of touched interfaces: chains, dispatch and routes. Adds the profiles whose use begins or ends.
-    fn place(&mut self, touched: &BTreeSet<String>, used: &mut BTreeSet<ProfileName>, changes: &mut Changes) {
-        let mut grown = BTreeSet::new();
-        let mut addresses = BTreeSet::new();
-        for suffix in touched {
-            let new = self.winner(suffix, changes);
-            if self.placed.get(suffix) == new.as_ref() {
-                continue;
-            }
-            let old = self.placed.remove(suffix).filter(|old| old.record.is_of(self.family));
-            let programs = new.as_ref().filter(|new| new.record.is_of(self.family));
-            if let Some(old) = old {
-                let ended = old.record.profiles.iter().filter(|profile| discount(&mut self.uses, profile));
-                used.extend(ended.cloned());
-                for address in &old.record.addresses {
-                    if let Some(interfaces) = self.routed.get_mut(address) {
-                        interfaces.remove(suffix);
-                    }
-                    addresses.insert(*address);
-                }
-                if programs.is_none() {
-                    for way in Way::BOTH {
-                        self.remove_chain(way.endpoint_chain(suffix), changes);
-                    }
-                    self.tree.remove(suffix, &mut grown);
-                }
-            } else if programs.is_some() {
-                self.tree.insert(suffix, &mut grown);
-            }
-            if let Some(new) = programs {
-                let begun = new.record.profiles.iter().filter(|profile| count(&mut self.uses, profile));
-                used.extend(begun.cloned());
-                self.put_endpoint(suffix, new, &mut addresses, changes);
-            }
-            self.placed.extend(new.map(|new| (suffix.clone(), new)));
-        }
-        self.put_dispatch(&grown, changes);
-        self.put_routes(&addresses, changes);
-    }
-
-    fn put_endpoint(&mut self, suffix: &str, new: &Placed, addresses: &mut BTreeSet<IpAddr>, changes: &mut Changes) {
-        for chain in filter::endpoint(self.family, &new.key, &new.record, suffix) {
-            let name = chain.name.clone();
-            let text = text(chain, &self.settings);
-            // A flip between active and inactive changes no chain, and then none is looked at.
-            if self.filter.chains.get(&name) != Some(&text) {
-                self.filter.chains.insert(name.clone(), text);
-                changes.filter.insert(name);
-            }
-        }
-        let own = new.record.addresses.iter().filter(|address| Family::of(**address) == self.family);
-        for address in own.filter(|_| new.record.is_active()) {
-            self.routed.entry(*address).or_default().insert(suffix.to_owned());
-            addresses.insert(*address);
-        }
-    }
-
-    fn put_dispatch(&mut self, grown: &BTreeSet<String>, changes: &mut Changes) {
-        for prefix in grown {
-            for way in Way::BOTH {
-                if prefix.is_empty() || self.tree.has(prefix) {
-                    self.put_chain(self.tree.chain(way, prefix), changes);
-                } else {
-                    self.remove_chain(way.dispatch_chain(prefix), changes);
-                }
-            }
-        }
-    }
-
-    /// The endpoint that an interface belongs to. Of several that name it, the one whose id it is made from; the others,
-    /// or all if there is no such one, are closed.
-    fn winner(&mut self, suffix: &str, changes: &mut Changes) -> Option<Placed> {
-        let keys: Vec<EndpointKey> = self.claimants.get(suffix).into_iter().flatten().cloned().collect();
-        let record = |key: &EndpointKey| self.endpoints.get(key).and_then(Record::readable);
-        let winner = match keys.as_slice() {
-            [] => return None,
-            [one] => Some(one.clone()),
-            several => {
-                let mut rightful = several.iter().filter(|key| {
-                    record(key).is_some_and(|endpoint| key.endpoint.interface().as_ref() == Some(&endpoint.interface))
-                });
-                rightful.next().filter(|_| rightful.next().is_none()).cloned()
-            }
-        };
-        let placed =
-            winner.as_ref().and_then(|key| Some(Placed { key: key.clone(), record: Arc::clone(record(key)?) }));
-        for key in &keys {
-            if Some(key) == winner.as_ref() {
-                self.faults.remove(&endpoint_object(&key.endpoint));
-            } else {
-                let others: Vec<&str> =
-                    keys.iter().filter(|other| *other != key).map(|other| other.endpoint.as_str()).collect();
-                let why = format!("its interface cali{suffix} is named by endpoint {} too", others.join(", "));
-                self.fault(&key.endpoint, why);
-            }
-            changes.endpoints.insert(key.clone());
-        }
-        placed
-    }
-
-    fn put_routes(&mut self, addresses: &BTreeSet<IpAddr>, changes: &mut Changes) {
-        for address in addresses {
-            let interfaces = self.routed.get(address).cloned().unwrap_or_default();
-            if interfaces.is_empty() {
-                self.routed.remove(address);
-            }
-            let name =
-                interfaces.first().and_then(|suffix| self.placed.get(suffix)).map(|p| p.record.interface.clone());
-            let object = format!("route to {address}");
-            match &name {
-                Some(name) if interfaces.len() > 1 => {
-                    let all: Vec<&str> = interfaces.iter().map(String::as_str).collect();
-                    let why =
-                        format!("active endpoints behind cali{} have it; {name} has the route", all.join(", cali"));
-                    self.faults.insert(object, why);
-                }
-                _ => {
-                    self.faults.remove(&object);
-                }
-            }
-            let old = self.routes.get(address).cloned();
-            if old != name {
-                changes.routes.insert(*address);
-                if old.is_some() {
-                    changes.left.insert(*address);
-                }
-                let _ = match name {
-                    Some(name) => self.routes.insert(*address, name),
-                    None => self.routes.remove(address),
-                };
-            }
-        }
-    }
-
-    /// Makes the chains of profiles that came into use or changed, and the sets of the tags that they speak of.
-    fn update_profiles(&mut self, snapshot: &Snapshot, differing: BTreeSet<ProfileName>, changes: &mut Changes) {
-        for name in differing {
-            let old = self.profiles.get(&name);
-            let is_used = self.uses.contains_key(&name);
-            let same = match old {
-                None => !is_used,
-                Some(old) => {
-                    let tags = tags_usable(snapshot.tags.get(&name));
-                    is_used && old.rules.as_ref() == snapshot.rules.get(&name) && old.tags == tags
-                }
-            };
-            if same {
-                continue;
-            }
-            self.faults.remove(&format!("profile {name}"));
-            let old = self.profiles.remove(&name);
-            if is_used {
-                self.put_profile(snapshot, &name, changes);
-            } else {
-                for way in Way::BOTH {
-                    self.remove_chain(way.profile_chain(&name), changes);
-                }
-            }
-            // Only now, so that the set of a tag that is still spoken of stays.
-            for tag in old.iter().flat_map(|old| &old.speaks_of) {
-                self.members.hush(tag, &mut self.sets, changes);
-            }
-        }
-    }
-
-    /// Closes the profiles that speak of a tag with more members than a set may have, and opens those that do no longer:
-    /// the kernel's set would lack some, and a rule that denies by it would let them through.
-    fn close_overfull(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
-        let is_overfull = |name: &SetName| {
-            self.sets
-                .get(name)
-                .is_some_and(|set| u32::try_from(set.members.len()).is_ok_and(|size| size > set.kind.most))
-        };
-        let turned: BTreeSet<SetName> =
-            changes.sets.keys().filter(|name| is_overfull(name) != self.overfull.contains(*name)).cloned().collect();
-        if turned.is_empty() {
-            return;
-        }
-        self.overfull = self.overfull.symmetric_difference(&turned).cloned().collect();
-        let speaks =
-            |profile: &Profile| profile.speaks_of.iter().any(|tag| turned.contains(&SetName::tag(self.family, tag)));
-        let concerned: Vec<ProfileName> =
-            self.profiles.iter().filter(|(_, profile)| speaks(profile)).map(|(name, _)| name.clone()).collect();
-        for name in concerned {
-            self.faults.remove(&format!("profile {name}"));
-            let old = self.profiles.remove(&name);
-            self.put_profile(snapshot, &name, changes);
-            for tag in old.iter().flat_map(|old| &old.speaks_of) {
-                self.members.hush(tag, &mut self.sets, changes);
-            }
-        }
-    }
-
-    /// Why a profile that speaks of these tags is closed for them.
-    fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
-        let tag = speaks_of.iter().find(|tag| self.overfull.contains(&SetName::tag(self.family, tag)))?;
-        let most = self.settings.set_most;
-        Some(format!("more addresses carry tag {tag}, which its rules speak of, than MaxIpsetSize allows, {most}"))
-    }
-
-    fn put_profile(&mut self, snapshot: &Snapshot, name: &ProfileName, changes: &mut Changes) {
-        let rules = snapshot.rules.get(name);
-        let usable = tags_usable(snapshot.tags.get(name));
-        let readable = match rules.map(|record| &record.value) {
-            None => Err("it has no record of rules".to_owned()),
-            Some(Err(why)) => Err(format!("its rules cannot be read: {why}")),
-            Some(Ok(rules)) => usable.clone().map(|()| rules),
-        };
-        let mut speaks_of = BTreeSet::new();
-        if let Ok(rules) = readable {
-            for list in [&rules.inbound, &rules.outbound] {
-                speaks_of.extend(rules::tags_of(self.family, list).cloned());
-            }
-        }
-        let readable = readable.and_then(|rules| self.overfull_of(&speaks_of).map_or(Ok(rules), Err));
-        for way in Way::BOTH {
-            let chain = match readable {
-                Ok(rules) => {
-                    let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
-                    filter::profile(self.family, way, name, list)
-                }
-                Err(ref why) => filter::closed(way.profile_chain(name), &format!("profile {name}: {why}")),
-            };
-            self.put_chain(chain, changes);
-        }
-        if let Err(why) = readable {
-            self.faults.insert(format!("profile {name}"), format!("it is closed: {why}"));
-        }
-        for tag in &speaks_of {
-            self.members.speak(tag, &mut self.sets, changes);
-        }
-        self.profiles.insert(name.clone(), Profile { rules: rules.cloned(), tags: usable, speaks_of });
-    }
-
     /// Takes the settings in. Where one of them touches everything, all is made anew; answers whether that is so.
     fn update_settings(&mut self, snapshot: &Snapshot, changes: &mut Changes) -> bool {
         let settings = Settings::of(snapshot, &self.host);
@@ -748,14 +458,6 @@ fn differing_keys<K: Ord + Clone, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTre
                 }
             }
         }
-    }
-}
-
-fn tags_usable(record: Option<&Record<Vec<TagName>>>) -> Result<(), String> {
-    match record.map(|record| &record.value) {
-        Some(Ok(_)) => Ok(()),
-        Some(Err(why)) => Err(format!("its tags cannot be read: {why}")),
-        None => Err("it has no record of tags".to_owned()),
     }
 }
 

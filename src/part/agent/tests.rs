@@ -1,7 +1,9 @@
 use super::kernel::{Ear, Kernel, Why};
 use super::*;
+use crate::edge::bird::BirdState;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
+use crate::model::name::EndpointId;
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
 use crate::part::defaults::Host;
