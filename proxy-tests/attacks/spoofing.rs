@@ -58,9 +58,9 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
     ];
     let port = Port::of(&eve);
     let link = eve.link();
-    for rp_filter in ["1", "0", "2"] {
-        // 2 is what systemd's udev rules set, some time after an interface has come up.
-        h1.sh(&format!("sysctl -qw net.ipv4.conf.{link}.rp_filter={rp_filter}"));
+    for (all, rp_filter) in [("0", "1"), ("0", "0"), ("2", "1"), ("0", "2")] {
+        // 2 is what systemd's udev rules set, some time after an interface has come up, and for all what Ubuntu sets.
+        h1.sh(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={all} net.ipv4.conf.{link}.rp_filter={rp_filter}"));
         for address in [bob.ip(), cat.ip()] {
             assert!(ann.gets_through(address, flow), "ann has no flow to {address}");
         }
@@ -75,7 +75,11 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
             target.ear.comes_to_hear(&format!("eve's own packet to {}", target.name), &own);
             for (whose, _, words) in &forged {
                 let arrived = target.ear.heard(words);
-                assert!(!arrived, "rp_filter {rp_filter}: {} hears eve under the address of {whose}", target.name);
+                assert!(
+                    !arrived,
+                    "rp_filter {all}, {rp_filter}: {} hears eve under the address of {whose}",
+                    target.name
+                );
             }
         }
         h1.sh(&format!("conntrack -D -p udp --orig-src {} 2>/dev/null || true", eve.ip()));

@@ -5,10 +5,6 @@ use crate::model::name::{INTERFACE_PREFIX, IfName};
 /// Settings of the whole host, with the value that each must have.
 pub(crate) const HOST: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
 
-/// The highest of this and the interface's own value counts (linux Documentation/networking/ip-sysctl, rp_filter); at 2 a
-/// container could send under another's address whatever the interface says.
-pub(crate) const REVERSE_PATH_FOR_ALL: &str = "net/ipv4/conf/all/rp_filter";
-
 /// Whether the host forwards IPv6. To switch it on makes the kernel forget the routes that routers have advertised, and hear
 /// no more advertisements, on every interface whose [`hears_routers`] is not 2 (linux net/ipv6/addrconf.c,
 /// `addrconf_fixup_forwarding`; Documentation/networking/ip-sysctl, accept_ra).
@@ -33,7 +29,8 @@ pub(crate) fn must_go_on_hearing(interface: &str, accept_ra: &str) -> bool {
 pub(crate) fn for_interface(name: &IfName, ipv6: bool) -> Vec<(String, &'static str)> {
     let of = |group: &str, setting: &str| format!("net/{group}/{name}/{setting}");
     let mut settings = vec![
-        // A packet under an address that is not routed to this interface is dropped before any chain.
+        // The second lock against foreign source addresses, after the raw table: where all interfaces have 2, as some
+        // distributions set it, that counts instead, and the raw table stands alone.
         (of("ipv4/conf", "rp_filter"), "1"),
         // The host answers for the next hop, whatever it is, and at once.
         (of("ipv4/conf", "proxy_arp"), "1"),

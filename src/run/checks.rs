@@ -13,6 +13,7 @@ use crate::config::{self, Flags};
 use crate::edge::iptables;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
+use crate::plan::sysctl::HOST;
 
 /// The abstract socket that stands for the network namespace.
 const NETWORK_LOCK: &[u8] = b"calico-node";
@@ -42,18 +43,11 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
             missing.push(format!("{tool} (Debian package {package})"));
         }
     }
-    for sysctl in ["net/ipv4/ip_forward", "net/ipv4/conf/all/rp_filter"] {
-        let path = format!("/proc/sys/{sysctl}");
+    for (setting, _) in HOST {
+        let path = format!("/proc/sys/{setting}");
         if let Err(error) = std::fs::OpenOptions::new().write(true).open(&path) {
             missing.push(format!("a writable {path}: {error}"));
         }
-    }
-    // Strict reverse path filtering is what keeps containers from sending with a foreign source, and the kernel takes
-    // the larger of `all` and the interface's own (linux Documentation/networking/ip-sysctl.rst).
-    if std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|value| value.trim() == "2") {
-        missing.push(
-            "net.ipv4.conf.all.rp_filter of 0 or 1: it is 2, so containers could send with any source".to_owned(),
-        );
     }
     if missing.is_empty()
         && let Some(chain) = iptables::rival(Family::V4).await?
