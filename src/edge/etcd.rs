@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::model::fault::Fault;
 use crate::model::key::{AFTER_REPORTS, Key, REPORTS, ROOT};
-use crate::model::snapshot::{Change, Record, Snapshot};
+use crate::model::snapshot::{Change, Snapshot};
 use crate::plan::standing::Standing;
 
 /// How long one call may take (decided: calls on a request's path end after 5 s).
@@ -215,8 +215,8 @@ impl Etcd {
             }
         }
         snapshot.revision = revision;
-        let ready = snapshot.ready.as_ref().and_then(Record::readable) == Some(&true);
-        Ok((Standing { cluster, revision, ready }, snapshot.packed()))
+        let standing = Standing { cluster, revision, ready: snapshot.is_ready() };
+        Ok((standing, snapshot.packed()))
     }
 
     /// All changes after a revision.

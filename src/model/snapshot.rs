@@ -269,6 +269,11 @@ impl Snapshot {
         self
     }
 
+    /// Whether somebody has said that the datastore is set up.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.as_ref().and_then(Record::readable) == Some(&true)
+    }
+
     /// The next hops of all containers.
     pub(crate) fn next_hops(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.next_hops.keys().copied()

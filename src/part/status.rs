@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use crate::edge::bird::session_status;
 use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
+use crate::model::key::Key;
 use crate::model::name::HostName;
 use crate::model::snapshot::Snapshot;
 use crate::part::agent::Programmed;
@@ -36,6 +37,10 @@ impl Gauge {
         if !self.store.is_connected() {
             let doubt = self.store.doubt().map(|why| format!(", which is not believed: {why}"));
             missing.push(format!("etcd at {}{}", self.etcd, doubt.unwrap_or_default()));
+        }
+        // What this node writes at its start, as far as nobody has written it before, comes after the view is complete.
+        if self.store.is_connected() && !self.store.read(Snapshot::is_ready) {
+            missing.push(format!("the defaults in the datastore: {} is not true", Key::Ready.path()));
         }
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
