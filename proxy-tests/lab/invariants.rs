@@ -23,6 +23,7 @@ use super::Lab;
 use super::command::Run;
 use super::etcd::Entry;
 use super::host::Host;
+use super::traces::NOTE;
 use super::wait::wait_until_right;
 
 /// What a container keeps for its whole life.
@@ -148,10 +149,11 @@ impl Lab {
         wait_until_right("consistent", Duration::from_secs(15), || self.violations(Pending::Tolerated));
     }
 
-    /// Waits, as long as leases last, until it is consistent to the last claim.
+    /// Waits until it is consistent to the last claim: as long as leases last, and as long as a claim waits for the container
+    /// of a create that dockerd did not live to answer.
     #[track_caller]
     pub(crate) fn assert_consistent_once_leases_ended(&self) {
-        wait_until_right("consistent", Duration::from_secs(90), || self.violations(Pending::Wrong));
+        wait_until_right("consistent", NOTE, || self.violations(Pending::Wrong));
     }
 
     /// Removes every container through its node; after that nothing of them is left anywhere.

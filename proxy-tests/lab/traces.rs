@@ -23,7 +23,7 @@ pub(crate) struct Traces {
 }
 
 /// How long the note of a create that was cut off may wait for its container, and the next comparison then.
-const NOTE: Duration = Duration::from_secs(120 + 15);
+pub(super) const NOTE: Duration = Duration::from_secs(120 + 15);
 
 fn files(folder: &Path, into: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -101,9 +101,10 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
     {
         let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?.stdout;
-        let jump = format!("-j {CHAIN_PREFIX}{kernel}");
-        if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&jump)) {
-            return Err(Fault::World(format!("check chain {kernel} of {program}: nothing in it leads to ours")));
+        let chain = format!("{CHAIN_PREFIX}{kernel}");
+        if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&format!("-j {chain}"))) {
+            let checked = format!("check chain {kernel} of {program}'s table {table}");
+            return Err(Fault::World(format!("{checked}: nothing in it leads to {chain}")));
         }
     }
     Ok(())

@@ -120,8 +120,11 @@ impl Network {
     fn lease(&self) -> Result<i64, Fault> {
         let lease = *self.lease.borrow();
         lease.filter(|_| self.store.is_connected()).ok_or_else(|| {
-            let why = self.store.doubt().unwrap_or_else(|| "it is away; it must answer first".to_owned());
-            Fault::Away(format!("claim an address in etcd at {}: {why}", self.etcd.address()))
+            let at = self.etcd.address();
+            Fault::Away(match self.store.doubt() {
+                Some(why) => format!("claim an address: etcd at {at} is not believed: {why}"),
+                None => format!("claim an address: etcd at {at} is away; it must answer first"),
+            })
         })
     }
 
