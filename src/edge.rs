@@ -21,6 +21,7 @@ pub(crate) mod iptables;
 pub(crate) mod kernel_routes;
 pub(crate) mod links;
 pub(crate) mod netns;
+mod nfnetlink;
 pub(crate) mod pipe;
 pub(crate) mod relay;
 pub(crate) mod reservations;
