@@ -10,6 +10,7 @@ mod lab;
 
 mod addresses;
 mod attacks;
+mod checkpoints;
 mod clean;
 mod cli;
 mod compose;
@@ -34,6 +35,7 @@ mod policy;
 mod races;
 mod readme;
 mod refusals;
+mod remapped;
 mod restarts;
 mod rules6;
 mod runtime;

@@ -132,7 +132,13 @@ impl Host {
 
     /// A dockerd with these further options.
     pub(crate) fn spawn_dockerd_with(&self, options: &[&str]) {
-        let mut command = self.command("dockerd");
+        let mut command = if self.subordinate_ids().exists() {
+            // Over the machine's own files, for this dockerd and what it starts alone.
+            let bound = "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec dockerd \"$@\"";
+            self.command("unshare").args(["--mount", "sh", "-c", bound]).arg(self.subordinate_ids())
+        } else {
+            self.command("dockerd")
+        };
         if !self.bridge {
             command = command.args(["--bridge", "none", "--iptables=false", "--ip-forward=false"]);
         }
@@ -141,8 +147,27 @@ impl Host {
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
             .args(["--config-file", &path("daemon.json")])
+            // What its containerd leaves behind goes with the lab.
+            .env("TMPDIR", &self.folder)
             .args(options);
         *self.dockerd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("dockerd.log")));
+    }
+
+    /// Which ids of the machine are root's and the others' in a container, as /etc/subuid has it.
+    fn subordinate_ids(&self) -> PathBuf {
+        self.folder.join("subordinate-ids")
+    }
+
+    /// Starts dockerd anew, with containers whose root is this user of the machine. What the former one had made, this one
+    /// does not know.
+    pub(crate) fn remap_users(&self, first: u32) {
+        self.stop_dockerd();
+        let ids = ["nobody", "nogroup"].map(|name| format!("{name}:{first}:65536\n"));
+        std::fs::write(self.subordinate_ids(), ids.concat()).unwrap();
+        self.configure_dockerd("userns-remap", json!("nobody:nogroup"));
+        self.spawn_dockerd();
+        self.await_dockerd();
+        self.import_image();
     }
 
     pub(crate) fn await_dockerd(&self) {

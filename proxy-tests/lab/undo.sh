@@ -21,7 +21,8 @@ undo() {
     # Where containerd's shims listened, outside the lab's folder.
     cat "$folder"/h*/exec/containerd/daemon/io.containerd.runtime.v2.task/moby/*/address 2>/dev/null |
         sed 's,unix://,\n,g' | grep '^/run/containerd/s/' | xargs -r rm -f
-    for container in "$folder"/h*/root/containers/*; do
+    # With users remapped, dockerd keeps its things in a folder named after them.
+    for container in "$folder"/h*/root/containers/* "$folder"/h*/root/*.*/containers/*; do
         [ -d "$container" ] || continue
         find /sys/fs/cgroup -depth -type d -path "*/${container##*/}*" -exec rmdir {} + 2>/dev/null
     done
