@@ -125,10 +125,9 @@ fn whatever_another_tool_does_to_the_firewall_opens_nothing_and_is_put_right() {
 }
 
 #[test]
-fn routes_links_and_settings_that_somebody_changes_are_put_right() {
+fn routes_and_links_that_somebody_changes_are_put_right() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
-    lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "2");
     let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
     reach_each_other(&[&ann, &bob]);
     let (link, address) = (ann.link(), ann.ip());
@@ -148,16 +147,25 @@ fn routes_links_and_settings_that_somebody_changes_are_put_right() {
     );
     right("all routes of ours", "ip route flush proto 97", AT_ONCE);
     assert!(counted(h1, "route") >= routes + 4, "{} routes counted", counted(h1, "route"));
-    right("a link that was set down", &format!("ip link set {link} down"), AT_ONCE);
-    right("a link that was set down inside", &format!("{inside} link set eth1 down"), AT_ONCE);
-    right(
-        "a link that was renamed",
-        &format!("ip link set {link} down; ip link set {link} name calistolen; ip link set calistolen up"),
-        AT_ONCE,
-    );
-    wait_until("the renamed one is gone", SOON, || h1.cali_links().len() == 2);
-    right("a link that was deleted", &format!("ip link del {link}"), AT_ONCE);
-    right("a link that was deleted inside", &format!("{inside} link del eth1"), AT_ONCE);
+    let links = counted(h1, "link");
+    let deeds = [
+        ("a link that was set down", format!("ip link set {link} down")),
+        ("a link that was set down inside", format!("{inside} link set eth1 down")),
+        (
+            "a link that was renamed",
+            format!("ip link set {link} down; ip link set {link} name calistolen; ip link set calistolen up"),
+        ),
+        ("a link that was renamed while it was up", format!("ip link set {link} name elsewhere")),
+        ("a link that was deleted", format!("ip link del {link}")),
+        ("a link that was deleted inside", format!("{inside} link del eth1")),
+    ];
+    for (number, (what, deed)) in (1..).zip(&deeds) {
+        right(what, deed, AT_ONCE);
+        wait_until(&format!("{what} is counted"), SOON, || counted(h1, "link") == links + number);
+    }
+    wait_until("the renamed ones are gone", SOON, || {
+        h1.cali_links().len() == 2 && !h1.sh("ip -o link").contains("elsewhere")
+    });
     // Nobody tells what happens to addresses inside a container.
     right(
         "an address that was taken away inside",
@@ -165,19 +173,77 @@ fn routes_links_and_settings_that_somebody_changes_are_put_right() {
         Duration::from_secs(90),
     );
 
-    let settings = counted(h1, "sysctl");
-    for (name, wrong) in [
-        (format!("net/ipv4/conf/{link}/rp_filter"), "0"),
-        (format!("net/ipv4/conf/{link}/proxy_arp"), "0"),
-        ("net/ipv4/ip_forward".to_owned(), "0"),
-    ] {
-        let before = h1.sh(&format!("cat /proc/sys/{name}"));
-        assert_ne!(before, wrong);
+    let others = links + 7;
+    wait_until("that is counted", SOON, || counted(h1, "link") == others);
+    // What comes and goes with a container nobody has changed.
+    h1.docker("restart -t 0 bob").ok();
+    h1.raw_docker("restart -t 0 bob").ok();
+    wait_until("bob is back", SOON, works);
+    assert_eq!(counted(h1, "link"), others);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn settings_and_next_hops_that_somebody_changes_are_put_right_at_once_where_the_kernel_tells() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    h1.spawn_node(&["--ip6", &h1.ip6.to_string()]);
+    h1.await_ready();
+    let ann = h1.run("ann", "-e CALICO_IP=auto,ipv6 -e CALICO_PROFILE=web");
+    let link = ann.link();
+    let read = |name: &str| h1.sh(&format!("cat /proc/sys/{name}"));
+    let put_right = |name: &str, limit: Duration| {
+        let (right, before) = (read(name), counted(h1, "sysctl"));
+        // A delay is counted in hundredths of a second, of which the kernel may not know a single one.
+        let wrong =
+            if right == "0" { "1" } else { "0" }.replace('1', if name.ends_with("_delay") { "80" } else { "1" });
         h1.sh(&format!("echo {wrong} >/proc/sys/{name}"));
-        wait_until(&format!("{name} is right again"), SOON, || h1.sh(&format!("cat /proc/sys/{name}")) == before);
+        wait_until(&format!("{name} is right again"), limit, || read(name) == right);
+        wait_until(&format!("{name} is counted"), SOON, || counted(h1, "sysctl") > before);
+    };
+    // To wire is to change settings, which nobody else has done.
+    assert_eq!((counted(h1, "sysctl"), counted(h1, "interface")), (0, 0));
+    let of = |setting: &str| format!("net/{}", setting.replace('*', &link));
+    for name in [
+        "ipv4/conf/*/rp_filter",
+        "ipv4/conf/*/proxy_arp",
+        "ipv4/conf/*/forwarding",
+        "ipv6/conf/*/forwarding",
+        "ipv6/conf/*/disable_ipv6",
+        "ipv4/ip_forward",
+        "ipv6/conf/all/forwarding",
+    ] {
+        put_right(&of(name), AT_ONCE);
     }
-    assert!(counted(h1, "sysctl") >= settings + 3);
-    assert!(works());
+    let next_hop = || h1.sh(&format!("ip -6 address show dev {link}")).contains("fe80::ecee:eeff:feee:eeee/64");
+    wait_until("the next hop is there", SOON, next_hop);
+    let before = counted(h1, "interface");
+    h1.sh(&format!("ip -6 address flush dev {link}"));
+    wait_until("the next hop is there again", AT_ONCE, next_hop);
+    wait_until("it is counted", SOON, || counted(h1, "interface") == before + 1);
+
+    // One who does not leave off is not followed at his pace.
+    let (before, name) = (counted(h1, "sysctl"), of("ipv4/conf/*/rp_filter"));
+    h1.sh(&format!("for i in $(seq 100); do echo 0 >/proc/sys/{name}; sleep 0.02; done"));
+    wait_until("it is right in the end", AT_ONCE, || read(&name) == "1");
+    let counted_by_now = counted(h1, "sysctl") - before;
+    assert!((1..=12).contains(&counted_by_now), "{counted_by_now} times in two seconds");
+
+    lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "2");
+    for name in [
+        "ipv4/neigh/*/proxy_delay",
+        "ipv4/conf/*/accept_source_route",
+        "ipv4/conf/*/accept_redirects",
+        "ipv4/conf/*/route_localnet",
+        "ipv6/conf/*/accept_ra",
+        "ipv6/conf/*/accept_redirects",
+        "ipv6/conf/*/autoconf",
+        "ipv6/conf/*/addr_gen_mode",
+        "ipv6/conf/*/accept_dad",
+    ] {
+        put_right(&of(name), SOON);
+    }
     lab.assert_consistent();
     lab.remove_everything();
 }

@@ -58,6 +58,8 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
     ];
     let port = Port::of(&eve);
     let link = eve.link();
+    // The node would put it right at once.
+    h1.signal_node(Signal::SIGSTOP);
     for (all, rp_filter) in [("0", "1"), ("0", "0"), ("2", "1"), ("0", "2")] {
         // 2 is what systemd's udev rules set, some time after an interface has come up, and for all what Ubuntu sets.
         h1.sh(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={all} net.ipv4.conf.{link}.rp_filter={rp_filter}"));
@@ -84,6 +86,8 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
         }
         h1.sh(&format!("conntrack -D -p udp --orig-src {} 2>/dev/null || true", eve.ip()));
     }
+
+    h1.signal_node(Signal::SIGCONT);
 
     // Both locks are put back when somebody opens one.
     lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "1");

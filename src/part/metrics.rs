@@ -150,8 +150,9 @@ impl Metrics {
         registry.register("ready", "Whether /readyz says so", ready.clone());
     }
 
-    /// Counts an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
+    /// Counts, and logs, an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
     pub(crate) fn count_drift(&self, object: &str) {
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
         self.drift.get_or_create(&[("kind", kind(object))]).inc();
     }
 

@@ -402,7 +402,7 @@ impl Kernel {
                 Ok(()) => {
                     // An interface that goes takes its routes along, which is nobody's doing and cannot be put right.
                     if self.tampered.contains(&address) {
-                        scope.tell(&format!("route to {address}"));
+                        scope.metrics.count_drift(&format!("route to {address}"));
                     }
                     routes::carried_out(&mut self.routes, &step);
                 }
@@ -429,12 +429,7 @@ struct Scope<'c> {
 impl Scope<'_> {
     fn tell_drift(&self, objects: impl Iterator<Item = String>) {
         if self.look.is_some_and(Why::is_drift) {
-            objects.for_each(|object| self.tell(&object));
+            objects.for_each(|object| self.metrics.count_drift(&object));
         }
-    }
-
-    fn tell(&self, object: &str) {
-        self.metrics.count_drift(object);
-        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
     }
 }

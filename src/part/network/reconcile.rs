@@ -302,11 +302,11 @@ impl Work {
                         Event::Reloaded => network.look_at_runtimes().await,
                     }
                 }
-                Some(event) = links.next() => {
-                    if let LinkEvent::Changed(name) = event {
-                        self.let_rest(&name);
-                    }
-                }
+                Some(event) = links.next() => match event {
+                    LinkEvent::Changed(name) => self.let_rest(&name),
+                    LinkEvent::Lost => audit.reset_immediately(),
+                    LinkEvent::Rerouted(_) => {}
+                },
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
                 _ = audit.tick(), if network.store.is_connected() => {
                     if let Err(fault) = self.compare(first).await {

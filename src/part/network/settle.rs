@@ -126,6 +126,7 @@ impl Network {
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
@@ -168,6 +169,8 @@ impl Network {
         self.take_over(id).await?;
         self.has_its_addresses(id)?;
         let netns = Netns::of_container(id, pid)?;
+        // What stood for this very process and does not any more, somebody else has taken away.
+        let stood = self.lit.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&pid);
         let mut changed = false;
         for one in &self.recorded(id) {
             self.await_policy(one).await?;
@@ -175,6 +178,9 @@ impl Network {
             fail_point("start: the policy stands");
             let wired = self.wirer.wire(&wiring, &netns).await?;
             changed |= wired;
+            if wired && stood {
+                self.metrics.count_drift(&format!("link {}", one.endpoint.interface));
+            }
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
                 add_hosts_lines(Path::new(path), &addresses, &container.hostname)?;
@@ -194,6 +200,7 @@ impl Network {
                 Err(fault) => return Err(fault),
             }
         }
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), pid);
         Ok(changed)
     }
 
