@@ -1,6 +1,5 @@
 //! Whatever somebody else does to what the node has made in the kernel: nothing opens, and it is put right.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use crate::lab::Lab;
@@ -8,7 +7,6 @@ use crate::lab::container::{SOON, reach_each_other};
 use crate::lab::host::Host;
 use crate::lab::netns::Pinger;
 use crate::lab::wait::{wait_until, wait_until_right};
-use crate::lab::{setting, spawn_logged};
 
 const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
 
@@ -249,48 +247,35 @@ fn settings_and_next_hops_that_somebody_changes_are_put_right_at_once_where_the_
 }
 
 #[test]
-fn a_tool_that_hangs_is_killed_told_of_and_tried_again() {
-    let lab = Lab::hosts(1);
+fn a_container_whose_link_cannot_be_made_is_an_error_with_the_reason_until_it_can() {
+    let lab = Lab::running(1);
     let h1 = lab.host(1);
-    let (tools, hangs) = (h1.scratch().join("tools"), h1.scratch().join("hangs"));
-    std::fs::create_dir_all(&tools).unwrap();
-    let wrapper = tools.join("iptables-restore");
-    let script =
-        format!("#!/bin/sh\n[ ! -e {} ] || exec sleep 120\nexec /usr/sbin/iptables-restore \"$@\"\n", hangs.display());
-    std::fs::write(&wrapper, script).unwrap();
-    std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let listen = format!("unix://{}", h1.proxy_socket().display());
-    let path = format!("{}:{}", tools.display(), setting("PATH").unwrap());
-    let command = h1.node_command(&["--listen", &listen]).env("PATH", path);
-    h1.keep_node(spawn_logged(command, &h1.node_log()));
-    h1.await_ready();
-    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=other"));
-    let pinger = Pinger::start(&ann.space(), ann.ip(), true);
-    std::fs::write(&hangs, "").unwrap();
-    let rules = r#"{"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}"#;
-    lab.etcd().put("/calico/v1/policy/profile/other/rules", rules);
-    wait_until("it is told that the tool did not end", Duration::from_mins(1), || {
-        h1.calicoctl("status").ok().contains("no end within")
-    });
-    // What stood stands, and nothing is left behind.
-    ann.never_reaches(bob.ip());
-    std::fs::remove_file(&hangs).unwrap();
-    wait_until("the change is there", Duration::from_mins(1), || ann.reaches(bob.ip()));
-    wait_until("nothing is told of any more", SOON, || !h1.calicoctl("status").ok().contains("no end within"));
-    assert_eq!(h1.processes("sleep"), 0);
-    let pinged = pinger.stop();
-    assert!(pinged.lost.is_empty(), "{pinged:?}");
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    reach_each_other(&[&ann, &bob]);
+    let (link, id, address) = (ann.link(), ann.endpoint_id(), ann.ip());
+    let report = format!("/calico/felix/v1/host/h1/workload/docker/{}/endpoint/{id}", ann.id);
+    let says = |what: &str| lab.etcd().get(&report).is_some_and(|text| text.contains(what));
+    wait_until("ann is up", SOON, || says("\"up\""));
+    // The name of the container's end is somebody else's now.
+    let inside = format!("nsenter --net={} ip", ann.space().path());
+    h1.sh(&format!("printf 'link set eth1 name old\nlink add eth1 type bridge\n' | {inside} -batch -"));
+    h1.sh(&format!("ip link del {link}"));
+    wait_until("the report says so, with the reason", SOON, || says("\"error\"") && says("eth1"));
+    let shown = h1.calicoctl("endpoint show --detailed").ok();
+    assert!(shown.contains("does not work: wire container") && shown.contains("eth1"), "{shown}");
+    let status = h1.calicoctl("status").ok();
+    assert!(status.contains(&format!("container {}", &ann.id[..12])) && status.contains("eth1"), "{status}");
+    assert!(h1.sh("curl -s http://127.0.0.1:9091/metrics").contains("calico_faults{kind=\"container\"} 1"));
+    // It runs on, and dark, since nobody waits for its start; others are not concerned.
+    assert_eq!(ann.raw_inspect()["State"]["Running"], true);
+    assert!(h1.cali_links() == [bob.link()].into() && !h1.has_route(&address.to_string()));
+    bob.comes_to_reach(bob.ip());
+    // It is tried ever more seldom, and told of once.
+    assert_eq!(h1.node_log_text().matches("network is not as it should be; trying again").count(), 1);
+    h1.sh(&format!("{inside} link del eth1"));
+    reach_each_other(&[&ann, &bob]);
+    wait_until("the report says that it is well again", SOON, || says("\"up\""));
+    assert!(!h1.calicoctl("status").ok().contains("eth1"));
     lab.assert_consistent();
-}
-
-#[test]
-fn a_firewall_of_two_kinds_is_refused_with_the_way_out() {
-    let lab = Lab::hosts(1);
-    let h1 = lab.host(1);
-    h1.sh("iptables-legacy -A FORWARD -s 10.9.9.9 -j ACCEPT");
-    let refused = h1.calico_node(&["--ip", &h1.ip.to_string()]).run().fails_with(1);
-    assert!(refused.contains("iptables-legacy") && refused.contains("update-alternatives"), "{refused}");
-    h1.sh("iptables-legacy -F");
-    h1.start_node();
-    lab.assert_consistent();
+    lab.remove_everything();
 }

@@ -110,3 +110,27 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
     wait_until("rp_filter is strict again", Duration::from_secs(10), || h1.sh(&setting) == "1");
     lab.assert_consistent();
 }
+
+#[test]
+fn a_host_whose_rp_filter_is_loose_from_the_beginning_lets_no_foreign_source_through_and_is_no_obstacle() {
+    let lab = Lab::hosts(1);
+    allow_all(&lab, "open");
+    let h1 = lab.host(1);
+    // As Ubuntu has it.
+    h1.sh("sysctl -qw net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.default.rp_filter=2");
+    h1.start_node();
+    let open = "-e CALICO_IP=auto -e CALICO_PROFILE=open";
+    let (ann, bob, eve) = (h1.run("ann", open), h1.run("bob", open), h1.run("eve", open));
+    ann.comes_to_reach(bob.ip());
+    let (port, ear) = (Port::of(&eve), Listener::at(&bob.space()));
+    let (forged, own) = (words(), words());
+    port.send(&Packet::udp((ann.ip(), 5000), (bob.ip(), 7000), &forged));
+    port.send(&Packet::udp((eve.ip(), 5000), (bob.ip(), 7000), &own));
+    ear.comes_to_hear("eve's own packet", &own);
+    assert!(!ear.heard(&forged), "bob hears eve under ann's address");
+    // The interface's own is strict, the host's is the operator's.
+    assert_eq!(h1.sh(&format!("cat /proc/sys/net/ipv4/conf/{}/rp_filter", eve.link())), "1");
+    assert_eq!(h1.sh("sysctl -n net.ipv4.conf.all.rp_filter"), "2");
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -54,6 +54,7 @@ mod programmed;
 mod speaker;
 mod upkeep;
 
+pub(crate) use kernel::WHOLE;
 use kernel::{Ear, Kernel, Why};
 use programmed::check_marks;
 pub(crate) use programmed::{EndpointProgrammed, Programmed};

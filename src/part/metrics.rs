@@ -65,9 +65,10 @@ pub(crate) struct Metrics {
 /// What kind of thing an object in a fault or a line of drift is: its first word, a record where it is a path, an
 /// endpoint where it is a bare id.
 fn kind(object: &str) -> &'static str {
-    const KINDS: [&str; 16] = [
+    const KINDS: [&str; 17] = [
         "BIRD",
         "chain",
+        "container",
         "entry",
         "etcd",
         "flows",

@@ -436,7 +436,7 @@ impl Work {
                 let last = self.waits.get(&id).copied();
                 let wait = last.map_or(RETRY.0, |last| (last * 2).min(RETRY.1));
                 if last.is_none() {
-                    tracing::error!(container = id.short(), %fault, "the container stays dark; trying again");
+                    tracing::error!(container = id.short(), %fault, "the container's network is not as it should be; trying again");
                 }
                 self.waits.insert(id.clone(), wait);
                 let why = fault.to_string();
