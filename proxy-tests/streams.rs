@@ -361,6 +361,33 @@ fn a_client_that_is_killed_takes_its_calls_at_dockerd_with_it() {
 }
 
 #[test]
+fn a_client_over_tcp_that_dies_without_a_word_is_given_up_and_one_that_is_silent_is_not() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let listen = || {
+        let (mut stream, port) = Stream::open_over_tcp(h1);
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        read_head(&mut stream);
+        (stream, port.to_string())
+    };
+    let before = connections(h1);
+    let (mut silent, _) = listen();
+    let dead: Vec<(Stream, String)> = (0..6).map(|_| listen()).collect();
+    let all = connections(h1);
+    assert!(all >= before + dead.len(), "{before} connections became {all}");
+    // Nothing passes between them and the node any more, either way: no FIN, no reset.
+    let ports = dead.iter().map(|(_, port)| port.as_str()).collect::<Vec<_>>().join(", ");
+    h1.sh("nft 'add table inet cut; add chain inet cut in { type filter hook input priority 0; }'");
+    for end in ["sport", "dport"] {
+        h1.sh(&format!("nft 'add rule inet cut in tcp {end} {{ {ports} }} drop'"));
+    }
+    wait_until("dockerd is rid of the dead", Duration::from_mins(1), || connections(h1) <= all - dead.len());
+    h1.raw_docker("create --name news busybox true").ok();
+    let mut event = [0; 1];
+    assert_eq!(silent.read(&mut event).unwrap(), 1, "who lives hears what happens");
+}
+
+#[test]
 fn a_stop_and_a_restart_are_finished_though_the_client_has_left() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);

@@ -2,7 +2,7 @@
 //!
 //! A route goes when its interface goes down, without a word about the route; so who holds routes must listen to links too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::discriminant;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use netlink_sys::AsyncSocket as _;
 use nix::errno::Errno;
@@ -24,8 +24,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::links::name_of;
+use super::sysctl;
 use crate::model::fault::Fault;
-use crate::model::name::INTERFACE_PREFIX;
+use crate::model::name::{INTERFACE_PREFIX, IfName};
 use crate::model::pool::Family;
 use crate::plan::routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteStep};
 
@@ -99,15 +100,36 @@ pub(crate) fn listen() -> Result<LinkEvents, Fault> {
         tracing::debug!(%error, "what happens to links is heard through a socket of the usual size");
     }
     let (sender, events) = mpsc::channel(1024);
+    // Ours by their index, since one that gets another name is told of by the new one alone.
+    let mut names: BTreeMap<u32, String> = BTreeMap::new();
+    for name in sysctl::interfaces().unwrap_or_default().into_iter().filter(|name| is_of_ours(name)) {
+        names.extend(if_nametoindex(name.as_str()).map(|index| (index, name)));
+    }
     let read = async move {
         while let Some((message, _)) = messages.next().await {
             let event = match message.payload {
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-                ) => match link_name(&link) {
-                    Some(name) if name.starts_with(INTERFACE_PREFIX) => LinkEvent::Changed(name),
-                    _ => continue,
-                },
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    let Some(name) = link_name(&link) else { continue };
+                    let index = link.header.index;
+                    let before =
+                        if is_of_ours(&name) { names.insert(index, name.clone()) } else { names.remove(&index) };
+                    if let Some(before) = before.filter(|before| *before != name)
+                        && sender.send(LinkEvent::Changed(before)).await.is_err()
+                    {
+                        return;
+                    }
+                    if !is_of_ours(&name) {
+                        continue;
+                    }
+                    LinkEvent::Changed(name)
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                    names.remove(&link.header.index);
+                    match link_name(&link) {
+                        Some(name) if is_of_ours(&name) => LinkEvent::Changed(name),
+                        _ => continue,
+                    }
+                }
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) if is_ours(&route) => {
                     let Some(address) = single_address(&route) else { continue };
                     LinkEvent::Rerouted(address)
@@ -158,6 +180,11 @@ fn single_address(route: &RouteMessage) -> Option<IpAddr> {
         }
         _ => None,
     })
+}
+
+/// Whether an interface is called as ours are.
+fn is_of_ours(name: &str) -> bool {
+    name.starts_with(INTERFACE_PREFIX)
 }
 
 fn link_name(link: &LinkMessage) -> Option<String> {
@@ -227,6 +254,12 @@ impl KernelRoutes {
                 }
             }
         }
+    }
+
+    /// Whether there is such an interface, and it is up.
+    pub(crate) async fn is_up(&self, name: &IfName) -> bool {
+        let mut found = self.handle.link().get().match_name(name.to_string()).execute();
+        matches!(found.try_next().await, Ok(Some(link)) if link.header.flags.contains(LinkFlags::Up))
     }
 }
 
