@@ -50,7 +50,11 @@ pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &Cance
         store.read(|snapshot| check(host, snapshot))?;
         let mut done = Ok(());
         for (when, writes) in store.read(|snapshot| wanted(host, snapshot))? {
-            done = done.and(etcd.transact("record the defaults", &when, &writes).await.map(drop));
+            done = etcd.transact("record the defaults", &when, &writes).await.map(drop);
+            // What comes later speaks for what comes before.
+            if done.is_err() {
+                break;
+            }
         }
         match done {
             Ok(()) => return Ok(()),
