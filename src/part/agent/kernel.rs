@@ -26,7 +26,7 @@ use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
 use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
 use crate::plan::filter::{self, Way};
-use crate::plan::routes::{self, Route, Routes};
+use crate::plan::routes::{self, Route, RouteStep, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
 use crate::plan::settings::Settings;
 
@@ -434,7 +434,7 @@ impl Kernel {
     }
 
     async fn apply_routes(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
-        let steps = if scope.look.is_some() {
+        let steps: Vec<RouteStep> = if scope.look.is_some() {
             self.unrouted.clear();
             routes::steps(&desired.routes, &self.routes, |route| desired.may_stay(route))
         } else {
@@ -448,17 +448,18 @@ impl Kernel {
                 .collect()
         };
         scope.tell_drift(steps.iter().map(|step| format!("route to {}", step.address())));
-        for step in steps {
+        let done = self.hand.apply(&steps).await;
+        for (step, done) in steps.iter().zip(done) {
             let address = step.address();
             let owner = desired.routes.get(&address).and_then(|name| desired.owner(name.as_str()));
             self.rerouted.extend(owner.cloned());
-            match self.hand.apply(&step).await {
+            match done {
                 Ok(()) => {
                     // An interface that goes takes its routes along, which is nobody's doing and cannot be put right.
                     if self.tampered.contains(&address) {
                         scope.metrics.count_drift(&format!("route to {address}"));
                     }
-                    routes::carried_out(&mut self.routes, &step);
+                    routes::carried_out(&mut self.routes, step);
                 }
                 Err(fault) => {
                     let object =

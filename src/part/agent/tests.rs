@@ -169,6 +169,22 @@ fn damage_of_every_kind_is_put_right() {
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn members_from_elsewhere_rest_after_each_other_and_nothing_else_does() {
+    let mut clocks = Clocks::start();
+    assert!(!clocks.rests(false), "the first waits for nothing");
+    clocks.applied(true);
+    assert!(clocks.rests(false) && !clocks.rests(true), "what is pressing never waits");
+    tokio::time::advance(REST / 2).await;
+    assert!(clocks.rests(false));
+    tokio::time::advance(REST / 2).await;
+    assert!(!clocks.rests(false));
+    clocks.applied(false);
+    assert!(!clocks.rests(false), "a clock's look keeps nobody waiting");
+    // What is to be reached: none waits longer than this, and ipset does not run all the time.
+    assert!((Duration::from_millis(10)..=Duration::from_millis(30)).contains(&REST));
+}
+
 #[test]
 fn a_change_is_applied_without_looking() {
     in_own_network(|| async {
