@@ -12,7 +12,8 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
-use super::nfnetlink::{NLM_F_ACK, NLM_F_DUMP, Netfilter, Refused, attribute, attributes, message, number};
+use super::multicast::number;
+use super::nfnetlink::{NLM_F_ACK, NLM_F_DUMP, Netfilter, Refused, attribute, attributes, message};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::flow::Flow;

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::exec::run;
-use super::nfnetlink::{NLA_F_NET_BYTEORDER, NLM_F_DUMP, Netfilter, attribute, message, number, put};
+use super::multicast::number;
+use super::nfnetlink::{NLA_F_NET_BYTEORDER, NLM_F_DUMP, Netfilter, attribute, message, put};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::sets::{SetName, SetStep, Sets, parse, render};

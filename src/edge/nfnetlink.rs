@@ -7,6 +7,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::errno::Errno;
 
+use super::multicast::{HEADER, number};
 use crate::model::fault::Fault;
 
 /// linux/netlink.h.
@@ -16,7 +17,6 @@ const NLM_F_REQUEST: u16 = 1;
 pub(super) const NLM_F_ACK: u16 = 4;
 pub(super) const NLM_F_DUMP: u16 = 0x300;
 pub(super) const NLA_F_NET_BYTEORDER: u16 = 1 << 14;
-const HEADER: usize = 16;
 
 /// The length of `struct nfgenmsg`, linux/netfilter/nfnetlink.h.
 const FAMILY_HEADER: usize = 4;
@@ -112,10 +112,6 @@ pub(super) fn put(attributes: &mut Vec<u8>, kind: u16, value: &[u8]) {
     attributes.extend(kind.to_ne_bytes());
     attributes.extend(value);
     attributes.resize(attributes.len().next_multiple_of(4), 0);
-}
-
-pub(super) fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
 }
 
 /// Attributes: type, value, and the whole with its header.
