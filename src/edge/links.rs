@@ -303,23 +303,19 @@ impl Netlink {
         self.handle.route().add(message).replace().execute().await.map_err(fault(doing))
     }
 
-    /// The addresses of all interfaces but our own.
+    /// The addresses of all interfaces but our own. Called in the namespace of this socket.
+    ///
+    /// The kernel is asked for the names of those that have addresses alone: of all links it tells at length, also of
+    /// every container's, and not while a link is being removed.
     pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
         let _dumping = self.dumping.lock().await;
         let mut names = std::collections::HashMap::new();
-        let mut links = self.handle.link().get().execute();
-        let doing = || fault("list the host's interfaces".to_owned());
-        while let Some(message) = links.try_next().await.map_err(doing())? {
-            let name = message.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            names.insert(message.header.index, name.unwrap_or_default());
-        }
+        let doing = || fault("list the host's addresses".to_owned());
         let mut addresses = Vec::new();
         let mut found = self.handle.address().get().execute();
         while let Some(message) = found.try_next().await.map_err(doing())? {
-            let interface = names.get(&message.header.index).cloned().unwrap_or_default();
+            let index = message.header.index;
+            let interface: &String = names.entry(index).or_insert_with(|| name_of(index));
             if interface.starts_with(INTERFACE_PREFIX) {
                 continue;
             }
@@ -383,6 +379,11 @@ impl Netlink {
             IpAddr::V6(_) => None,
         }))
     }
+}
+
+/// The name of an interface; empty if it has gone meanwhile.
+fn name_of(index: u32) -> String {
+    nix::net::if_::if_indextoname(index).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The interface of the IPv4 default route. Source of the columns: linux net/ipv4/fib_trie.c, `fib_route_seq_show`.
