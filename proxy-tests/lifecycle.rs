@@ -130,7 +130,9 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
 
     // Started behind our back she runs, dark. What is tried again and again does not keep the node from ending.
     h1.raw_docker("start ann").ok();
-    wait_until("the node says so", SOON, || h1.node_log_text().contains("the container stays dark"));
+    wait_until("the node says so", SOON, || {
+        h1.node_log_text().contains("the container's network is not as it should be")
+    });
     assert_ne!(h1.container("ann").pid(), 0);
     assert!(h1.cali_links().is_empty());
     let reports = || h1.etcd().entries("/calico/felix/v1/host/h1/workload/").into_values().collect::<Vec<_>>();

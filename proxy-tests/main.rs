@@ -47,6 +47,7 @@ mod steps;
 mod storm;
 mod streams;
 mod succession;
+mod tools;
 mod transparency;
 mod upgrade;
 mod walkthrough;

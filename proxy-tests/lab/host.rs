@@ -475,6 +475,23 @@ impl Host {
         Run::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]).run().ok();
     }
 
+    /// Whether the node may start processes and threads from now on: the control group that it then is in has room for none.
+    pub(crate) fn let_node_start_processes(&self, may: bool) {
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let groups = Path::new(if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" });
+        let path = self.space.path();
+        let group = groups.join(path.rsplit('/').next().unwrap());
+        if !group.exists() {
+            if unified {
+                std::fs::write(groups.join("cgroup.subtree_control"), "+pids").unwrap();
+            }
+            std::fs::create_dir(&group).unwrap();
+            let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+            std::fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        std::fs::write(group.join("pids.max"), if may { "max" } else { "0" }).unwrap();
+    }
+
     /// How much memory the node has in use, in bytes.
     pub(crate) fn node_memory(&self) -> usize {
         let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();

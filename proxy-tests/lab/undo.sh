@@ -26,6 +26,8 @@ undo() {
         [ -d "$container" ] || continue
         find /sys/fs/cgroup -depth -type d -path "*/${container##*/}*" -exec rmdir {} + 2>/dev/null
     done
+    # What a node was kept in.
+    find /sys/fs/cgroup -depth -type d -name "$name-*" -exec rmdir {} + 2>/dev/null
     awk -v below="$folder/" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount -l 2>/dev/null
     ip netns list | awk -v begin="$name-" 'index($1, begin) == 1 { print $1 }' | xargs -r -n1 ip netns del
     rm -rf "$folder"

@@ -74,7 +74,7 @@ impl Reservations {
         if std::fs::read(self.path(&reservation.container)).is_ok_and(|there| there == text) {
             return Ok(());
         }
-        self.put(self.write_aside(reservation.clone())?)
+        self.put(&self.write_aside(reservation.clone())?)
     }
 
     /// The same in two steps, of which this is the one that takes its time: brings it to the disk.
@@ -92,7 +92,7 @@ impl Reservations {
     }
 
     /// Puts what was written aside into its place.
-    pub(crate) fn put(&self, aside: Aside) -> Result<(), Fault> {
+    pub(crate) fn put(&self, aside: &Aside) -> Result<(), Fault> {
         let container = &aside.reservation.container;
         std::fs::rename(self.aside(container), self.path(container))
             .map_err(|error| self.fault(&aside.reservation, &error))
@@ -181,7 +181,7 @@ mod tests {
         let aside = reservations.write_aside(likely.clone()).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));
         assert!(aside.is(&likely) && !aside.is(&other));
-        reservations.put(aside).unwrap();
+        reservations.put(&aside).unwrap();
         assert_eq!(reservations.read(&container), Ok(Some(likely.clone())));
         // Over what was written aside in vain.
         reservations.write_aside(likely).unwrap();

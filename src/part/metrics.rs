@@ -65,9 +65,10 @@ pub(crate) struct Metrics {
 /// What kind of thing an object in a fault or a line of drift is: its first word, a record where it is a path, an
 /// endpoint where it is a bare id.
 fn kind(object: &str) -> &'static str {
-    const KINDS: [&str; 16] = [
+    const KINDS: [&str; 17] = [
         "BIRD",
         "chain",
+        "container",
         "entry",
         "etcd",
         "flows",
@@ -150,8 +151,9 @@ impl Metrics {
         registry.register("ready", "Whether /readyz says so", ready.clone());
     }
 
-    /// Counts an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
+    /// Counts, and logs, an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
     pub(crate) fn count_drift(&self, object: &str) {
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
         self.drift.get_or_create(&[("kind", kind(object))]).inc();
     }
 

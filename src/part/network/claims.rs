@@ -395,7 +395,7 @@ impl Network {
             Ok(made) => made,
             Err(fault) => return Err(with_undo(fault, self.reservations.tidy(id))),
         };
-        if let Err(fault) = written.and_then(|aside| self.reserve_new(id, aside)) {
+        if let Err(fault) = written.and_then(|aside| self.reserve_new(id, &aside)) {
             return Err(with_undo(fault, self.free(&one.key).await));
         }
         fail_point("create: the reservation is kept");

@@ -104,7 +104,7 @@ impl Network {
     }
 
     /// The same of a container that has just been recorded, which was written aside already as it was likely to be.
-    pub(super) fn reserve_new(&self, id: &ContainerId, aside: Aside) -> Result<(), Fault> {
+    pub(super) fn reserve_new(&self, id: &ContainerId, aside: &Aside) -> Result<(), Fault> {
         let wanted = self.reservation(id, &self.recorded(id));
         if aside.is(&wanted) { self.reservations.put(aside) } else { self.reservations.write(&wanted) }
     }
