@@ -220,6 +220,14 @@ fn settings_and_next_hops_that_somebody_changes_are_put_right_at_once_where_the_
     h1.sh(&format!("ip -6 address flush dev {link}"));
     wait_until("the next hop is there again", AT_ONCE, next_hop);
     wait_until("it is counted", SOON, || counted(h1, "interface") == before + 1);
+    // Nor has anybody when a container goes and comes again.
+    let by_now = [counted(h1, "sysctl"), counted(h1, "interface"), counted(h1, "link")];
+    for _ in 0..3 {
+        h1.raw_docker("kill ann").ok();
+        h1.raw_docker("start ann").ok();
+        wait_until("the next hop is there again", SOON, next_hop);
+    }
+    assert_eq!([counted(h1, "sysctl"), counted(h1, "interface"), counted(h1, "link")], by_now);
 
     // One who does not leave off is not followed at his pace.
     let (before, name) = (counted(h1, "sysctl"), of("ipv4/conf/*/rp_filter"));

@@ -40,6 +40,10 @@ fn a_container_keeps_its_address_mac_and_endpoint_through_every_stop_and_start()
         assert_eq!(identity(&ann), before);
         lab.assert_consistent();
     }
+    // Nobody else has changed anything.
+    let log = h1.node_log_text();
+    let drift: Vec<&str> = log.lines().filter(|line| line.contains("drift:")).collect();
+    assert!(drift.is_empty(), "{drift:#?}");
 
     // Running all the while: restart, and a start that is not needed.
     for line in ["restart ann", "restart -t 0 ann", "start ann"] {

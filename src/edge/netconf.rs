@@ -60,11 +60,22 @@ impl SettingEvents {
     /// # Cancel safety
     /// No change is lost.
     pub(crate) async fn next(&mut self, touched: &mut Touched) -> Result<(), Fault> {
-        match self.told.next().await.map_err(|error| fault(&error))? {
-            Told::Datagram(datagram) => touched.interfaces.extend(messages(&datagram).filter_map(interface)),
-            Told::Overrun => touched.everything = true,
-        }
+        touched.add(&self.told.next().await.map_err(|error| fault(&error))?);
         Ok(())
+    }
+
+    /// Takes what has changed by now.
+    pub(crate) fn take(&mut self, touched: &mut Touched) {
+        std::iter::from_fn(|| self.told.take().ok()).for_each(|told| touched.add(&told));
+    }
+}
+
+impl Touched {
+    fn add(&mut self, told: &Told) {
+        match told {
+            Told::Datagram(datagram) => self.interfaces.extend(messages(datagram).filter_map(interface)),
+            Told::Overrun => self.everything = true,
+        }
     }
 }
 

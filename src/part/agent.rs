@@ -366,7 +366,8 @@ impl Agent {
                     Wake::Ruleset
                 }
                 () = clocks.ruleset.due() => Wake::Look,
-                changed = settings.next(&mut self.touched) => {
+                // What comes after the first is taken with the look: to wire one container is some ten changes.
+                changed = settings.next(&mut self.touched), if clocks.settings.next.is_none() => {
                     changed?;
                     Wake::Settings
                 }
@@ -379,6 +380,9 @@ impl Agent {
             if let Wake::GuardFell(how) = &wake {
                 tracing::error!(how, "the guard has fallen: raising it again");
                 guard = None;
+            }
+            if let Wake::LookAtSettings = &wake {
+                settings.take(&mut self.touched);
             }
             self.heed(wake, &mut clocks).await?;
             if guard.is_none() {

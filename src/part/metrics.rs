@@ -197,6 +197,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -223,5 +225,25 @@ mod tests {
             assert!(text.lines().any(|each| each == line), "{line} is missing in\n{text}");
         }
         assert!(!metrics.render(&Now::default()).unwrap().contains("calico_faults{"));
+    }
+
+    #[test]
+    fn every_metric_is_documented_and_no_other_is() {
+        // What has kinds shows once there is one.
+        let metrics = Metrics::new();
+        metrics.count_drift("chain calico-FORWARD");
+        metrics.count_apply(Duration::ZERO, true);
+        let text = metrics.render(&Now { faults: vec!["guard".to_owned()], ..Now::default() }).unwrap();
+        let names: BTreeSet<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        // The first column of the table, where one row may tell of two.
+        let rows = include_str!("../../docs/operations.md").lines().filter(|line| line.starts_with("| `calico_"));
+        let words = rows.flat_map(|row| row.split(" | ").next().unwrap_or_default().split('`'));
+        let documented: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("calico_"))
+            .map(|word| word.split('{').next().unwrap_or(word))
+            .map(|word| word.strip_suffix("_total").unwrap_or(word))
+            .collect();
+        assert_eq!(names, documented);
     }
 }
