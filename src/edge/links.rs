@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use nix::net::if_::if_indextoname;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -80,6 +82,12 @@ fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
             errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
         Fault::World(format!("{doing}: {cause}"))
     }
+}
+
+/// The name of an interface; `None` if it is gone. To ask for each that counts is far less than to look at all interfaces
+/// with all that is to be told of them.
+pub(super) fn name_of(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
 }
 
 impl Netlink {
@@ -310,19 +318,16 @@ impl Netlink {
         self.handle.route().add(message).replace().execute().await.map_err(fault(doing))
     }
 
-    /// The addresses of all interfaces but our own. Called in the namespace of this socket.
-    ///
-    /// The kernel is asked for the names of those that have addresses alone: of all links it tells at length, also of
-    /// every container's, and not while a link is being removed.
+    /// The addresses of all interfaces but our own.
     pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
         let _dumping = self.dumping.lock().await;
-        let mut names = std::collections::HashMap::new();
         let doing = || fault("list the host's addresses".to_owned());
+        let mut names = std::collections::HashMap::new();
         let mut addresses = Vec::new();
         let mut found = self.handle.address().get().execute();
         while let Some(message) = found.try_next().await.map_err(doing())? {
             let index = message.header.index;
-            let interface: &String = names.entry(index).or_insert_with(|| name_of(index));
+            let interface = names.entry(index).or_insert_with(|| name_of(index).unwrap_or_default()).clone();
             if interface.starts_with(INTERFACE_PREFIX) {
                 continue;
             }
@@ -347,11 +352,16 @@ impl Netlink {
         Ok(addresses)
     }
 
-    /// The addresses that this host itself answers to.
-    pub(crate) async fn own_addresses(&self) -> Result<BTreeSet<IpAddr>, Fault> {
+    /// The addresses of a family that this host itself answers to.
+    pub(crate) async fn own_addresses(&self, family: Family) -> Result<BTreeSet<IpAddr>, Fault> {
         let _dumping = self.dumping.lock().await;
         let mut own = BTreeSet::new();
-        let mut found = self.handle.address().get().execute();
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        let mut found = request.execute();
         let doing = fault("list the host's addresses".to_owned());
         while let Some(message) = found.try_next().await.map_err(&doing)? {
             let of = |local| {
@@ -386,11 +396,6 @@ impl Netlink {
             IpAddr::V6(_) => None,
         }))
     }
-}
-
-/// The name of an interface; empty if it has gone meanwhile.
-fn name_of(index: u32) -> String {
-    nix::net::if_::if_indextoname(index).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The interface of the IPv4 default route. Source of the columns: linux net/ipv4/fib_trie.c, `fib_route_seq_show`.
