@@ -106,7 +106,7 @@ fn an_address_is_the_one_asked_for_and_is_shown_recorded_and_freed() {
         let link = holder.link();
         holder.remove();
         assert_eq!(h1.etcd().get(&claim_key("192.168.0.0-16", "192.168.1.1")), None, "round {again}");
-        assert!(!h1.cali_links().contains(&link));
+        wait_until("its interface is gone", SOON, || !h1.cali_links().contains(&link));
         h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
         lab.assert_consistent();
     }

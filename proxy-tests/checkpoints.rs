@@ -47,7 +47,8 @@ done
 fail() { echo "$1" >&2; echo "{\"level\":\"error\",\"msg\":\"$1\"}" >>"$log"; exit 1; }
 [ ! -e "$here/away" ] || fail "criu binary not found: please install criu"
 if [ "$mode" = checkpoint ]; then
-    echo image >"$images/core.img"
+    # Never the same twice: containerd keeps no two of the same content.
+    cat /proc/sys/kernel/random/uuid >"$images/core.img"
     [ -n "$leave" ] || runc $global kill "$container" KILL
     exit
 fi

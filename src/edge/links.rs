@@ -31,22 +31,25 @@ use crate::plan::wiring::{HOST_LINK_LOCAL, HOST_MAC, LEAVING_GROUP, LINK_GROUP, 
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_micros(100);
 
-/// An rtnetlink socket and the task that serves it.
+/// Two rtnetlink sockets of one namespace, and the tasks that serve them.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     handle: Handle,
+    /// A second socket: the kernel removes a link while it is being told to, and whatever else is said on the same socket
+    /// waits for that (linux net/netlink/af_netlink.c, `netlink_unicast_kernel`).
+    remover: Handle,
     /// The kernel serves one dump at a time on a socket and refuses a second with EBUSY (linux net/netlink/af_netlink.c,
     /// `__netlink_dump_start`).
     dumping: Mutex<()>,
     /// Links that somebody waits to see removed, by index, and the right to remove them.
     leaving: std::sync::Mutex<BTreeSet<u32>>,
     removing: Mutex<()>,
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
 }
 
 impl Drop for Netlink {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -88,15 +91,19 @@ pub(super) fn name_of(index: u32) -> Option<String> {
 }
 
 impl Netlink {
-    /// A socket in the namespace of this process.
+    /// In the namespace of this process.
     pub(crate) fn open() -> Result<Self, Fault> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|error| Fault::World(format!("open a netlink socket: {error}")))?;
+        let open = || {
+            let opened = rtnetlink::new_connection();
+            opened.map_err(|error| Fault::World(format!("open a netlink socket: {error}")))
+        };
+        let ((connection, handle, _), (removals, remover, _)) = (open()?, open()?);
+        let tasks = [tokio::spawn(connection), tokio::spawn(removals)];
         let (dumping, removing, leaving) = (Mutex::default(), Mutex::default(), std::sync::Mutex::default());
-        Ok(Netlink { handle, dumping, leaving, removing, task: tokio::spawn(connection) })
+        Ok(Netlink { handle, remover, dumping, leaving, removing, tasks })
     }
 
-    /// A socket in another namespace.
+    /// In another namespace.
     pub(crate) fn open_in(netns: &Netns) -> Result<Self, Fault> {
         netns.inside(Netlink::open)?
     }
@@ -153,13 +160,13 @@ impl Netlink {
             for index in together {
                 let message = LinkUnspec::new_with_index(index).link_group(LEAVING_GROUP).build();
                 // One that is gone already is what we want, and what else stays behind is told below.
-                let _ = self.handle.link().set(message).execute().await;
+                let _ = self.remover.link().set(message).execute().await;
             }
-            let mut group = self.handle.link().del(0);
+            let mut group = self.remover.link().del(0);
             group.message_mut().attributes.push(LinkAttribute::Group(LEAVING_GROUP));
             let _ = group.execute().await;
         }
-        match self.handle.link().del(index).execute().await {
+        match self.remover.link().del(index).execute().await {
             // It went with the others, or with its container's namespace.
             Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
             other => other.map_err(fault(format!("remove the link of index {index}"))),

@@ -1,8 +1,8 @@
 //! The folder of reservations: one file for each container of ours on this host.
 //!
 //! A file is whole or not there, also after a loss of power: it is written aside, brought to the disk, then renamed. It goes
-//! when the addresses of its container are free in the datastore and not before, so what is still to be released can be
-//! read from the folder. What a node that was killed had written aside belongs to its container too, and goes with the
+//! when the addresses of its container are free in the datastore and its interfaces are gone, and not before, so what is
+//! still to be done can be read from the folder. What a node that was killed had written aside belongs to its container too, and goes with the
 //! next look at that one.
 
 use std::io::{ErrorKind, Write as _};
@@ -18,9 +18,21 @@ const WHOLE: &str = ".json";
 const ASIDE: &str = ".new";
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reservations {
     folder: PathBuf,
+}
+
+/// A reservation that is on the disk and not in its place yet.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    reservation: Reservation,
+}
+
+impl Aside {
+    pub(crate) fn is(&self, reservation: &Reservation) -> bool {
+        self.reservation == *reservation
+    }
 }
 
 impl Reservations {
@@ -58,22 +70,40 @@ impl Reservations {
 
     /// Writes a reservation, unless it stands there already.
     pub(crate) fn write(&self, reservation: &Reservation) -> Result<(), Fault> {
-        let path = self.path(&reservation.container);
-        let fault = |cause: String| Fault::World(format!("write reservation {}: {cause}", path.display()));
-        let text = serde_json::to_vec(reservation).map_err(|error| fault(error.to_string()))?;
-        if std::fs::read(&path).is_ok_and(|there| there == text) {
+        let text = self.text(reservation)?;
+        if std::fs::read(self.path(&reservation.container)).is_ok_and(|there| there == text) {
             return Ok(());
         }
-        let aside = self.aside(&reservation.container);
+        self.put(&self.write_aside(reservation.clone())?)
+    }
+
+    /// The same in two steps, of which this is the one that takes its time: brings it to the disk.
+    pub(crate) fn write_aside(&self, reservation: Reservation) -> Result<Aside, Fault> {
+        let text = self.text(&reservation)?;
         let write = || {
             std::fs::create_dir_all(&self.folder)?;
-            let mut file = std::fs::File::create(&aside)?;
+            let mut file = std::fs::File::create(self.aside(&reservation.container))?;
             file.write_all(&text)?;
-            file.sync_data()?;
-            fail_point("reserve: the reservation is written aside");
-            std::fs::rename(&aside, &path)
+            file.sync_data()
         };
-        write().map_err(|error| fault(error.to_string()))
+        write().map_err(|error| self.fault(&reservation, &error))?;
+        fail_point("reserve: the reservation is written aside");
+        Ok(Aside { reservation })
+    }
+
+    /// Puts what was written aside into its place.
+    pub(crate) fn put(&self, aside: &Aside) -> Result<(), Fault> {
+        let container = &aside.reservation.container;
+        std::fs::rename(self.aside(container), self.path(container))
+            .map_err(|error| self.fault(&aside.reservation, &error))
+    }
+
+    fn text(&self, reservation: &Reservation) -> Result<Vec<u8>, Fault> {
+        serde_json::to_vec(reservation).map_err(|error| self.fault(reservation, &error))
+    }
+
+    fn fault(&self, reservation: &Reservation, cause: &dyn std::fmt::Display) -> Fault {
+        Fault::World(format!("write reservation {}: {cause}", self.path(&reservation.container).display()))
     }
 
     /// Removes a reservation; one that is not there is no error.
@@ -138,6 +168,28 @@ mod tests {
         reservations.remove(&container).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));
     }
+
+    #[test]
+    fn what_was_written_aside_is_there_once_it_is_put_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let reservations = Reservations::in_state_dir(folder.path());
+        let container: ContainerId = "a".repeat(64).parse().unwrap();
+        let gateway = "172.25.0.1".parse().unwrap();
+        let likely =
+            Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new(), withheld: None };
+        let other = Reservation { withheld: Some("it waits".to_owned()), ..likely.clone() };
+        let aside = reservations.write_aside(likely.clone()).unwrap();
+        assert_eq!(reservations.read(&container), Ok(None));
+        assert!(aside.is(&likely) && !aside.is(&other));
+        reservations.put(&aside).unwrap();
+        assert_eq!(reservations.read(&container), Ok(Some(likely.clone())));
+        // Over what was written aside in vain.
+        reservations.write_aside(likely).unwrap();
+        reservations.write(&other).unwrap();
+        assert_eq!(reservations.read(&container), Ok(Some(other)));
+        assert_eq!(reservations.containers(), Ok(vec![container]));
+    }
+
     #[test]
     fn what_was_written_aside_belongs_to_its_container_and_goes_with_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,8 @@ mod settle;
 mod starting;
 mod succession;
 
+pub(crate) use settle::Waits;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;

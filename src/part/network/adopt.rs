@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::PoisonError;
 
 use super::Network;
+use super::settle::Waits;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, IfName};
@@ -61,7 +62,7 @@ impl Network {
         let prepared = prepared.with_container_interface(interface);
         let addresses: Vec<IpAddr> = prepared.addresses().collect();
         self.bind_existing(prepared, &container.id).await.map_err(|fault| fault.during(&doing))?;
-        let settled = self.settle(&container.id, false).await;
+        let settled = self.settle(&container.id, Waits::All).await;
         // A container that has exited meanwhile is settled too, but has no network to report.
         let active = self.recorded(&container.id).iter().any(|one| one.endpoint.is_active());
         let failed = match settled {

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use super::Network;
 use super::succession::{Held, Inheritance, container_of};
+use super::{Network, Recorded};
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
 use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
@@ -383,18 +383,38 @@ impl Network {
     }
 
     async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
-        let key = self.endpoint_key(prepared, id);
-        let endpoint = self.new_endpoint(prepared);
+        let lock = self.lock(id);
+        let _serial = lock.lock().await;
+        let one = Recorded { key: self.endpoint_key(prepared, id), endpoint: self.new_endpoint(prepared), revision: 0 };
+        // While etcd brings the record to its disk, what is kept of it comes to this host's.
+        let (reservations, likely) = (self.reservations.clone(), self.reservation(id, std::slice::from_ref(&one)));
+        let writing = tokio::task::spawn_blocking(move || reservations.write_aside(likely));
+        let recorded = self.record(prepared, &one).await;
+        let written = writing.await.unwrap_or_else(|error| Err(Fault::World(format!("write a reservation: {error}"))));
+        let made = match recorded {
+            Ok(made) => made,
+            Err(fault) => return Err(with_undo(fault, self.reservations.tidy(id))),
+        };
+        if let Err(fault) = written.and_then(|aside| self.reserve_new(id, &aside)) {
+            return Err(with_undo(fault, self.free(&one.key).await));
+        }
+        fail_point("create: the reservation is kept");
+        Ok(warnings(prepared, &made))
+    }
+
+    /// Binds the claims in the transaction that writes the endpoint's record; answers the profiles that it made.
+    async fn record(&self, prepared: &Prepared, one: &Recorded) -> Result<Vec<ProfileName>, Fault> {
+        let key = Key::Endpoint(one.key.clone());
         let mut claimed = prepared.claimed.clone();
         for _ in 0..ATTEMPTS {
-            let mut when = vec![When::Absent(Key::Endpoint(key.clone()))];
-            let mut writes = vec![Write::Put(Key::Endpoint(key.clone()), to_json(&endpoint)?)];
-            for one in &claimed {
-                let Some(bound) = one.claim.bound_to(&prepared.endpoint, &key.workload) else {
-                    return Err(Fault::Conflict(format!("keep {}: its claim was lost meanwhile", one.key.address)));
+            let mut when = vec![When::Absent(key.clone())];
+            let mut writes = vec![Write::Put(key.clone(), to_json(&one.endpoint)?)];
+            for claimed in &claimed {
+                let Some(bound) = claimed.claim.bound_to(&prepared.endpoint, &one.key.workload) else {
+                    return Err(Fault::Conflict(format!("keep {}: its claim was lost meanwhile", claimed.key.address)));
                 };
-                when.push(When::At(Key::Assignment(one.key.clone()), one.revision));
-                writes.push(Write::Put(Key::Assignment(one.key.clone()), to_json(&bound)?));
+                when.push(When::At(Key::Assignment(claimed.key.clone()), claimed.revision));
+                writes.push(Write::Put(Key::Assignment(claimed.key.clone()), to_json(&bound)?));
             }
             let made = self.missing_profiles(&prepared.ask.wish.profiles).await?;
             for profile in &made {
@@ -406,14 +426,7 @@ impl Network {
             if let Outcome::Done(revision) = self.etcd.transact("bind the claim", &when, &writes).await? {
                 fail_point("create: the claim is bound");
                 self.store.reach(revision).await?;
-                if let Err(fault) = self.reserve(id) {
-                    return Err(match self.free(&key).await {
-                        Ok(()) => fault,
-                        Err(undo) => fault.during(&format!("{undo}; before that")),
-                    });
-                }
-                fail_point("create: the reservation is kept");
-                return Ok(warnings(prepared, &made));
+                return Ok(made);
             }
             for one in &mut claimed {
                 // Its holder may have been destroyed meanwhile: then it is ours.
@@ -554,6 +567,14 @@ impl Prepared {
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.claimed.iter().map(|one| one.key.address)
+    }
+}
+
+/// A fault, and what was not undone of what had led to it.
+fn with_undo(fault: Fault, undone: Result<(), Fault>) -> Fault {
+    match undone {
+        Ok(()) => fault,
+        Err(undo) => fault.during(&format!("{undo}; before that")),
     }
 }
 

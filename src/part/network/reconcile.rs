@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::settle::Waits;
 use super::{Network, escape};
 use crate::edge::docker::{Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
@@ -93,7 +94,7 @@ impl Network {
         let listed = self.docker.list().await?;
         let mut faults = Vec::new();
         for id in self.unsettled(&listed).await? {
-            if let Err(fault) = self.settle(&id, false).await {
+            if let Err(fault) = self.settle(&id, Waits::All).await {
                 faults.push(fault.to_string());
             }
         }
@@ -374,7 +375,7 @@ impl Work {
             tokio::time::sleep(LINK_RESTS).await;
             let settled = match network.links_work(&id).await {
                 Ok(true) => Ok(()),
-                Ok(false) => network.settle(&id, false).await,
+                Ok(false) => network.settle(&id, Waits::All).await,
                 Err(fault) => Err(fault),
             };
             (id, settled)
@@ -418,7 +419,7 @@ impl Work {
             }
             // The semaphore is never closed, so a permit always comes.
             let _slot = slots.acquire_owned().await;
-            let settled = network.settle(&id, false).await;
+            let settled = network.settle(&id, Waits::All).await;
             (id, settled)
         });
     }

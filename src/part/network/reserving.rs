@@ -8,6 +8,7 @@ use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
+use crate::edge::reservations::Aside;
 use crate::model::claim::Claim;
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
@@ -99,7 +100,12 @@ impl Network {
         if !self.is_loaded() {
             return Ok(());
         }
-        let recorded = self.recorded(id);
-        self.reservations.write(&self.reservation(id, &recorded))
+        self.reservations.write(&self.reservation(id, &self.recorded(id)))
+    }
+
+    /// The same of a container that has just been recorded, which was written aside already as it was likely to be.
+    pub(super) fn reserve_new(&self, id: &ContainerId, aside: &Aside) -> Result<(), Fault> {
+        let wanted = self.reservation(id, &self.recorded(id));
+        if aside.is(&wanted) { self.reservations.put(aside) } else { self.reservations.write(&wanted) }
     }
 }

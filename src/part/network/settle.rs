@@ -23,6 +23,22 @@ use crate::plan::wiring::desired_wiring;
 /// How often a record that somebody else changes meanwhile is looked at again.
 const ATTEMPTS: usize = 20;
 
+/// Who waits for a container to be settled, and for what. The kernel takes some 20 ms to remove an interface: for that
+/// nobody waits who is to have his answer when the container's addresses are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// A client for a start: if it fails, the container is stopped. Otherwise it is left running and dark, because a stop
+    /// by us would end its restart policy.
+    Start,
+    /// A client for the end of a container. Interfaces that are there yet are left to the event that tells of its end.
+    Destroy,
+    /// Somebody for all that is to be done.
+    All,
+}
+
+/// The endpoints of a container, with their interfaces on the host.
+type Ends = BTreeMap<EndpointKey, Option<IfName>>;
+
 /// What was found of an endpoint before dockerd was asked: only that may be taken away on its word.
 pub(super) struct Found {
     recorded: Recorded,
@@ -35,24 +51,30 @@ impl Network {
     /// dark while it does not, freed when it is gone. Safe to call at any time, any number of times; a container that is
     /// not ours is left alone.
     ///
-    /// `through_us` tells that a client waits for this start: on failure the container is stopped. Otherwise it is left
-    /// running and dark, because a stop by us would end its restart policy.
-    ///
     /// # Errors
     /// The container runs without its network, or what is recorded of it could not be changed. What was half done is
-    /// undone; the message tells what was not. `Away`, and not `through_us`: whether all is right could not be seen.
-    pub(crate) async fn settle(&self, id: &ContainerId, through_us: bool) -> Result<(), Fault> {
+    /// undone; the message tells what was not. `Away`, and no client waits for a start: whether all is right could not be
+    /// seen.
+    pub(crate) async fn settle(&self, id: &ContainerId, who: Waits) -> Result<(), Fault> {
         let lock = self.lock(id);
-        let _serial = lock.lock().await;
-        self.reservations.tidy(id)?;
         for _ in 0..ATTEMPTS {
+            let serial = lock.lock().await;
+            self.reservations.tidy(id)?;
             let keys = self.keys(id);
             if keys.is_empty() && !self.is_reserved(id) {
                 return Ok(());
             }
             let found = self.find(id).await?;
             let Some(container) = self.docker.inspect(id.as_str()).await? else {
-                return self.bury(id).await;
+                let ends = self.ends(id);
+                let freed = self.free_all(id, &ends).await;
+                if self.has_links(&ends).await? {
+                    drop(serial);
+                    if who == Waits::Destroy {
+                        return freed;
+                    }
+                }
+                return self.clear_away(id, &ends, freed).await;
             };
             if keys.is_empty() {
                 self.restore(&container).await?;
@@ -60,15 +82,20 @@ impl Network {
             }
             self.reserve(id)?;
             let Some(pid) = container.pid else {
-                if self.darken(&found).await? {
+                let recorded = self.record_end(&found).await;
+                drop(serial);
+                let removed = self.remove_links(&found).await;
+                if recorded? {
+                    removed?;
                     // Who made way for it may start again.
                     return self.awaited_holders(id).iter().try_for_each(|holder| self.reserve(holder));
                 }
+                removed?;
                 continue;
             };
             if let Some((key, Some(why))) = keys.iter().find(|(_, unreadable)| unreadable.is_some()) {
                 let fault = Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint));
-                return self.give_up(&container, fault, through_us).await;
+                return self.give_up(&container, fault, who).await;
             }
             let started = Instant::now();
             return match self.light(&container, pid).await {
@@ -78,7 +105,7 @@ impl Network {
                     }
                     Ok(())
                 }
-                Err(fault) => self.give_up(&container, fault, through_us).await,
+                Err(fault) => self.give_up(&container, fault, who).await,
             };
         }
         Err(Fault::Conflict(format!("settle container {}: others kept changing its record; try again", id.short())))
@@ -94,12 +121,17 @@ impl Network {
         Ok(found)
     }
 
-    /// Removes all that is left of a container that is gone. Its lock is held. While etcd is away its reservation stays: by
-    /// that the release is not forgotten.
+    /// Frees what a container has that is gone, and removes all that is left of it. Its lock is held.
     pub(super) async fn bury(&self, id: &ContainerId) -> Result<(), Fault> {
+        let ends = self.ends(id);
+        let freed = self.free_all(id, &ends).await;
+        self.clear_away(id, &ends, freed).await
+    }
+
+    /// The endpoints of a container, as they are recorded or kept, each with its interface on the host.
+    fn ends(&self, id: &ContainerId) -> Ends {
         let keys = self.keys(id).into_iter().map(|(key, _)| key);
-        let mut ends: BTreeMap<EndpointKey, Option<IfName>> =
-            keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
+        let mut ends: Ends = keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
         let reserved = self.reserved_here(id).unwrap_or_else(|fault| {
             tracing::warn!(container = id.short(), %fault, "what was kept of a container that is gone tells nothing");
             Vec::new()
@@ -109,10 +141,14 @@ impl Network {
             (key, Some(endpoint.interface))
         }));
         let others = self.interfaces_of_others(id);
-        for interface in ends.values().flatten().filter(|interface| !others.contains(interface)) {
-            self.wirer.links.remove(interface).await?;
+        for end in ends.values_mut() {
+            end.take_if(|interface| others.contains(interface));
         }
-        fail_point("destroy: the interface is gone");
+        ends
+    }
+
+    /// Frees the addresses of a container that is gone.
+    async fn free_all(&self, id: &ContainerId, ends: &Ends) -> Result<(), Fault> {
         if !self.is_loaded() {
             return Err(Fault::Away(format!(
                 "free the addresses of container {}: etcd at {} has not answered yet",
@@ -123,6 +159,27 @@ impl Network {
         for key in ends.keys() {
             self.free(key).await?;
         }
+        Ok(())
+    }
+
+    async fn has_links(&self, ends: &Ends) -> Result<bool, Fault> {
+        for interface in ends.values().flatten() {
+            if self.wirer.links.link(interface).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Removes what is left of a container that is gone and whose addresses were freed, or were not. What is kept of it
+    /// goes last: while etcd is away it stays, and by that the release is not forgotten, nor are its interfaces by a node
+    /// that is killed.
+    async fn clear_away(&self, id: &ContainerId, ends: &Ends, freed: Result<(), Fault>) -> Result<(), Fault> {
+        for interface in ends.values().flatten() {
+            self.wirer.links.remove(interface).await?;
+        }
+        fail_point("destroy: the interface is gone");
+        freed?;
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
@@ -144,20 +201,30 @@ impl Network {
     /// possible now. Answers whether that is all: a record that somebody has changed since it was found is left, since the
     /// container may have been started again.
     pub(super) async fn darken(&self, found: &[Found]) -> Result<bool, Fault> {
+        // The record first, so that the agent does not look for the way back of a route that went with its interface.
+        let recorded = self.record_end(found).await;
+        let removed = self.remove_links(found).await;
+        recorded.and_then(|all| removed.map(|()| all))
+    }
+
+    async fn record_end(&self, found: &[Found]) -> Result<bool, Fault> {
         let mut done = Ok(true);
-        for Found { recorded, link } in found {
-            // The record first, so that the agent does not look for the way back of a route that went with its interface.
-            if recorded.endpoint.is_active() {
-                let inactive = Endpoint { state: State::Inactive, ..recorded.endpoint.clone() };
-                let replaced = self.replace(recorded, &inactive).await;
-                done = done.and_then(|all| Ok(replaced?.is_some() && all));
-                fail_point("stop: the record is inactive");
-            }
-            if let Some(index) = link {
-                let removed = self.wirer.links.remove_link(*index).await;
-                fail_point("stop: the interface is gone");
-                done = done.and_then(|all| removed.map(|()| all));
-            }
+        for Found { recorded, .. } in found.iter().filter(|one| one.recorded.endpoint.is_active()) {
+            let inactive = Endpoint { state: State::Inactive, ..recorded.endpoint.clone() };
+            let replaced = self.replace(recorded, &inactive).await;
+            done = done.and_then(|all| Ok(replaced?.is_some() && all));
+            fail_point("stop: the record is inactive");
+        }
+        done
+    }
+
+    /// Takes links away that were found. They are known by what is never given out again, so that this needs no lock.
+    async fn remove_links(&self, found: &[Found]) -> Result<(), Fault> {
+        let mut done = Ok(());
+        for index in found.iter().filter_map(|one| one.link) {
+            let removed = self.wirer.links.remove_link(index).await;
+            fail_point("stop: the interface is gone");
+            done = done.and(removed);
         }
         done
     }
@@ -252,14 +319,14 @@ impl Network {
         )))
     }
 
-    /// Undoes a wiring that failed, unless it is only that something cannot be had now and nobody waits, and answers what the
-    /// caller must know.
-    async fn give_up(&self, container: &Container, fault: Fault, through_us: bool) -> Result<(), Fault> {
+    /// Undoes a wiring that failed, unless it is only that something cannot be had now and nobody waits for a start, and
+    /// answers what the caller must know.
+    async fn give_up(&self, container: &Container, fault: Fault, who: Waits) -> Result<(), Fault> {
         let id = &container.id;
         let mut undo = Vec::new();
         let exited = || container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err());
         // What cannot be had now says nothing against what stands, and policy keeps dark what does not.
-        let stays = !through_us && !exited() && matches!(fault, Fault::Away(_));
+        let stays = who != Waits::Start && !exited() && matches!(fault, Fault::Away(_));
         let undone = async { if stays { Ok(true) } else { self.darken(&self.find(id).await?).await } };
         match undone.await {
             Ok(true) => {}
@@ -272,7 +339,9 @@ impl Network {
             return Ok(());
         }
         self.metrics.wiring_failures.inc();
-        if through_us && let Err(fault) = self.docker.stop(id).await {
+        if who == Waits::Start
+            && let Err(fault) = self.docker.stop(id).await
+        {
             undo.push(fault.to_string());
         }
         let mut doing = format!("wire container {}", id.short());

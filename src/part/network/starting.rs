@@ -7,6 +7,7 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use super::settle::Waits;
 use super::{Network, Recorded};
 use crate::edge::fail_point::fail_point;
 use crate::edge::iptables;
@@ -47,7 +48,7 @@ impl Network {
     /// A client wants a container stopped: what the hook refused is not started any more.
     pub(crate) async fn stopped(&self, id: &ContainerId) -> Result<(), Fault> {
         self.refused.clear(id.as_str())?;
-        self.settle(id, false).await
+        self.settle(id, Waits::All).await
     }
 
     /// dockerd has started a container for a client that waits; its start began at `begun`.
@@ -61,7 +62,7 @@ impl Network {
         if hooked.is_some_and(|at| at >= begun) && self.waits(id).is_none() && self.await_active(id).await {
             return Ok(());
         }
-        self.settle(id, true).await
+        self.settle(id, Waits::Start).await
     }
 
     /// Waits until the record of a container that the hook has wired says so; not for an etcd that is away.

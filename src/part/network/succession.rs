@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::settle::Waits;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
@@ -97,7 +98,7 @@ impl Network {
         let Some(id) = container_of(owner) else { return Ok(None) };
         let found = self.docker.inspect(id.as_str()).await?;
         if found.is_none() {
-            self.settle(&id, false).await?;
+            self.settle(&id, Waits::All).await?;
         }
         Ok(found)
     }

@@ -22,7 +22,7 @@ use super::upstream::{Behind, Gathered, Upstream};
 use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
-use crate::part::network::Network;
+use crate::part::network::{Network, Waits};
 use crate::plan::body;
 use crate::plan::call::Call;
 use crate::plan::runtime::{RUNTIME, Runtimes};
@@ -240,7 +240,7 @@ async fn start(
     if !matches!(reply.status, 204 | 304) {
         // The hook may have wired it before the start failed, and of such a start there may be no event.
         let settled = match network.ours(container).await {
-            Ok(Some(id)) => network.settle(&id, false).await,
+            Ok(Some(id)) => network.settle(&id, Waits::All).await,
             Ok(None) => Ok(()),
             Err(fault) => Err(fault),
         };
@@ -253,7 +253,7 @@ async fn start(
     let settled = match network.ours(container).await {
         Ok(Some(id)) if reply.status == 204 => network.started(&id, begun).await,
         // What ran before this call is not stopped by it.
-        Ok(Some(id)) => network.settle(&id, false).await,
+        Ok(Some(id)) => network.settle(&id, Waits::All).await,
         Ok(None) => Ok(()),
         Err(fault) => Err(fault),
     };
@@ -288,7 +288,7 @@ async fn delete(network: &Network, container: &str, request: &[u8], upstream: &m
     let reply = upstream.exchange(request).await?;
     if let Some(id) = ours
         && reply.status == 204
-        && let Err(fault) = network.settle(&id, false).await
+        && let Err(fault) = network.settle(&id, Waits::Destroy).await
     {
         tracing::error!(%fault, container, "the address of a deleted container is not freed yet");
     }
