@@ -4,6 +4,7 @@
 //! way and later, so that the forged one would have been seen by then.
 
 mod beside;
+mod errors;
 mod frames;
 mod host;
 mod links;

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde_json::json;
 
-use super::frames::{Listener, Packet, Port, words};
+use super::frames::{Listener, MORE, Packet, Port, words};
 use crate::lab::Lab;
 use crate::lab::container::SOON;
 use crate::lab::netns::Probe;
@@ -15,7 +15,6 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const PUSH: u8 = 8;
 const ACK: u8 = 16;
-const MORE: u16 = 0x2000;
 
 /// The pieces of a packet, each with its offset in bytes and whether more follow.
 fn pieces(whole: &Packet, number: u16, cuts: &[(usize, usize, bool)]) -> Vec<Packet> {

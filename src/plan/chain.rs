@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -105,8 +106,10 @@ impl End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tracked {
     Invalid,
-    /// Part of a connection that was allowed, or related to one.
+    /// Part of a connection that was allowed.
     Established,
+    /// An error about a connection, or the beginning of one that another has announced.
+    Related,
     /// Of a TCP connection that connection tracking has not seen begin.
     Midstream,
 }
@@ -117,6 +120,8 @@ pub(crate) enum Match {
     In(Interface),
     Out(Interface),
     Tracked(Tracked),
+    /// The address is no end of the connection that the packet is about, however ends were translated.
+    NoEnd(IpAddr),
     /// Whether the packet carries the accept mark.
     Accepted(bool),
     /// What is sent to the packet's source would not leave through the interface that the packet came in by.
@@ -268,6 +273,13 @@ pub(crate) fn hash_of(spec: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
+/// The words in the text of a rule of ours that the kernel shows, as far as they say nothing but what may stand there.
+pub(crate) fn words_of(spec: &str) -> Option<&str> {
+    let (_, rest) = spec.split_once("--comment \"")?;
+    let (comment, _) = rest.split_once('"')?;
+    comment.strip_prefix(COMMENT_PREFIX)?.get(16..).map(str::trim)
+}
+
 /// Free text as it may stand between quotes in iptables-restore's input: letters, digits and harmless signs, on one line.
 fn safe_words(words: &str) -> String {
     let text: String = words.chars().map(safe_sign).take(WORDS_LONGEST).collect();
@@ -288,8 +300,10 @@ impl fmt::Display for Match {
             Match::In(interface) => write!(f, "-i {interface}"),
             Match::Out(interface) => write!(f, "-o {interface}"),
             Match::Tracked(Tracked::Invalid) => f.write_str("-m conntrack --ctstate INVALID"),
-            Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
+            Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate ESTABLISHED"),
+            Match::Tracked(Tracked::Related) => f.write_str("-m conntrack --ctstate RELATED"),
             Match::Tracked(Tracked::Midstream) => f.write_str("-p 6 -m tcp ! --syn -m conntrack --ctstate NEW"),
+            Match::NoEnd(address) => write!(f, "-m conntrack ! --ctorigsrc {address} ! --ctreplsrc {address}"),
             Match::Accepted(yes) => {
                 let not = if *yes { "" } else { "! " };
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
@@ -369,6 +383,7 @@ mod tests {
         let line = entry.render(&ChainName::fixed("x"));
         assert!(!line.spec.contains('\n') && !line.spec.contains('\\'), "{}", line.spec);
         assert_eq!(line.spec.matches('"').count(), 2);
+        assert_eq!(words_of(&line.spec), Some("a??-A FORWARD -j ACCEPT????"));
         assert_eq!(hash_of(&line.spec), Some(line.hash));
     }
 

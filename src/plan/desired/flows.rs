@@ -70,7 +70,7 @@ impl<'d> Judge<'d> {
         let names = |ports: Ports| (ports.first..=ports.last).contains(&flow.ports.1);
         match settings.to_host {
             ToHost::Drop => {
-                settings.open.iter().any(|(protocol, ports)| protocol.0 == flow.protocol && ports.is_none_or(names))
+                settings.open.iter().any(|open| open.protocol.0 == flow.protocol && open.ports.is_none_or(names))
             }
             ToHost::Return | ToHost::Accept => flow.protocol != 6 || !OWN_PORTS.contains(&flow.ports.1),
         }

@@ -28,6 +28,8 @@ struct Packet {
     ports: (u16, u16),
     icmp: (u8, u8),
     tracked: Option<Tracked>,
+    /// Who began the connection that it is about, and who answers there.
+    ends: (IpAddr, IpAddr),
     /// Whether somebody else's mark is on it.
     marked: bool,
 }
@@ -111,6 +113,7 @@ impl Machine<'_> {
             Match::In(interface) => is(interface, &packet.from),
             Match::Out(interface) => is(interface, &packet.to),
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
+            Match::NoEnd(address) => ![packet.ends.0, packet.ends.1].contains(address),
             Match::Accepted(yes) => packet.marked == *yes,
             Match::SourceElsewhere | Match::ToThisHost => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
@@ -369,6 +372,14 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether an error, or what it may be, comes from somebody whom the connection concerns.
+    fn is_concerned(&self, packet: &Packet) -> bool {
+        self.behind(&packet.from, packet).is_some_and(|endpoint| {
+            (endpoint["mac"].is_null() || endpoint["mac"] == packet.mac.to_string())
+                && (has_address(endpoint, packet.ends.0) || has_address(endpoint, packet.ends.1))
+        })
+    }
+
     fn forward_by_policy(&self, packet: &Packet) -> Verdict {
         let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
         let into = || self.behind(&packet.to, packet).is_some_and(|one| self.allows(one, Way::To, packet));
@@ -377,6 +388,8 @@ impl Reader<'_> {
             _ if from_ours && packet.says(&[134, 137]) => Verdict::Drop,
             Some(Tracked::Invalid | Tracked::Midstream) => Verdict::Drop,
             Some(Tracked::Established) => Verdict::Accept,
+            Some(Tracked::Related) if !from_ours || self.is_concerned(packet) => Verdict::Accept,
+            Some(Tracked::Related) => Verdict::Drop,
             None if (!from_ours || self.out(packet)) && (!to_ours || into()) => Verdict::Accept,
             None => Verdict::Drop,
         }
@@ -393,7 +406,11 @@ impl Reader<'_> {
             _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
+            (Some(Tracked::Related), _) if !self.is_concerned(packet) => Verdict::Drop,
+            (Some(Tracked::Related), _) if !judged => Verdict::Accept,
             _ if judged && own => Verdict::Drop,
+            (Some(Tracked::Related), Some("RETURN")) => Verdict::Passed,
+            (Some(Tracked::Related), _) => Verdict::Accept,
             (None | Some(Tracked::Midstream), Some("RETURN")) if self.out(packet) => Verdict::Passed,
             (None | Some(Tracked::Midstream), Some("ACCEPT")) if self.out(packet) => Verdict::Accept,
             (None | Some(Tracked::Midstream), _) if !judged && self.is_open(packet) && self.out(packet) => {
@@ -446,15 +463,16 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
             Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]),
         })
     };
-    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Midstream]).prop_map(Some)];
+    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Related, Tracked::Midstream]).prop_map(Some)];
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
     let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
     let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
     let to = prop_oneof![20 => 0u16..45, 1 => Just(179u16), 1 => Just(2377u16)];
-    (head, (0u16..45, to), (kind, 0u8..2), tracked, any::<bool>()).prop_map(
-        |((from, to, src, dst, mac, protocol), ports, icmp, tracked, marked)| {
+    let ends = (address(), address());
+    (head, (0u16..45, to), (kind, 0u8..2), tracked, ends, any::<bool>()).prop_map(
+        |((from, to, src, dst, mac, protocol), ports, icmp, tracked, ends, marked)| {
             let mac = Mac([2, 0, 0, 0, 0, if mac == 2 { 2 } else { 1 }]);
-            Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, marked }
+            Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, ends, marked }
         },
     )
 }
