@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use nix::sys::socket::SockProtocol;
 
-use super::allow_all;
 use super::frames::{Listener, Mac, Packet, Port, frame, words};
+use super::{DUAL, dual};
 use crate::lab::command::Run;
 use crate::lab::container::{Container, SOON};
 use crate::lab::netns::Netns;
 use crate::lab::wait::wait_until;
-use crate::lab::{Lab, OUTSIDE, OUTSIDE6};
-
-const DUAL: &str = "-e CALICO_IP=auto,ipv6";
+use crate::lab::{OUTSIDE, OUTSIDE6};
 
 /// What errors of a family say: port and host unreachable, too big, too old, ill made.
 fn errors(of: IpAddr) -> [((u8, u8), u32); 5] {
@@ -30,18 +28,6 @@ fn errors(of: IpAddr) -> [((u8, u8), u32); 5] {
 fn error((kind, word): ((u8, u8), u32), from: IpAddr, quoted: &Packet, words: &[u8]) -> Packet {
     let quoted_too = [&quoted.bytes(), words].concat();
     Packet::icmp(from, quoted.from, kind, word, &quoted_too)
-}
-
-fn lab() -> Lab {
-    let lab = Lab::hosts(2);
-    allow_all(&lab, "open");
-    for host in lab.all_hosts() {
-        host.spawn_node(&["--ip6", &host.ip6.to_string()]);
-    }
-    for host in lab.all_hosts() {
-        host.await_ready();
-    }
-    lab
 }
 
 fn addresses(container: &Container<'_>) -> [IpAddr; 2] {
@@ -91,7 +77,7 @@ impl Drop for Echo {
 
 #[test]
 fn an_error_about_a_flow_passes_from_its_ends_and_from_routers_and_from_no_other_container() {
-    let lab = lab();
+    let lab = dual(2);
     let (h1, h2) = (lab.host(1), lab.host(2));
     let profiled = |profile: &str| format!("{DUAL} -e CALICO_PROFILE={profile}");
     let (ann, bob) = (h1.run("ann", &profiled("web")), h1.run("bob", &profiled("web")));
@@ -101,7 +87,7 @@ fn an_error_about_a_flow_passes_from_its_ends_and_from_routers_and_from_no_other
     let outside: [IpAddr; 2] = [OUTSIDE.into(), OUTSIDE6.into()];
     let hosts: [IpAddr; 2] = [h1.ip.into(), h1.ip6.into()];
     let eve_port = Port::of(&eve);
-    let at_h1 = [SockProtocol::Icmp, SockProtocol::IcmpV6].map(|protocol| Listener::let_in(&h1.space, protocol));
+    let at_h1 = [Listener::let_in(&h1.space, SockProtocol::Icmp), Listener::let_in6(&h1.space, SockProtocol::IcmpV6)];
     let (at_ann, at_bob, at_cat, at_dan) = (
         Listener::at(&ann.space()),
         Listener::at(&bob.space()),
@@ -183,7 +169,7 @@ fn is_refused(space: &Netns, to: SocketAddr) -> bool {
 
 #[test]
 fn true_errors_come_to_whom_they_concern() {
-    let lab = lab();
+    let lab = dual(2);
     let (h1, h2) = (lab.host(1), lab.host(2));
     // Without rules for what leaves it, and so allowed nothing but answers.
     let rules = r#"{"id":"deaf","inbound_rules":[{"action":"allow"}],"outbound_rules":[]}"#;

@@ -54,6 +54,8 @@ pub(crate) struct Packet {
     pub(crate) from: IpAddr,
     pub(crate) to: IpAddr,
     pub(crate) protocol: u8,
+    /// How many hosts may forward it.
+    pub(crate) hops: u8,
     /// Of IPv4; a multiple of four bytes.
     pub(crate) options: Vec<u8>,
     /// Of IPv6: the number of each header, and what follows its first byte; with that a multiple of eight bytes.
@@ -89,7 +91,8 @@ fn sum(from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) -> [u8; 2] {
 impl Packet {
     pub(crate) fn new(from: impl Into<IpAddr>, to: impl Into<IpAddr>, protocol: u8, payload: Vec<u8>) -> Self {
         let (from, to) = (from.into(), to.into());
-        Packet { from, to, protocol, options: Vec::new(), extensions: Vec::new(), fragment: (0, 0), payload }
+        let (options, extensions) = (Vec::new(), Vec::new());
+        Packet { from, to, protocol, hops: 64, options, extensions, fragment: (0, 0), payload }
     }
 
     /// With its checksum, which is at this place.
@@ -129,7 +132,9 @@ impl Packet {
     ) -> Self {
         let message = [&[kind, code, 0, 0][..], &word.to_be_bytes(), data].concat();
         let from = from.into();
-        Packet::summed(from, to.into(), if from.is_ipv4() { 1 } else { 58 }, message, 2)
+        let packet = Packet::summed(from, to.into(), if from.is_ipv4() { 1 } else { 58 }, message, 2);
+        // As many as there are, for what counts on the link only (RFC 4861, 7.1).
+        Packet { hops: 255, ..packet }
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -147,7 +152,7 @@ impl Packet {
         bytes.extend(u16::try_from(head + self.payload.len()).unwrap().to_be_bytes());
         bytes.extend(self.fragment.0.to_be_bytes());
         bytes.extend(self.fragment.1.to_be_bytes());
-        bytes.extend([64, self.protocol, 0, 0]);
+        bytes.extend([self.hops, self.protocol, 0, 0]);
         bytes.extend(from.octets());
         bytes.extend(to.octets());
         bytes.extend(&self.options);
@@ -174,7 +179,7 @@ impl Packet {
         }
         let mut bytes = vec![0x60, 0, 0, 0];
         bytes.extend(u16::try_from(rest.len()).unwrap().to_be_bytes());
-        bytes.extend([next, 64]);
+        bytes.extend([next, self.hops]);
         bytes.extend(from.octets());
         bytes.extend(to.octets());
         bytes.extend(rest);
@@ -238,10 +243,14 @@ impl Listener {
         Listener::on(space, SockType::Raw, AddressFamily::Packet, SockProtocol::EthAll)
     }
 
-    /// What of a protocol of IPv4, or of ICMPv6, the namespace's firewall lets in.
+    /// What of a protocol of IPv4 the namespace's firewall lets in.
     pub(crate) fn let_in(space: &Netns, protocol: SockProtocol) -> Self {
-        let family = if protocol == SockProtocol::IcmpV6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-        Listener::on(space, SockType::Raw, family, protocol)
+        Listener::on(space, SockType::Raw, AddressFamily::Inet, protocol)
+    }
+
+    /// The same of IPv6.
+    pub(crate) fn let_in6(space: &Netns, protocol: SockProtocol) -> Self {
+        Listener::on(space, SockType::Raw, AddressFamily::Inet6, protocol)
     }
 
     fn on(space: &Netns, kind: SockType, family: AddressFamily, protocol: SockProtocol) -> Self {
@@ -266,6 +275,11 @@ impl Listener {
 
     pub(crate) fn heard_where(&self, mut holds: impl FnMut(&[u8]) -> bool) -> bool {
         self.heard.lock().unwrap().iter().any(|frame| holds(frame))
+    }
+
+    /// How many frames that something holds of have been heard.
+    pub(crate) fn count(&self, holds: impl Fn(&[u8]) -> bool) -> usize {
+        self.heard.lock().unwrap().iter().filter(|frame| holds(frame)).count()
     }
 
     #[track_caller]

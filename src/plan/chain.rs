@@ -10,10 +10,10 @@
 
 use std::fmt;
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use sha2::{Digest, Sha256};
 
@@ -68,6 +68,9 @@ impl fmt::Display for ChainName {
         f.write_str(&self.0)
     }
 }
+
+/// The addresses of IPv6 that count on one link only (RFC 4291, 2.5.6).
+pub(crate) const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 
 /// Which interfaces a match speaks of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,8 +129,10 @@ pub(crate) enum Match {
     Accepted(bool),
     /// What is sent to the packet's source would not leave through the interface that the packet came in by.
     SourceElsewhere,
-    /// The packet is for an address of this host's own, or for all on a link.
-    ToThisHost,
+    /// The packet is for an address of this host's own; in IPv4, or for all on a link.
+    ToThisHost(Family),
+    /// The packet is for one, not for all of a group.
+    ToOne,
     /// The sender's Ethernet address is another one.
     MacIsNot(Mac),
     Net(End, IpNet),
@@ -309,7 +314,10 @@ impl fmt::Display for Match {
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
             }
             Match::SourceElsewhere => f.write_str("-m rpfilter --invert"),
-            Match::ToThisHost => f.write_str("-m addrtype ! --dst-type UNICAST"),
+            Match::ToThisHost(Family::V4) => f.write_str("-m addrtype ! --dst-type UNICAST"),
+            // In IPv6 that would say what an address looks like, not whose it is (linux net/netfilter/xt_addrtype.c).
+            Match::ToThisHost(Family::V6) => f.write_str("-m addrtype --dst-type LOCAL"),
+            Match::ToOne => f.write_str("-m addrtype ! --dst-type MULTICAST"),
             Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
             Match::Net(End::Source, net) => write!(f, "-s {net}"),
             Match::Net(End::Destination, net) => write!(f, "-d {net}"),

@@ -203,7 +203,7 @@ impl Desired {
             family,
             filter: Table::default(),
             nat: Table::default(),
-            raw: raw::desired_raw(&BTreeSet::new()),
+            raw: raw::desired_raw(family, &BTreeSet::new()),
             sets: Sets::new(),
             routes: Routes::new(),
             faults: BTreeMap::new(),
@@ -226,7 +226,7 @@ impl Desired {
 
     /// The same, on a host with these services of its own.
     pub(crate) fn with_services(mut self, services: &BTreeSet<u16>) -> Self {
-        self.raw = raw::desired_raw(services);
+        self.raw = raw::desired_raw(self.family, services);
         self
     }
 

@@ -24,7 +24,7 @@ use crate::model::pool::Family;
 use crate::model::rule::{Ports, Protocol, Rule};
 
 use super::chain::{
-    CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LogPrefix, Match, Target, Tracked, words_of,
+    CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LINK_LOCAL, LogPrefix, Match, Target, Tracked, words_of,
 };
 use super::rules;
 use super::settings::{DropAction, OWN_PORTS, Open, Settings};
@@ -120,11 +120,12 @@ pub(crate) fn base(family: Family, settings: &Settings) -> Vec<Chain> {
 /// Messages of ICMPv6 by which a neighbour moves routes: router advertisement and redirect (RFC 4861, 4.2 and 4.5).
 const STEERING: [u8; 2] = [134, 137];
 
-/// Messages of ICMPv6 by which neighbours find each other: solicitation and advertisement (RFC 4861, 4.3 and 4.4).
-const NEIGHBOURS: [u8; 2] = [135, 136];
+/// Messages of ICMPv6 by which neighbours find each other (RFC 4861, 4.3 and 4.4).
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
 
-fn icmpv6(kinds: [u8; 2]) -> [Vec<Match>; 2] {
-    kinds.map(|kind| vec![Match::Protocol(Protocol::ICMPV6), Match::Icmp(Family::V6, kind, None)])
+fn icmpv6(kind: u8) -> Vec<Match> {
+    vec![Match::Protocol(Protocol::ICMPV6), Match::Icmp(Family::V6, kind, None)]
 }
 
 fn forward(family: Family) -> Vec<Entry> {
@@ -140,7 +141,8 @@ fn forward(family: Family) -> Vec<Entry> {
     };
     let mut entries = Vec::new();
     if family == Family::V6 {
-        entries.extend(icmpv6(STEERING).map(|kind| one(Way::From, &kind, Target::Drop, "containers are no routers")));
+        let steering = STEERING.map(icmpv6);
+        entries.extend(steering.map(|kind| one(Way::From, &kind, Target::Drop, "containers are no routers")));
     }
     entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
@@ -169,23 +171,30 @@ fn input(family: Family, settings: &Settings) -> Vec<Entry> {
         let matches = [Match::In(ours())].into_iter().chain(matches).collect();
         Entry::new(matches, target, words)
     };
-    let mut entries = Vec::new();
+    let judged = |matches: Vec<Match>, words: &str| from(matches, Target::Jump(Way::From.dispatch_chain("")), words);
+    let mut entries = vec![from(Vec::new(), Target::Unmark, "no other mark counts")];
     if family == Family::V6 {
-        // What a neighbour claims counts on its own link only (linux net/ipv6/ndisc.c), so it harms nobody else.
-        entries.extend(icmpv6(STEERING).map(|kind| from(kind, Target::Drop, "containers are no routers")));
-        entries.extend(icmpv6(NEIGHBOURS).map(|kind| from(kind, Target::Accept, "finding the next hop")));
+        entries.extend(STEERING.map(|kind| from(icmpv6(kind), Target::Drop, "containers are no routers")));
+        // Whoever asks becomes a neighbour (linux net/ipv6/ndisc.c, `ndisc_recv_ns`), of which the table that all share
+        // holds some hundreds. A global source has been found to be the sender's own; of the link-local ones his
+        // endpoint's chain knows the one that is.
+        let asked = icmpv6(SOLICITATION);
+        let locally: Vec<Match> = asked.iter().cloned().chain([Match::Net(End::Source, LINK_LOCAL)]).collect();
+        let foreign = locally.iter().cloned().chain([Match::Accepted(false)]).collect();
+        entries.push(judged(locally, "finding the next hop"));
+        entries.push(from(foreign, Target::Drop, "a foreign link-local address"));
+        // What a neighbour claims counts on its own link only, for addresses that were looked for, so it harms nobody else.
+        let found = [asked, icmpv6(ADVERTISEMENT)];
+        entries.extend(found.map(|kind| from(kind, Target::Accept, "finding the next hop")));
     }
     entries.extend([
         from(vec![Match::Tracked(Tracked::Invalid)], Target::Drop, "part of no connection"),
         from(vec![Match::Tracked(Tracked::Established)], Target::Accept, "of an allowed connection"),
     ]);
-    let judged = |matches: Vec<Match>, words: &str| from(matches, Target::Jump(Way::From.dispatch_chain("")), words);
-    let unmark = || from(Vec::new(), Target::Unmark, "no other mark counts");
     let last = match settings.to_host {
         ToHost::Drop => {
-            entries.push(unmark());
             entries.push(judged(vec![Match::Tracked(Tracked::Related)], "about a connection"));
-            entries.extend(open(family, &settings.open).map(|(matches, item)| judged(matches, &open_words(&item))));
+            entries.extend(open(family, &settings.open).map(|(matches, item)| judged(matches, &open_words(item))));
             entries.push(from(vec![Match::Accepted(true)], Target::Accept, "allowed to the sender"));
             entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
             return entries;
@@ -197,7 +206,6 @@ fn input(family: Family, settings: &Settings) -> Vec<Entry> {
     let own = vec![Match::Protocol(Protocol::TCP), Match::Ports(End::Destination, own)];
     entries.extend([
         from(own, Target::Drop, "what runs this host is not for containers"),
-        unmark(),
         judged(Vec::new(), "what the sender may send"),
         from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"),
         from(Vec::new(), last, "DefaultEndpointToHostAction"),
@@ -215,7 +223,7 @@ fn open(family: Family, open: &[Open]) -> impl Iterator<Item = (Vec<Match>, Open
 }
 
 /// The words of the entry that opens something of the host.
-fn open_words(item: &Open) -> String {
+fn open_words(item: Open) -> String {
     format!("{OPEN_WORDS}{item}")
 }
 
@@ -294,6 +302,11 @@ pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, s
         let mut entries = Vec::new();
         if let (Way::From, Some(mac)) = (way, endpoint.mac) {
             entries.push(Entry::new(vec![Match::MacIsNot(mac)], Target::Drop, format!("not the MAC of {id}")));
+        }
+        if let (Way::From, Family::V6, Some(mac)) = (way, family, endpoint.mac) {
+            let own = Match::Net(End::Source, IpAddr::V6(mac.link_local()).into());
+            let asked = icmpv6(SOLICITATION).into_iter().chain([own]).collect();
+            entries.push(Entry::new(asked, Target::Goto(allow()), "finding the next hop"));
         }
         if way == Way::From {
             let related = || Match::Tracked(Tracked::Related);

@@ -86,7 +86,8 @@ fn holds(one: &Match, flow: &Flow, sets: &Sets) -> bool {
         | Match::NoEnd(_)
         | Match::Accepted(_)
         | Match::SourceElsewhere
-        | Match::ToThisHost
+        | Match::ToThisHost(_)
+        | Match::ToOne
         | Match::MacIsNot(_) => false,
     }
 }

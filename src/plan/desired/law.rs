@@ -39,6 +39,10 @@ impl Packet {
     fn says(&self, kinds: &[u8]) -> bool {
         self.src.is_ipv6() && self.protocol == 58 && kinds.contains(&self.icmp.0)
     }
+
+    fn is_from_link(&self) -> bool {
+        self.src.to_string().starts_with("fe80:")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +119,7 @@ impl Machine<'_> {
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
             Match::NoEnd(address) => ![packet.ends.0, packet.ends.1].contains(address),
             Match::Accepted(yes) => packet.marked == *yes,
-            Match::SourceElsewhere | Match::ToThisHost => panic!("no filter chain looks for it"),
+            Match::SourceElsewhere | Match::ToThisHost(_) | Match::ToOne => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
             Match::Net(end, net) => in_net(end, net),
             Match::NotNet(end, net) | Match::OutsideRange(end, net) => !in_net(end, net),
@@ -380,6 +384,15 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether the link-local address of a packet's source is the one that goes with the endpoint's Ethernet address.
+    fn asks_as_itself(&self, packet: &Packet) -> bool {
+        let own = match self.behind(&packet.from, packet).map(|endpoint| &endpoint["mac"]) {
+            Some(mac) if *mac == "02:00:00:00:00:01" => "fe80::ff:fe00:1",
+            _ => return false,
+        };
+        packet.mac.to_string() == "02:00:00:00:00:01" && packet.src == own.parse::<IpAddr>().unwrap()
+    }
+
     fn forward_by_policy(&self, packet: &Packet) -> Verdict {
         let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
         let into = || self.behind(&packet.to, packet).is_some_and(|one| self.allows(one, Way::To, packet));
@@ -403,6 +416,7 @@ impl Reader<'_> {
             _ if !packet.from.starts_with("cali") => Verdict::Passed,
             // Containers are no routers, but they look for their next hop.
             _ if packet.says(&[134, 137]) => Verdict::Drop,
+            _ if packet.says(&[135]) && packet.is_from_link() && !self.asks_as_itself(packet) => Verdict::Drop,
             _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
@@ -465,7 +479,9 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
     };
     let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Related, Tracked::Midstream]).prop_map(Some)];
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
-    let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
+    let link = prop::sample::select(vec!["fe80::ff:fe00:1", "fe80::ff:fe00:2"]).prop_map(|text| text.parse().unwrap());
+    let source = if family == Family::V6 { prop_oneof![8 => address(), 1 => link].boxed() } else { address().boxed() };
+    let head = (interface(), interface(), source, address(), 1u8..10, protocol);
     let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
     let to = prop_oneof![20 => 0u16..45, 1 => Just(179u16), 1 => Just(2377u16)];
     let ends = (address(), address());
