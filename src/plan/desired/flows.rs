@@ -31,7 +31,7 @@ impl Desired {
     fn chain_of(&self, way: Way, name: &ProfileName) -> Option<Chain> {
         let profile = self.profiles.get(name).filter(|profile| profile.tags.is_ok())?;
         let rules = profile.rules.as_ref().and_then(Record::readable)?;
-        if self.overfull_of(&profile.speaks_of).is_some() {
+        if self.too_much(rules, &profile.speaks_of).is_some() {
             return None;
         }
         let list = if way == Way::From { &rules.outbound } else { &rules.inbound };

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::tests::{Datastore, IDS, datastore, host, read};
 use super::*;
 use crate::model::name::Mac;
+use crate::model::profile::Rules;
 use crate::model::rule::{Ports, Protocol};
 use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
@@ -149,8 +150,8 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     for (name, profile) in &desired.profiles {
         for way in Way::BOTH {
             let readable = profile.rules.as_ref().and_then(Record::readable);
-            let open = profile.tags.is_ok() && desired.overfull_of(&profile.speaks_of).is_none();
-            let readable = readable.filter(|_| open);
+            let open = |rules: &&Rules| profile.tags.is_ok() && desired.too_much(rules, &profile.speaks_of).is_none();
+            let readable = readable.filter(open);
             chains.push(match readable {
                 Some(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
