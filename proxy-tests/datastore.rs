@@ -197,7 +197,7 @@ fn a_datastore_that_was_restored_emptied_or_exchanged_cuts_nobody_off() {
     lab.all_hosts().iter().for_each(comes_back);
     lab.kill_etcd();
     std::fs::remove_dir_all(lab.etcd_folder()).unwrap();
-    lab.start_etcd_of("foreign");
+    lab.start_etcd_of("foreign", &[]);
     wait_until("etcd is healthy", SOON, || lab.etcd().healthy());
     lab.etcd().put("/calico/v1/Ready", "true");
     lab.all_hosts().iter().for_each(|host| is_doubted(host, "cluster"));
@@ -222,5 +222,45 @@ fn a_wipe_by_hand_is_seen_before_any_part_of_it_is_acted_on() {
     wait_until("the node follows etcd", BACK * 2, || h1.is_ready());
     lab.assert_consistent();
     lost_nothing(pinger);
+    lab.remove_everything();
+}
+
+#[test]
+fn a_node_is_not_ready_before_its_defaults_are_recorded_in_an_etcd_that_takes_nothing_at_first() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    lab.kill_etcd();
+    lab.start_etcd_of("calico", &["--quota-backend-bytes", &(8 << 20).to_string()]);
+    wait_until("etcd is healthy", SOON, || lab.etcd().healthy());
+    // Full: it is read as before, and takes nothing new.
+    let filled = (0..100).find(|number| {
+        let put = lab.etcd().ctl(&["put", &format!("/fill/{number}")]).input("x".repeat(1 << 20)).run();
+        !put.succeeded() && put.err().contains("space exceeded")
+    });
+    assert!(filled.is_some());
+    h1.spawn_node(&[]);
+    wait_until("the node waits for its defaults", SOON, || {
+        let waits = waits_for(h1);
+        waits.contains("the defaults in the datastore: /calico/v1/Ready is not true") && !waits.contains("etcd at")
+    });
+    let status = h1.calicoctl("status").ok();
+    assert!(status.contains("the defaults in the datastore"), "{status}");
+    wait_until("it is logged", SOON, || h1.node_log_text().contains("the defaults are not recorded yet"));
+    // Without pools there is no address, and a create says so.
+    let refused = h1.try_run("ann", WEB).fails_with(125);
+    assert!(!h1.has_container("ann"), "{refused}");
+
+    lab.etcd().ctl(&["del", "--prefix", "/fill/"]).run().ok();
+    compact(&lab);
+    lab.etcd().ctl(&["defrag"]).run().ok();
+    lab.etcd().ctl(&["alarm", "disarm"]).run().ok();
+    h1.await_ready();
+    for key in ["/calico/v1/Ready", "/calico/v1/host/h1/bird_ip", "/calico/bgp/v1/global/as_num"] {
+        assert!(lab.etcd().get(key).is_some(), "{key}");
+    }
+    assert_eq!(lab.etcd().keys("/calico/v1/ipam/").len(), 2);
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
     lab.remove_everything();
 }

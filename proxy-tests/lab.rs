@@ -124,11 +124,11 @@ impl Lab {
 
     /// Starts the common etcd, with the data of an earlier one if there was one.
     pub(crate) fn start_etcd(&self) {
-        self.start_etcd_of("calico");
+        self.start_etcd_of("calico", &[]);
     }
 
-    /// The same, of a cluster of this name if it has no data yet.
-    pub(crate) fn start_etcd_of(&self, cluster: &str) {
+    /// The same, of a cluster of this name if it has no data yet, and with these further options.
+    pub(crate) fn start_etcd_of(&self, cluster: &str, options: &[&str]) {
         let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
         let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
             "etcd",
@@ -147,6 +147,7 @@ impl Lab {
             "--initial-cluster-token",
             cluster,
         ]);
+        let command = command.args(options);
         *self.etcd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("etcd.log")));
     }
 

@@ -40,6 +40,10 @@ fn a_container_keeps_its_address_mac_and_endpoint_through_every_stop_and_start()
         assert_eq!(identity(&ann), before);
         lab.assert_consistent();
     }
+    // Nobody else has changed anything.
+    let log = h1.node_log_text();
+    let drift: Vec<&str> = log.lines().filter(|line| line.contains("drift:")).collect();
+    assert!(drift.is_empty(), "{drift:#?}");
 
     // Running all the while: restart, and a start that is not needed.
     for line in ["restart ann", "restart -t 0 ann", "start ann"] {
@@ -130,7 +134,9 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
 
     // Started behind our back she runs, dark. What is tried again and again does not keep the node from ending.
     h1.raw_docker("start ann").ok();
-    wait_until("the node says so", SOON, || h1.node_log_text().contains("the container stays dark"));
+    wait_until("the node says so", SOON, || {
+        h1.node_log_text().contains("the container's network is not as it should be")
+    });
     assert_ne!(h1.container("ann").pid(), 0);
     assert!(h1.cali_links().is_empty());
     let reports = || h1.etcd().entries("/calico/felix/v1/host/h1/workload/").into_values().collect::<Vec<_>>();

@@ -10,11 +10,11 @@ use nix::sys::signal::Signal;
 
 use crate::differ::normal::digest;
 use crate::differ::wire::{Stream, Then, Way, exchange};
-use crate::lab::Lab;
 use crate::lab::command::Run;
 use crate::lab::container::SOON;
 use crate::lab::host::{Host, IDLE};
 use crate::lab::wait::{pause, wait_until};
+use crate::lab::{Lab, counts};
 
 const THROUGH: [Way; 2] = [Way::Unix, Way::Tcp];
 const ALL: [Way; 3] = [Way::Raw, Way::Unix, Way::Tcp];
@@ -120,12 +120,17 @@ fn two_streams_that_take_turns_byte_by_byte_and_in_blocks_arrive_whole() {
 fn a_client_that_has_said_all_it_had_to_say_hears_what_comes_later() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
-    for way in ALL {
-        let args = ["run", "--rm", "-i", "busybox", "sh", "-c", "cat; sleep 1; echo late"];
-        assert_eq!(docker(h1, way, &args).input("ok\n").run().ok(), "ok\nlate", "{way:?}");
+    let later = Duration::from_secs(counts(1, 600) as u64);
+    let late = format!("cat; sleep {}; echo late", later.as_secs());
+    let listen = |way: Way| {
+        let listening = docker(h1, way, &["run", "--rm", "-i", "busybox", "sh", "-c", &late]).input("ok\n");
+        assert_eq!(listening.lasting(later + SOON).run().ok(), "ok\nlate", "{way:?}");
         let args = ["run", "--rm", "busybox", "sh", "-c", "sleep 1; echo out"];
         assert_eq!(docker(h1, way, &args).run().ok(), "out", "{way:?}");
-    }
+    };
+    std::thread::scope(|scope| {
+        ALL.map(|way| scope.spawn(move || listen(way))).map(|listening| listening.join().unwrap())
+    });
 }
 
 #[test]
@@ -273,14 +278,15 @@ fn detach_keys_end_the_stream_and_leave_the_container() {
 }
 
 #[test]
-fn a_hundred_interactive_streams_at_once_are_never_crossed() {
+fn a_hundred_interactive_streams_are_never_crossed() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
     idle(h1, "box", IDLE);
-    for round in 0..4 {
+    let at_once = counts(25, 100);
+    for round in 0..100 / at_once {
         std::thread::scope(|scope| {
-            for number in 0..25 {
-                let number = round * 25 + number;
+            for number in 0..at_once {
+                let number = round * at_once + number;
                 scope.spawn(move || {
                     let way = THROUGH[number % 2];
                     let id = exec(h1, "box", &["cat"], false);
@@ -358,6 +364,33 @@ fn a_client_that_is_killed_takes_its_calls_at_dockerd_with_it() {
         child.wait().unwrap();
         wait_until("the build has ended", SOON, || running() == 1);
     }
+}
+
+#[test]
+fn a_client_over_tcp_that_dies_without_a_word_is_given_up_and_one_that_is_silent_is_not() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let listen = || {
+        let (mut stream, port) = Stream::open_over_tcp(h1);
+        stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        read_head(&mut stream);
+        (stream, port.to_string())
+    };
+    let before = connections(h1);
+    let (mut silent, _) = listen();
+    let dead: Vec<(Stream, String)> = (0..6).map(|_| listen()).collect();
+    let all = connections(h1);
+    assert!(all >= before + dead.len(), "{before} connections became {all}");
+    // Nothing passes between them and the node any more, either way: no FIN, no reset.
+    let ports = dead.iter().map(|(_, port)| port.as_str()).collect::<Vec<_>>().join(", ");
+    h1.sh("nft 'add table inet cut; add chain inet cut in { type filter hook input priority 0; }'");
+    for end in ["sport", "dport"] {
+        h1.sh(&format!("nft 'add rule inet cut in tcp {end} {{ {ports} }} drop'"));
+    }
+    wait_until("dockerd is rid of the dead", Duration::from_mins(1), || connections(h1) <= all - dead.len());
+    h1.raw_docker("create --name news busybox true").ok();
+    let mut event = [0; 1];
+    assert_eq!(silent.read(&mut event).unwrap(), 1, "who lives hears what happens");
 }
 
 #[test]
@@ -442,13 +475,15 @@ fn without_dockerd_the_answer_is_prompt_and_readable_and_a_new_socket_is_found()
 }
 
 #[test]
-fn a_dockerd_that_is_held_up_for_some_seconds_answers_in_the_end() {
+fn a_dockerd_that_is_held_up_answers_in_the_end() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
     h1.signal_dockerd(Signal::SIGSTOP);
     std::thread::scope(|scope| {
-        let asked: Vec<_> = THROUGH.iter().map(|way| scope.spawn(|| docker(h1, *way, &["ps"]).run())).collect();
-        pause(Duration::from_secs(7));
+        let held = Duration::from_secs(counts(7, 90) as u64);
+        let ask = move |way: &Way| docker(h1, *way, &["ps"]).lasting(held + SOON).run();
+        let asked: Vec<_> = THROUGH.iter().map(|way| scope.spawn(move || ask(way))).collect();
+        pause(held);
         assert!(asked.iter().all(|asked| !asked.is_finished()));
         h1.signal_dockerd(Signal::SIGCONT);
         for asked in asked {

@@ -20,6 +20,8 @@ pub(crate) mod ipsets;
 pub(crate) mod iptables;
 pub(crate) mod kernel_routes;
 pub(crate) mod links;
+mod multicast;
+pub(crate) mod netconf;
 pub(crate) mod netns;
 pub(crate) mod pipe;
 pub(crate) mod relay;

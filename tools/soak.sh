@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "soak: must be root: it makes namespaces" >&2; exit 2; }
 
-[ $# -gt 0 ] || set -- leaks:: storm:: first_instruction::
+[ $# -gt 0 ] || set -- leaks:: storm:: first_instruction:: streams::
 log=${CARGO_TARGET_DIR:-target}/soak.log
 cargo test --locked --test proxy --no-run
 failed=

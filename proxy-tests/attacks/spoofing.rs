@@ -58,6 +58,8 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
     ];
     let port = Port::of(&eve);
     let link = eve.link();
+    // The node would put it right at once.
+    h1.signal_node(Signal::SIGSTOP);
     for (all, rp_filter) in [("0", "1"), ("0", "0"), ("2", "1"), ("0", "2")] {
         // 2 is what systemd's udev rules set, some time after an interface has come up, and for all what Ubuntu sets.
         h1.sh(&format!("sysctl -qw net.ipv4.conf.all.rp_filter={all} net.ipv4.conf.{link}.rp_filter={rp_filter}"));
@@ -85,6 +87,8 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
         h1.sh(&format!("conntrack -D -p udp --orig-src {} 2>/dev/null || true", eve.ip()));
     }
 
+    h1.signal_node(Signal::SIGCONT);
+
     // Both locks are put back when somebody opens one.
     lab.etcd().put("/calico/v1/config/IptablesRefreshInterval", "1");
     let setting = format!("cat /proc/sys/net/ipv4/conf/{link}/rp_filter");
@@ -105,4 +109,28 @@ fn no_packet_under_anothers_address_leaves_its_container_whatever_the_hosts_rp_f
     drop(servers);
     wait_until("rp_filter is strict again", Duration::from_secs(10), || h1.sh(&setting) == "1");
     lab.assert_consistent();
+}
+
+#[test]
+fn a_host_whose_rp_filter_is_loose_from_the_beginning_lets_no_foreign_source_through_and_is_no_obstacle() {
+    let lab = Lab::hosts(1);
+    allow_all(&lab, "open");
+    let h1 = lab.host(1);
+    // As Ubuntu has it.
+    h1.sh("sysctl -qw net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.default.rp_filter=2");
+    h1.start_node();
+    let open = "-e CALICO_IP=auto -e CALICO_PROFILE=open";
+    let (ann, bob, eve) = (h1.run("ann", open), h1.run("bob", open), h1.run("eve", open));
+    ann.comes_to_reach(bob.ip());
+    let (port, ear) = (Port::of(&eve), Listener::at(&bob.space()));
+    let (forged, own) = (words(), words());
+    port.send(&Packet::udp((ann.ip(), 5000), (bob.ip(), 7000), &forged));
+    port.send(&Packet::udp((eve.ip(), 5000), (bob.ip(), 7000), &own));
+    ear.comes_to_hear("eve's own packet", &own);
+    assert!(!ear.heard(&forged), "bob hears eve under ann's address");
+    // The interface's own is strict, the host's is the operator's.
+    assert_eq!(h1.sh(&format!("cat /proc/sys/net/ipv4/conf/{}/rp_filter", eve.link())), "1");
+    assert_eq!(h1.sh("sysctl -n net.ipv4.conf.all.rp_filter"), "2");
+    lab.assert_consistent();
+    lab.remove_everything();
 }

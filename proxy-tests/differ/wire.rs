@@ -46,10 +46,19 @@ impl Stream {
         let stream = match way {
             Way::Raw => Stream::Unix(UnixStream::connect(host.raw_socket()).unwrap()),
             Way::Unix => Stream::Unix(UnixStream::connect(host.proxy_socket()).unwrap()),
-            Way::Tcp => Stream::Tcp(host.space.enter(|| TcpStream::connect(("127.0.0.1", 2377))).unwrap()),
+            Way::Tcp => return Stream::open_over_tcp(host).0,
         };
         stream.set_patience(PATIENCE);
         stream
+    }
+
+    /// A connection to the node over TCP, and the port of this end.
+    pub(crate) fn open_over_tcp(host: &Host) -> (Self, u16) {
+        let stream = host.space.enter(|| TcpStream::connect(("127.0.0.1", 2377))).unwrap();
+        let port = stream.local_addr().unwrap().port();
+        let stream = Stream::Tcp(stream);
+        stream.set_patience(PATIENCE);
+        (stream, port)
     }
 
     /// How long a read or a write may wait.

@@ -132,7 +132,13 @@ impl Host {
 
     /// A dockerd with these further options.
     pub(crate) fn spawn_dockerd_with(&self, options: &[&str]) {
-        let mut command = self.command("dockerd");
+        let mut command = if self.subordinate_ids().exists() {
+            // Over the machine's own files, for this dockerd and what it starts alone.
+            let bound = "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec dockerd \"$@\"";
+            self.command("unshare").args(["--mount", "sh", "-c", bound]).arg(self.subordinate_ids())
+        } else {
+            self.command("dockerd")
+        };
         if !self.bridge {
             command = command.args(["--bridge", "none", "--iptables=false", "--ip-forward=false"]);
         }
@@ -141,8 +147,27 @@ impl Host {
             .args(["--host", &format!("unix://{}", path("docker.sock"))])
             .args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("dockerd.pid")])
             .args(["--config-file", &path("daemon.json")])
+            // What its containerd leaves behind goes with the lab.
+            .env("TMPDIR", &self.folder)
             .args(options);
         *self.dockerd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("dockerd.log")));
+    }
+
+    /// Which ids of the machine are root's and the others' in a container, as /etc/subuid has it.
+    fn subordinate_ids(&self) -> PathBuf {
+        self.folder.join("subordinate-ids")
+    }
+
+    /// Starts dockerd anew, with containers whose root is this user of the machine. What the former one had made, this one
+    /// does not know.
+    pub(crate) fn remap_users(&self, first: u32) {
+        self.stop_dockerd();
+        let ids = ["nobody", "nogroup"].map(|name| format!("{name}:{first}:65536\n"));
+        std::fs::write(self.subordinate_ids(), ids.concat()).unwrap();
+        self.configure_dockerd("userns-remap", json!("nobody:nogroup"));
+        self.spawn_dockerd();
+        self.await_dockerd();
+        self.import_image();
     }
 
     pub(crate) fn await_dockerd(&self) {
@@ -448,6 +473,23 @@ impl Host {
     pub(crate) fn limit_node_descriptors(&self, most: usize) {
         let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
         Run::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={most}:")]).run().ok();
+    }
+
+    /// Whether the node may start processes and threads from now on: the control group that it then is in has room for none.
+    pub(crate) fn let_node_start_processes(&self, may: bool) {
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let groups = Path::new(if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" });
+        let path = self.space.path();
+        let group = groups.join(path.rsplit('/').next().unwrap());
+        if !group.exists() {
+            if unified {
+                std::fs::write(groups.join("cgroup.subtree_control"), "+pids").unwrap();
+            }
+            std::fs::create_dir(&group).unwrap();
+            let pid = self.node.lock().unwrap().as_ref().expect("a node runs").id();
+            std::fs::write(group.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
+        std::fs::write(group.join("pids.max"), if may { "max" } else { "0" }).unwrap();
     }
 
     /// How much memory the node has in use, in bytes.

@@ -21,10 +21,13 @@ undo() {
     # Where containerd's shims listened, outside the lab's folder.
     cat "$folder"/h*/exec/containerd/daemon/io.containerd.runtime.v2.task/moby/*/address 2>/dev/null |
         sed 's,unix://,\n,g' | grep '^/run/containerd/s/' | xargs -r rm -f
-    for container in "$folder"/h*/root/containers/*; do
+    # With users remapped, dockerd keeps its things in a folder named after them.
+    for container in "$folder"/h*/root/containers/* "$folder"/h*/root/*.*/containers/*; do
         [ -d "$container" ] || continue
         find /sys/fs/cgroup -depth -type d -path "*/${container##*/}*" -exec rmdir {} + 2>/dev/null
     done
+    # What a node was kept in.
+    find /sys/fs/cgroup -depth -type d -name "$name-*" -exec rmdir {} + 2>/dev/null
     awk -v below="$folder/" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount -l 2>/dev/null
     ip netns list | awk -v begin="$name-" 'index($1, begin) == 1 { print $1 }' | xargs -r -n1 ip netns del
     rm -rf "$folder"

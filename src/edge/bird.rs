@@ -77,11 +77,11 @@ impl Bird {
         }
         let (file, aside) = (self.run_dir.join("bird.conf"), self.run_dir.join("bird.conf.new"));
         let fault = |error: std::io::Error| Fault::World(format!("write {}: {error}", file.display()));
-        tokio::fs::write(&aside, configuration).await.map_err(fault)?;
+        std::fs::write(&aside, configuration).map_err(fault)?;
         run("bird", &["-p", "-c", &aside.to_string_lossy()], "")
             .await
             .map_err(|fault| fault.during("check BIRD's configuration"))?;
-        tokio::fs::rename(&aside, &file).await.map_err(fault)?;
+        std::fs::rename(&aside, &file).map_err(fault)?;
         if self.daemon.is_none() {
             self.start(&file).await?;
         } else {
@@ -94,7 +94,7 @@ impl Bird {
     async fn start(&mut self, file: &Path) -> Result<(), Fault> {
         let socket = self.socket();
         // Left by a BIRD that was killed; it would not open its own.
-        match tokio::fs::remove_file(&socket).await {
+        match std::fs::remove_file(&socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Fault::World(format!("remove {}: {error}", socket.display())));
             }

@@ -45,14 +45,15 @@ pub(crate) struct Output {
 /// Runs a tool to its end, with `stdin` as its input.
 ///
 /// # Errors
-/// The tool cannot be started, ended with another code than 0 (its complaint is in the message), or did not end within
-/// 15 s, in which case it has been killed.
+/// `Away`: the tool cannot be started, or did not end within 15 s, in which case it has been killed. What it was to do says
+/// nothing about that. `World`: it ended with another code than 0; its complaint is in the message.
 ///
 /// # Cancel safety
 /// The tool is killed when the future is dropped.
 pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output, Fault> {
     let doing = format!("run {program} {}", args.join(" "));
-    let world = |cause: String| Fault::World(format!("{}: {cause}", doing.trim_end()));
+    let told = |cause: String| format!("{}: {cause}", doing.trim_end());
+    let (away, world) = (|cause| Fault::Away(told(cause)), |cause| Fault::World(told(cause)));
     let mut child = command(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -60,7 +61,7 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| world(error.to_string()))?;
+        .map_err(|error| away(error.to_string()))?;
     let input = child.stdin.take();
     let feed = async {
         if let Some(mut input) = input {
@@ -71,7 +72,7 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
     let both = async { tokio::join!(feed, child.wait_with_output()).1 };
     let output = match timeout(TIME_LIMIT, both).await {
         Ok(output) => output.map_err(|error| world(error.to_string()))?,
-        Err(_) => return Err(world(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
+        Err(_) => return Err(away(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
     };
     if output.status.success() {
         return Ok(Output { stdout: String::from_utf8_lossy(&output.stdout).into_owned() });
@@ -223,7 +224,7 @@ mod tests {
         assert_eq!(run("cat", &[], "words").await.unwrap().stdout, "words");
         let error = run("sh", &["-c", "echo broken >&2; exit 3"], "").await.unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains('3'), "{error}");
-        assert!(run("/no/such/tool", &[], "").await.is_err());
+        assert!(matches!(run("/no/such/tool", &[], "").await, Err(Fault::Away(_))));
     }
 
     #[tokio::test]

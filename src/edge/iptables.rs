@@ -48,14 +48,22 @@ pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
 /// Carries out all steps, of each table in one transaction. Answers how many tables that were.
 ///
 /// # Errors
-/// A table whose steps hold one that fails is as it was. Observe again.
+/// A table whose steps hold one that fails is as it was. Observe again. `Away`: no step has failed, the tool has; fewer steps
+/// would fare no better.
 pub(crate) async fn apply(family: Family, steps: &Steps) -> Result<usize, Fault> {
     let texts: Vec<String> =
         steps.iter().filter(|(_, steps)| !steps.is_empty()).map(|(table, steps)| render(table, steps)).collect();
     if texts.is_empty() {
         return Ok(0);
     }
-    run(&tool(family, "restore"), &["--noflush", "-w", LOCK_WAIT_S], &texts.concat()).await.map(|_| texts.len())
+    let ran = run(&tool(family, "restore"), &["--noflush", "-w", LOCK_WAIT_S], &texts.concat()).await;
+    ran.map(|_| texts.len()).map_err(|fault| if is_locked(&fault) { Fault::Away(fault.to_string()) } else { fault })
+}
+
+/// Whether the tool did not get the lock: the exit code of that is the one of other things too. Source: iptables,
+/// iptables/xshared.c, `xtables_lock`.
+fn is_locked(fault: &Fault) -> bool {
+    fault.to_string().contains("Another app is currently holding the xtables lock")
 }
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
@@ -121,6 +129,25 @@ mod tests {
     use crate::plan::desired::Desired;
     use crate::plan::desired::tests::{datastore, host, read};
     use crate::plan::diff::{NAT, steps};
+
+    #[test]
+    fn a_lock_that_somebody_holds_is_told_from_steps_that_fail() {
+        in_own_network(|| async {
+            let folder = tempfile::tempdir().unwrap();
+            let lock = folder.path().join("lock").display().to_string();
+            let _held =
+                nix::fcntl::Flock::lock(std::fs::File::create(&lock).unwrap(), nix::fcntl::FlockArg::LockExclusive)
+                    .unwrap();
+            let restore = async |tool: &str, text: &str| {
+                let line = format!("XTABLES_LOCKFILE={lock} exec iptables-{tool}-restore --noflush -w 1");
+                run("sh", &["-c", &line], text).await.unwrap_err()
+            };
+            let locked = restore("legacy", "*filter\n:mine - [0:0]\nCOMMIT\n").await;
+            assert!(is_locked(&locked), "{locked}");
+            let wrong = restore("nft", "*filter\n-A INPUT -j MASQUERADE\nCOMMIT\n").await;
+            assert!(!is_locked(&wrong) && wrong.to_string().contains("INPUT"), "{wrong}");
+        });
+    }
 
     #[test]
     fn whatever_the_rules_are_the_tool_takes_them_and_shows_them_again() {

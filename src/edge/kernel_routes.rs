@@ -73,7 +73,7 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
 
 /// Listens to links of ours, and to routes to single addresses. The listener is there before this returns: nothing that happens after it is missed.
 pub(crate) fn listen() -> Result<LinkEvents, Fault> {
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&[
+    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
@@ -81,14 +81,30 @@ pub(crate) fn listen() -> Result<LinkEvents, Fault> {
     .map_err(|error| Fault::World(format!("listen to links: {error}")))?;
     let (sender, events) = mpsc::channel(1024);
     let read = async move {
+        // Links by their index, since one that gets another name is told of by the new one alone.
+        let mut names = links(&handle).await.unwrap_or_default();
         while let Some((message, _)) = messages.next().await {
             let event = match message.payload {
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
-                ) => match link_name(&link) {
-                    Some(name) if name.starts_with(INTERFACE_PREFIX) => LinkEvent::Changed(name),
-                    _ => continue,
-                },
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                    let Some(name) = link_name(&link) else { continue };
+                    let before = names.insert(link.header.index, name.clone()).filter(|before| *before != name);
+                    if let Some(before) = before.filter(|before| is_of_ours(before))
+                        && sender.send(LinkEvent::Changed(before)).await.is_err()
+                    {
+                        return;
+                    }
+                    if !is_of_ours(&name) {
+                        continue;
+                    }
+                    LinkEvent::Changed(name)
+                }
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                    names.remove(&link.header.index);
+                    match link_name(&link) {
+                        Some(name) if is_of_ours(&name) => LinkEvent::Changed(name),
+                        _ => continue,
+                    }
+                }
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route)) if is_ours(&route) => {
                     let Some(address) = single_address(&route) else { continue };
                     LinkEvent::Rerouted(address)
@@ -141,6 +157,21 @@ fn single_address(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
+/// Whether an interface is called as ours are.
+fn is_of_ours(name: &str) -> bool {
+    name.starts_with(INTERFACE_PREFIX)
+}
+
+/// The names of all links by their index.
+async fn links(handle: &Handle) -> Result<BTreeMap<u32, String>, Fault> {
+    let mut links = BTreeMap::new();
+    let mut found = handle.link().get().execute();
+    while let Some(link) = found.try_next().await.map_err(|error| fault("look at all links", &error))? {
+        links.extend(link_name(&link).map(|name| (link.header.index, name)));
+    }
+    Ok(links)
+}
+
 fn link_name(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
@@ -156,19 +187,9 @@ impl KernelRoutes {
         Ok(KernelRoutes { handle, serving: tokio::spawn(connection) })
     }
 
-    /// The names of all links by their index.
-    async fn links(&self) -> Result<BTreeMap<u32, String>, Fault> {
-        let mut links = BTreeMap::new();
-        let mut found = self.handle.link().get().execute();
-        while let Some(link) = found.try_next().await.map_err(|error| fault("look at all links", &error))? {
-            links.extend(link_name(&link).map(|name| (link.header.index, name)));
-        }
-        Ok(links)
-    }
-
     /// The routes that carry our protocol number, in whatever table.
     pub(crate) async fn observe(&self, family: Family) -> Result<BTreeSet<Route>, Fault> {
-        let links = self.links().await?;
+        let links = links(&self.handle).await?;
         let mut found = self.handle.route().get(query(family)).execute();
         let mut routes = BTreeSet::new();
         while let Some(message) = found.try_next().await.map_err(|error| fault("look at all routes", &error))? {
@@ -201,6 +222,11 @@ impl KernelRoutes {
                 }
             }
         }
+    }
+
+    /// Whether there is such an interface, and it is up.
+    pub(crate) async fn is_up(&self, name: &IfName) -> bool {
+        self.up_index(name).await.is_ok()
     }
 
     async fn up_index(&self, name: &IfName) -> Result<u32, Fault> {

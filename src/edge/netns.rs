@@ -53,6 +53,9 @@ impl Netns {
     }
 
     /// Runs a closure inside, on a thread of its own, with the caller's tokio runtime at hand.
+    ///
+    /// # Errors
+    /// `Away`: there is no thread to be had.
     #[expect(clippy::disallowed_methods, reason = "the one place that enters a namespace")]
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Fault> {
         let enter = |cause: String| Fault::World(format!("enter the network of {}: {cause}", self.what));
@@ -65,7 +68,7 @@ impl Netns {
                     let _runtime = runtime.as_ref().map(tokio::runtime::Handle::enter);
                     Ok::<T, nix::Error>(work())
                 })
-                .map_err(|error| enter(error.to_string()))?;
+                .map_err(|error| Fault::Away(enter(error.to_string()).to_string()))?;
             match thread.join() {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(error)) => Err(enter(error.to_string())),

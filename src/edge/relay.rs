@@ -8,7 +8,7 @@
 
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use nix::sys::socket::MsgFlags;
 use tokio::sync::Notify;
 
@@ -93,6 +93,12 @@ impl<'a, B: Bounds> Flow<'a, B> {
     pub(crate) fn new(buffer: &'a mut BytesMut, head: usize, mut bounds: B) -> Self {
         let cleared = head + bounds.pass(&buffer[head..]);
         Flow { bounds, buffer, cleared, pipe: None, is_busy: false, was_spliced: false }
+    }
+
+    /// Takes the bytes that may go for bytes that have gone. Answers how many they are.
+    pub(crate) fn has_gone(&mut self) -> usize {
+        self.buffer.advance(self.cleared);
+        std::mem::take(&mut self.cleared)
     }
 
     /// Writes the bytes that are neither with the sender nor in the buffer any more.

@@ -5,11 +5,9 @@
 //! that the kernel names with a change would be a shorter way, but it is named as the outermost namespace counts, which a
 //! node in a container cannot know. Legacy iptables tells nothing; there the clock must do.
 
-use bytes::BytesMut;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use nix::errno::Errno;
 
+use super::multicast::{Multicast, Told, messages};
 use crate::model::fault::Fault;
 
 /// The multicast group of nftables: `NFNLGRP_NFTABLES`, linux/netfilter/nfnetlink.h.
@@ -18,32 +16,19 @@ const GROUP: u32 = 7;
 /// The message that ends a change: subsystem `NFNL_SUBSYS_NFTABLES` (10), type `NFT_MSG_NEWGEN` (15).
 const NEW_GENERATION: u16 = 10 << 8 | 15;
 
-/// More than the kernel puts into one datagram (linux include/linux/netlink.h, `NLMSG_GOODSIZE` and its use).
-const DATAGRAM_BYTES: usize = 1 << 16;
-
-/// The length of `struct nlmsghdr`.
-const HEADER: usize = 16;
-
 /// See the module.
 pub(crate) struct RulesetEvents {
-    socket: TokioSocket,
+    told: Multicast,
 }
 
 fn fault(error: &std::io::Error) -> Fault {
     Fault::World(format!("listen to the firewall's changes: {error}"))
 }
 
-/// More happened than the socket holds.
-fn is_overrun(error: &std::io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
-}
-
 /// Listens. The listener is there before this returns: nothing that happens after it is missed.
 pub(crate) fn listen() -> Result<RulesetEvents, Fault> {
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(|error| fault(&error))?;
-    socket.socket_mut().bind(&SocketAddr::new(0, 0)).map_err(|error| fault(&error))?;
-    socket.socket_mut().add_membership(GROUP).map_err(|error| fault(&error))?;
-    Ok(RulesetEvents { socket })
+    let told = Multicast::join(NETLINK_NETFILTER, &[GROUP]).map_err(|error| fault(&error))?;
+    Ok(RulesetEvents { told })
 }
 
 impl RulesetEvents {
@@ -52,51 +37,24 @@ impl RulesetEvents {
     /// # Cancel safety
     /// No change is lost.
     pub(crate) async fn changed(&mut self) -> Result<(), Fault> {
-        loop {
-            let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
-            match self.socket.recv(&mut datagram).await {
-                Ok(()) if changes(&datagram) > 0 => return Ok(()),
-                Ok(()) => {}
-                Err(error) if is_overrun(&error) => return Ok(()),
-                Err(error) => return Err(fault(&error)),
-            }
-        }
+        while changes(&self.told.next().await.map_err(|error| fault(&error))?) == 0 {}
+        Ok(())
     }
 
     /// Takes the changes that have been told by now; answers how many.
     pub(crate) fn take(&mut self) -> usize {
-        let mut count = 0;
-        loop {
-            let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
-            // Asked without regard to readiness, of which the runtime may not have heard yet.
-            match self.socket.socket_ref().recv(&mut datagram, nix::libc::MSG_DONTWAIT) {
-                Ok(_) => count += changes(&datagram),
-                // Nobody knows how many: more than anybody expects.
-                Err(error) if is_overrun(&error) => count = usize::MAX / 2,
-                Err(_) => return count,
-            }
-        }
+        let told = std::iter::from_fn(|| self.told.take().ok());
+        told.fold(0, |count, told| count.saturating_add(changes(&told)))
     }
 }
 
-fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
-}
-
-/// How many changes end in a datagram.
-fn changes(datagram: &[u8]) -> usize {
-    let (mut rest, mut count) = (datagram, 0);
-    while let Some(length) = number(rest, 0).map(u32::from_ne_bytes).and_then(|length| usize::try_from(length).ok()) {
-        if !(HEADER..=rest.len()).contains(&length) {
-            break;
-        }
-        if number(rest, 4).map(u16::from_ne_bytes) == Some(NEW_GENERATION) {
-            count += 1;
-        }
-        // Messages begin at multiples of four bytes.
-        rest = rest.get(length.div_ceil(4) * 4..).unwrap_or_default();
+/// How many changes were told.
+fn changes(told: &Told) -> usize {
+    match told {
+        Told::Datagram(datagram) => messages(datagram).filter(|(kind, _)| *kind == NEW_GENERATION).count(),
+        // Nobody knows how many: more than anybody expects.
+        Told::Overrun => usize::MAX,
     }
-    count
 }
 
 #[cfg(test)]
@@ -120,12 +78,5 @@ mod tests {
             run("iptables", &["-A", "mine", "-j", "DROP"], "").await.unwrap();
             assert_eq!(events.changed().await, Ok(()));
         });
-    }
-
-    #[test]
-    fn what_is_no_change_is_passed_over() {
-        for bytes in [&b""[..], &[0; 3], &[255; 64], &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert_eq!(changes(bytes), 0);
-        }
     }
 }

@@ -257,11 +257,15 @@ impl Wire {
         }
     }
 
-    /// Whether a connection on which nothing was said is still one.
+    /// Whether a connection on which nothing was said is still one, as far as the event loop has been told. Its end was told
+    /// before anything that happened later.
     pub(crate) fn is_open(&self) -> bool {
-        self.plain().is_some_and(|socket| {
-            recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) == Err(Errno::EAGAIN)
-        })
+        let is_silent = |told: io::Result<()>| matches!(told, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        match self {
+            Wire::Tcp(stream) => is_silent(stream.try_io(Interest::READABLE, || Ok(()))),
+            Wire::Unix(stream) => is_silent(stream.try_io(Interest::READABLE, || Ok(()))),
+            Wire::Tls(_) => false,
+        }
     }
 
     /// Writes what the kernel takes now, without waiting for the event loop to say that it would.

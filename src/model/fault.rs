@@ -12,7 +12,7 @@ pub(crate) enum Fault {
     /// Somebody else holds or changed the object.
     #[error("{0}")]
     Conflict(String),
-    /// A part that we need (etcd, the agent) does not answer: try again later.
+    /// What we need (etcd, the agent, a tool) does not answer, or cannot be had now: try again later.
     #[error("{0}")]
     Away(String),
     /// dockerd does not answer.

@@ -8,7 +8,8 @@
 //!
 //! Normally nothing is observed: what an apply left behind is remembered, so one endpoint costs one run of
 //! `iptables-restore`. The kernel is looked at in whole at the start, after an apply that failed, and on a clock; steps
-//! that are found that way are drift, and logged with the name of the object.
+//! that are found that way are drift, and logged with the name of the object. So is what [`upkeep`] puts right: settings of
+//! the kernel, and next hops, at once where the kernel tells of them ([`netconf`]), else on the clock.
 //!
 //! IPv4 and IPv6 are two planes of the same: each has its wanted state and its kernel, and an endpoint stands in those that
 //! it has an address of. On a kernel without IPv6 there is the one plane.
@@ -31,6 +32,7 @@ use crate::edge::bird::Bird;
 use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
+use crate::edge::netconf::{self, SettingEvents, Touched};
 use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, iptables, sysctl};
@@ -52,6 +54,7 @@ mod programmed;
 mod speaker;
 mod upkeep;
 
+pub(crate) use kernel::WHOLE;
 use kernel::{Ear, Kernel, Why};
 use programmed::check_marks;
 pub(crate) use programmed::{EndpointProgrammed, Programmed};
@@ -59,8 +62,8 @@ pub(crate) use programmed::{EndpointProgrammed, Programmed};
 /// How often the sizes of sets are looked at (decided: a flushed set is repaired within 2 s).
 const SIZES_EVERY: Duration = Duration::from_secs(1);
 
-/// How far apart the looks are that somebody else's changes of the firewall lead to: one who changes it without end must
-/// not keep us busy without end.
+/// How far apart the looks are that somebody else's changes of the firewall, or of settings, lead to: one who changes them
+/// without end must not keep us busy without end.
 const LOOKS_APART: Duration = Duration::from_millis(500);
 
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
@@ -86,6 +89,7 @@ pub(crate) struct Prepared {
     guard: Guard,
     routes: KernelRoutes,
     links: LinkEvents,
+    settings: SettingEvents,
     ear: Ear,
     /// Those that this host's kernel has.
     families: Vec<Family>,
@@ -124,7 +128,8 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet
     }
     check_marks(&Marks::programmed(run_dir), &stood);
     let ear = Ear::new(ruleset::listen()?);
-    Ok(Prepared { spawner, guard, routes: KernelRoutes::open()?, links: listen()?, ear, families, services })
+    let (routes, links, settings) = (KernelRoutes::open()?, listen()?, netconf::listen()?);
+    Ok(Prepared { spawner, guard, routes, links, settings, ear, families, services })
 }
 
 /// Writes the base chains of a family and the jumps to them; answers what stood in the filter table before.
@@ -153,7 +158,7 @@ pub(crate) async fn run(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> Result<(), Fault> {
-    let Prepared { spawner, guard, routes, links, ear, families, services } = prepared;
+    let Prepared { spawner, guard, routes, links, settings: setting_events, ear, families, services } = prepared;
     let routes = Arc::new(routes);
     let plane = |family: Family| Plane {
         desired: Desired::new(host.clone(), family).with_services(&services),
@@ -164,6 +169,7 @@ pub(crate) async fn run(
     let (speech, spoken) = watch::channel(None);
     let agent = Agent {
         planes: families.into_iter().map(plane).collect(),
+        routes,
         ear,
         host: host.clone(),
         ip: settings.host_ip,
@@ -175,6 +181,7 @@ pub(crate) async fn run(
         guard_lost: None,
         strangers: BTreeSet::new(),
         may_be_strange: true,
+        touched: Touched::default(),
         speech,
         speaker: None,
         audit_every: Settings::default().refresh,
@@ -188,7 +195,7 @@ pub(crate) async fn run(
     let speak = speaker::run(bird, spoken, &programmed, &stop);
     let (ended, ()) = tokio::join!(
         async {
-            let ended = agent.run(spawner, guard, links, &stop).await;
+            let ended = agent.run(spawner, guard, links, setting_events, &stop).await;
             stop.cancel();
             ended
         },
@@ -212,7 +219,10 @@ struct Agent {
     programmed: Arc<watch::Sender<Programmed>>,
     metrics: Arc<Metrics>,
     planes: Vec<Plane>,
+    routes: Arc<KernelRoutes>,
     ear: Ear,
+    /// Interfaces whose settings and next hops somebody may have changed.
+    touched: Touched,
     /// Why there is no guard.
     guard_lost: Option<String>,
     /// Interfaces with our prefix that no endpoint of this host has.
@@ -235,6 +245,8 @@ enum Wake {
     Link(Option<LinkEvent>),
     Ruleset,
     Look,
+    Settings,
+    LookAtSettings,
     Sizes,
     Audit,
     Retry,
@@ -242,13 +254,38 @@ enum Wake {
     GuardFell(String),
 }
 
+/// The looks that somebody else's changes of something lead to.
+struct Looks {
+    last: Instant,
+    next: Option<Instant>,
+}
+
+impl Looks {
+    /// Something was changed.
+    fn ask(&mut self) {
+        let soonest = Instant::now().max(self.last + LOOKS_APART);
+        self.next.get_or_insert(soonest);
+    }
+
+    fn done(&mut self) {
+        (self.last, self.next) = (Instant::now(), None);
+    }
+
+    /// Waits for the next; for ever, while there is none.
+    async fn due(&self) {
+        match self.next {
+            Some(next) => sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// When the loop wakes by itself.
 struct Clocks {
     sizes: Instant,
     audited: Instant,
-    /// The last look at the ruleset that somebody else's change led to, and the next one.
-    looked: Instant,
-    look: Option<Instant>,
+    ruleset: Looks,
+    settings: Looks,
     /// When what is not pressing may be applied.
     rested: Instant,
     /// When what failed is tried again, and how long after that the next time.
@@ -262,8 +299,8 @@ impl Clocks {
         Clocks {
             sizes: now + SIZES_EVERY,
             audited: now,
-            looked: now,
-            look: None,
+            ruleset: Looks { last: now, next: None },
+            settings: Looks { last: now, next: None },
             rested: now,
             retry: None,
             wait: RETRY.0,
@@ -286,6 +323,7 @@ impl Agent {
         spawner: Spawner,
         guard: Guard,
         mut links: LinkEvents,
+        mut settings: SettingEvents,
         stop: &CancellationToken,
     ) -> Result<(), Fault> {
         let mut guard = Some(guard);
@@ -327,7 +365,13 @@ impl Agent {
                     changed?;
                     Wake::Ruleset
                 }
-                () = sleep_until(clocks.look.unwrap_or(audit)), if clocks.look.is_some() => Wake::Look,
+                () = clocks.ruleset.due() => Wake::Look,
+                // What comes after the first is taken with the look: to wire one container is some ten changes.
+                changed = settings.next(&mut self.touched), if clocks.settings.next.is_none() => {
+                    changed?;
+                    Wake::Settings
+                }
+                () = clocks.settings.due() => Wake::LookAtSettings,
                 () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
                 () = sleep_until(clocks.rested), if due && rests => Wake::Rested,
                 () = sleep_until(clocks.sizes) => Wake::Sizes,
@@ -336,6 +380,9 @@ impl Agent {
             if let Wake::GuardFell(how) = &wake {
                 tracing::error!(how, "the guard has fallen: raising it again");
                 guard = None;
+            }
+            if let Wake::LookAtSettings = &wake {
+                settings.take(&mut self.touched);
             }
             self.heed(wake, &mut clocks).await?;
             if guard.is_none() {
@@ -357,16 +404,23 @@ impl Agent {
                 return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
             }
             Wake::Link(Some(event)) => {
+                if event == LinkEvent::Lost {
+                    self.touched.everything = true;
+                    clocks.settings.ask();
+                }
                 self.heed_link(&event);
                 clocks.retry = None;
             }
-            Wake::Ruleset => {
-                let soonest = Instant::now().max(clocks.looked + LOOKS_APART);
-                clocks.look = clocks.look.or(Some(soonest));
-            }
+            Wake::Ruleset => clocks.ruleset.ask(),
             Wake::Look => {
                 self.doubt(Why::Ruleset);
-                (clocks.look, clocks.looked) = (None, Instant::now());
+                clocks.ruleset.done();
+            }
+            Wake::Settings => clocks.settings.ask(),
+            Wake::LookAtSettings => {
+                self.check_host();
+                self.check_interfaces().await;
+                clocks.settings.done();
             }
             Wake::Sizes => {
                 self.check_host();
@@ -381,7 +435,8 @@ impl Agent {
             }
             Wake::Audit => {
                 self.doubt(Why::Clock);
-                self.check_interfaces();
+                self.touched.everything = true;
+                self.check_interfaces().await;
                 self.may_be_strange = true;
                 clocks.audited = Instant::now();
             }

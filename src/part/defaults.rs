@@ -40,6 +40,7 @@ pub(crate) struct Host {
 /// # Errors
 /// `Conflict` if another host records this host's address as its own: two hosts with one address cannot both be reached.
 pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &CancellationToken) -> Result<(), Fault> {
+    let mut told = None;
     loop {
         let mut synced = store.synced();
         tokio::select! {
@@ -53,7 +54,12 @@ pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &Cance
         }
         match done {
             Ok(()) => return Ok(()),
-            Err(fault) => tracing::warn!(%fault, "the defaults are not recorded yet"),
+            Err(fault) => {
+                if told.as_ref() != Some(&fault) {
+                    tracing::warn!(%fault, "the defaults are not recorded yet");
+                }
+                told = Some(fault);
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),

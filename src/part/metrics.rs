@@ -65,9 +65,10 @@ pub(crate) struct Metrics {
 /// What kind of thing an object in a fault or a line of drift is: its first word, a record where it is a path, an
 /// endpoint where it is a bare id.
 fn kind(object: &str) -> &'static str {
-    const KINDS: [&str; 16] = [
+    const KINDS: [&str; 17] = [
         "BIRD",
         "chain",
+        "container",
         "entry",
         "etcd",
         "flows",
@@ -150,8 +151,9 @@ impl Metrics {
         registry.register("ready", "Whether /readyz says so", ready.clone());
     }
 
-    /// Counts an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
+    /// Counts, and logs, an object that somebody else had changed and that is put right, such as `chain calico-FORWARD`.
     pub(crate) fn count_drift(&self, object: &str) {
+        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
         self.drift.get_or_create(&[("kind", kind(object))]).inc();
     }
 
@@ -195,6 +197,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -221,5 +225,25 @@ mod tests {
             assert!(text.lines().any(|each| each == line), "{line} is missing in\n{text}");
         }
         assert!(!metrics.render(&Now::default()).unwrap().contains("calico_faults{"));
+    }
+
+    #[test]
+    fn every_metric_is_documented_and_no_other_is() {
+        // What has kinds shows once there is one.
+        let metrics = Metrics::new();
+        metrics.count_drift("chain calico-FORWARD");
+        metrics.count_apply(Duration::ZERO, true);
+        let text = metrics.render(&Now { faults: vec!["guard".to_owned()], ..Now::default() }).unwrap();
+        let names: BTreeSet<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        // The first column of the table, where one row may tell of two.
+        let rows = include_str!("../../docs/operations.md").lines().filter(|line| line.starts_with("| `calico_"));
+        let words = rows.flat_map(|row| row.split(" | ").next().unwrap_or_default().split('`'));
+        let documented: BTreeSet<&str> = words
+            .filter(|word| word.starts_with("calico_"))
+            .map(|word| word.split('{').next().unwrap_or(word))
+            .map(|word| word.strip_suffix("_total").unwrap_or(word))
+            .collect();
+        assert_eq!(names, documented);
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Network {
     programmed_marks: Marks,
     /// The containers whose start the OCI hook has refused.
     refused: Marks,
+    /// The process that each container's network was last seen to stand for.
+    lit: Mutex<HashMap<ContainerId, i32>>,
     /// When the hook last wired a container.
     hooked: Mutex<HashMap<ContainerId, Instant>>,
     /// The runtimes that dockerd knows, as of its last start or reload.
@@ -148,6 +150,7 @@ impl Network {
             reservations: Reservations::in_state_dir(&ground.state_dir),
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
+            lit: Mutex::default(),
             hooked: Mutex::default(),
             runtimes: RwLock::default(),
             ground,

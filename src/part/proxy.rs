@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -146,6 +146,8 @@ where
                 Ok(Some((client, permit))) => {
                     exhausted = false;
                     connections.spawn(connect(client, turns.taken(*thread, permit)));
+                    // It is served before the next one is looked for.
+                    yield_now().await;
                 }
                 // Another thread's turn: this one is not to be woken for clients any more.
                 Ok(None) => door = None,

@@ -10,7 +10,7 @@ use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
 use crate::model::key::Key;
 use crate::model::name::HostName;
 use crate::model::snapshot::Snapshot;
-use crate::part::agent::Programmed;
+use crate::part::agent::{Programmed, WHOLE};
 use crate::part::metrics::Now;
 use crate::part::network::Network;
 use crate::part::store::Store;
@@ -47,7 +47,8 @@ impl Gauge {
         }
         let programmed = self.programmed.borrow();
         if !programmed.in_sync {
-            missing.push("the agent: the kernel does not hold what the datastore says yet".to_owned());
+            let why = programmed.faults.get(WHOLE).map(|why| format!(": {why}")).unwrap_or_default();
+            missing.push(format!("the agent: the kernel does not hold what the datastore says yet{why}"));
         }
         if programmed.faults.contains_key("guard") {
             missing.push("the guard".to_owned());
@@ -90,6 +91,8 @@ impl Gauge {
         let mut faults = self.store.read(Snapshot::unreadable);
         faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
         faults.extend(self.programmed.borrow().faults.clone());
+        let short = |id: &str| format!("container {}", id.get(..12).unwrap_or(id));
+        faults.extend(self.network.failing().borrow().iter().map(|(id, why)| (short(id), why.clone())));
         faults.into_iter().map(|(object, why)| ReportedFault { object, why }).collect()
     }
 

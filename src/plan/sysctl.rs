@@ -32,6 +32,8 @@ pub(crate) fn for_interface(name: &IfName, ipv6: bool) -> Vec<(String, &'static 
         // The second lock against foreign source addresses, after the raw table: where all interfaces have 2, as some
         // distributions set it, that counts instead, and the raw table stands alone.
         (of("ipv4/conf", "rp_filter"), "1"),
+        // What the container sends is passed on. Of the host's whole, it is what a new interface begins with.
+        (of("ipv4/conf", "forwarding"), "1"),
         // The host answers for the next hop, whatever it is, and at once.
         (of("ipv4/conf", "proxy_arp"), "1"),
         (of("ipv4/neigh", "proxy_delay"), "0"),

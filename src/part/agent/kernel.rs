@@ -4,7 +4,8 @@
 //! more, and then the flows that policy would not let begin any more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
 //!
 //! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
-//! them is closed instead, and everything else is programmed.
+//! them is closed instead, and everything else is programmed. When a tool does not work at all, all of it waits: to try the
+//! steps one by one would take the time for which the tool is waited, for each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,7 +34,7 @@ mod flows;
 use flows::Flows;
 
 /// The object under which it is told that the kernel cannot be seen at all.
-const WHOLE: &str = "kernel state";
+pub(crate) const WHOLE: &str = "kernel state";
 
 /// Why the kernel is looked at in whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,9 +267,16 @@ impl Kernel {
     }
 
     async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> bool {
-        if ipsets::apply(&steps).await.is_ok() {
-            sets::carried_out(&mut self.sets, &steps);
-            return true;
+        match ipsets::apply(&steps).await {
+            Ok(()) => {
+                sets::carried_out(&mut self.sets, &steps);
+                return true;
+            }
+            Err(fault @ Fault::Away(_)) => {
+                self.blame(WHOLE, fault.to_string());
+                return false;
+            }
+            Err(_) => {}
         }
         // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
         let mut each: BTreeMap<SetName, Vec<SetStep>> = BTreeMap::new();
@@ -303,6 +311,10 @@ impl Kernel {
         scope.tell_drift(steps.values().flatten().map(ChainStep::object));
         match self.carry_out(&steps, ear).await {
             Ok(()) => true,
+            Err(fault @ Fault::Away(_)) => {
+                self.blame(WHOLE, fault.to_string());
+                false
+            }
             Err(fault) => {
                 tracing::warn!(%fault, "chains could not be written together: writing them apart");
                 if let Err(fault) = self.apply_apart(desired, ear).await {
@@ -347,6 +359,9 @@ impl Kernel {
         while let Some((table, mut steps)) = waiting.pop() {
             let whole = Steps::from([(table, steps.clone())]);
             let Err(fault) = self.carry_out(&whole, ear).await else { continue };
+            if matches!(fault, Fault::Away(_)) {
+                return Err(fault);
+            }
             if steps.len() > 1 {
                 let rest = steps.split_off(steps.len().div_ceil(2));
                 waiting.extend([(table, rest), (table, steps)]);
@@ -402,7 +417,7 @@ impl Kernel {
                 Ok(()) => {
                     // An interface that goes takes its routes along, which is nobody's doing and cannot be put right.
                     if self.tampered.contains(&address) {
-                        scope.tell(&format!("route to {address}"));
+                        scope.metrics.count_drift(&format!("route to {address}"));
                     }
                     routes::carried_out(&mut self.routes, &step);
                 }
@@ -429,12 +444,7 @@ struct Scope<'c> {
 impl Scope<'_> {
     fn tell_drift(&self, objects: impl Iterator<Item = String>) {
         if self.look.is_some_and(Why::is_drift) {
-            objects.for_each(|object| self.tell(&object));
+            objects.for_each(|object| self.metrics.count_drift(&object));
         }
-    }
-
-    fn tell(&self, object: &str) {
-        self.metrics.count_drift(object);
-        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
     }
 }

@@ -262,6 +262,27 @@ fn one_bad_chain_is_closed_and_the_rest_is_programmed() {
 }
 
 #[test]
+fn one_set_that_cannot_be_made_is_told_and_the_rest_is_programmed() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        // Of another type, and in use, so it can be neither changed nor removed.
+        sh("ipset create calico4-t-web hash:net; iptables -A INPUT -m set --match-set calico4-t-web src -j DROP").await;
+        let wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        let faults: Vec<_> = kernel.kernel.faults().map(|(object, _)| object.clone()).collect();
+        assert_eq!(faults, ["set calico4-t-web"]);
+        let (_, endpoint) = wanted.placed().next().unwrap();
+        assert!(kernel.kernel.holds(endpoint) && kernel.kernel.routes_to(endpoint, &wanted.routes));
+        assert!(kernel.kernel.is_known());
+        let others = ipsets::observe(Family::V4).await.unwrap();
+        assert!(
+            wanted.sets.iter().all(|(name, set)| name.as_str() == "calico4-t-web" || others.get(name) == Some(set))
+        );
+    });
+}
+
+#[test]
 fn a_missing_interface_is_the_fault_of_its_endpoint_only() {
     in_own_network(|| async {
         let wanted = desired(SMALL);

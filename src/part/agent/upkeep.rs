@@ -1,4 +1,4 @@
-//! Upkeep: kernel settings and interfaces, which no snapshot speaks of, looked at on a clock.
+//! Upkeep: kernel settings and interfaces, which no snapshot speaks of, looked at when the kernel tells of them and on a clock.
 
 use super::{Agent, Plane};
 use crate::edge::sysctl;
@@ -33,45 +33,43 @@ impl Agent {
         let forwarding = (self.planes.len() > 1).then_some((FORWARD_IPV6, "1"));
         for (setting, value) in HOST.into_iter().chain(forwarding) {
             match sysctl::write(setting, value) {
-                Ok(true) => self.tell_of_setting(setting),
+                Ok(true) => self.metrics.count_drift(&format!("sysctl {setting}")),
                 Ok(false) => {}
                 Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),
             }
         }
     }
 
-    fn tell_of_setting(&self, setting: &str) {
-        let object = format!("sysctl {setting}");
-        self.metrics.count_drift(&object);
-        tracing::warn!(object, "drift: it was changed by somebody else and is put right");
-    }
-
-    /// Puts right what settings of containers' interfaces somebody has changed.
-    pub(super) fn check_interfaces(&mut self) {
+    /// Puts right what somebody has changed of the settings, and of the IPv6 next hops, of those interfaces of containers
+    /// that may have been touched.
+    pub(super) async fn check_interfaces(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
         let ipv6 = self.planes.len() > 1;
-        let next_hops = sysctl::interfaces_with(HOST_LINK_LOCAL);
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         // Not only those that have their routes: one whose settings are wrong may have lost them by that.
-        let wired = placed.filter(|(_, endpoint)| endpoint.is_active() && sysctl::has_interface(&endpoint.interface));
-        let faults: Vec<(String, String)> = wired
-            .filter_map(|(key, endpoint)| {
-                let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
-                let mended = sysctl::apply_to_interface(interface, ipv6).and_then(|changed| {
-                    for setting in &changed {
-                        self.tell_of_setting(setting);
-                    }
-                    if ipv6 && !next_hops.contains(interface.as_str()) {
-                        self.metrics.count_drift("interface");
-                        tracing::warn!(%interface, "drift: its link-local address was taken away and is put back");
-                        return sysctl::restore_link_local(interface);
-                    }
-                    Ok(())
-                });
-                Some((desired::endpoint_object(&key.endpoint), mended.err()?.to_string()))
-            })
-            .collect();
-        for (object, why) in faults {
-            tracing::warn!(object, why, "kernel settings of an interface are not as they should be");
+        let looked_at = placed.filter(|(_, endpoint)| {
+            (touched.everything || touched.interfaces.contains(endpoint.interface.as_str()))
+                && endpoint.is_active()
+                && sysctl::has_interface(&endpoint.interface)
+        });
+        let mut next_hops = None;
+        for (key, endpoint) in looked_at {
+            let (interface, ipv6) = (&endpoint.interface, ipv6 && endpoint.is_of(Family::V6));
+            let mut mended = sysctl::apply_to_interface(interface, ipv6).map(|changed| {
+                for setting in changed {
+                    self.metrics.count_drift(&format!("sysctl {setting}"));
+                }
+            });
+            let next_hops = next_hops.get_or_insert_with(|| sysctl::interfaces_with(HOST_LINK_LOCAL));
+            // One that is down has none, and gets it when the link is mended.
+            if ipv6 && !next_hops.contains(interface.as_str()) && self.routes.is_up(interface).await {
+                self.metrics.count_drift(&format!("interface {interface} (its link-local address)"));
+                mended = mended.and_then(|()| sysctl::restore_link_local(interface));
+            }
+            if let Err(fault) = mended {
+                let object = desired::endpoint_object(&key.endpoint);
+                tracing::warn!(object, %fault, "kernel settings of an interface are not as they should be");
+            }
         }
     }
 }

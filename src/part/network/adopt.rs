@@ -1,6 +1,7 @@
 //! Adopting: a running container that did not come through the proxy is taken into Calico, and let go again.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use super::Network;
 use crate::model::endpoint::Requested;
@@ -88,6 +89,7 @@ impl Network {
             self.free(&one.key).await?;
         }
         self.reservations.remove(&id)?;
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         Ok(id)
     }
 }

@@ -305,11 +305,11 @@ impl Work {
                         Event::Reloaded => network.look_at_runtimes().await,
                     }
                 }
-                Some(event) = links.next() => {
-                    if let LinkEvent::Changed(name) = event {
-                        self.let_rest(&name);
-                    }
-                }
+                Some(event) = links.next() => match event {
+                    LinkEvent::Changed(name) => self.let_rest(&name),
+                    LinkEvent::Lost => audit.reset_immediately(),
+                    LinkEvent::Rerouted(_) => {}
+                },
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
                 _ = audit.tick(), if network.store.is_connected() => {
                     if let Err(fault) = self.compare(first).await {
@@ -439,7 +439,7 @@ impl Work {
                 let last = self.waits.get(&id).copied();
                 let wait = last.map_or(RETRY.0, |last| (last * 2).min(RETRY.1));
                 if last.is_none() {
-                    tracing::error!(container = id.short(), %fault, "the container stays dark; trying again");
+                    tracing::error!(container = id.short(), %fault, "the container's network is not as it should be; trying again");
                 }
                 self.waits.insert(id.clone(), wait);
                 let why = fault.to_string();

@@ -16,7 +16,7 @@ use crate::model::endpoint::{Endpoint, State, WiredBy};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
 use crate::model::name::{ContainerId, EndpointId, IfName};
-use crate::part::agent::EndpointProgrammed;
+use crate::part::agent::{EndpointProgrammed, WHOLE};
 use crate::plan::desired::endpoint_object;
 use crate::plan::wiring::desired_wiring;
 
@@ -40,7 +40,7 @@ impl Network {
     ///
     /// # Errors
     /// The container runs without its network, or what is recorded of it could not be changed. What was half done is
-    /// undone; the message tells what was not.
+    /// undone; the message tells what was not. `Away`, and not `through_us`: whether all is right could not be seen.
     pub(crate) async fn settle(&self, id: &ContainerId, through_us: bool) -> Result<(), Fault> {
         let lock = self.lock(id);
         let _serial = lock.lock().await;
@@ -126,6 +126,7 @@ impl Network {
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
@@ -168,6 +169,8 @@ impl Network {
         self.take_over(id).await?;
         self.has_its_addresses(id)?;
         let netns = Netns::of_container(id, pid)?;
+        // What stood for this very process and does not any more, somebody else has taken away.
+        let stood = self.lit.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&pid);
         let mut changed = false;
         for one in &self.recorded(id) {
             self.await_policy(one).await?;
@@ -175,6 +178,9 @@ impl Network {
             fail_point("start: the policy stands");
             let wired = self.wirer.wire(&wiring, &netns).await?;
             changed |= wired;
+            if wired && stood {
+                self.metrics.count_drift(&format!("link {}", one.endpoint.interface));
+            }
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
                 add_hosts_lines(Path::new(path), &addresses, &container.hostname)?;
@@ -194,6 +200,7 @@ impl Network {
                 Err(fault) => return Err(fault),
             }
         }
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), pid);
         Ok(changed)
     }
 
@@ -235,7 +242,9 @@ impl Network {
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
-        let why = self.programmed.borrow().faults.get(&endpoint_object(endpoint)).cloned();
+        let programmed = self.programmed.borrow();
+        let why =
+            [endpoint_object(endpoint).as_str(), WHOLE].into_iter().find_map(|object| programmed.faults.get(object));
         Err(Fault::Away(format!(
             "wait for the agent to program endpoint {endpoint}: not done within {} s{}",
             self.ground.apply_timeout.as_secs_f32(),
@@ -243,18 +252,22 @@ impl Network {
         )))
     }
 
-    /// Undoes a wiring that failed, and answers what the caller must know.
+    /// Undoes a wiring that failed, unless it is only that something cannot be had now and nobody waits, and answers what the
+    /// caller must know.
     async fn give_up(&self, container: &Container, fault: Fault, through_us: bool) -> Result<(), Fault> {
         let id = &container.id;
         let mut undo = Vec::new();
-        let undone = async { self.darken(&self.find(id).await?).await };
+        let exited = || container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err());
+        // What cannot be had now says nothing against what stands, and policy keeps dark what does not.
+        let stays = !through_us && !exited() && matches!(fault, Fault::Away(_));
+        let undone = async { if stays { Ok(true) } else { self.darken(&self.find(id).await?).await } };
         match undone.await {
             Ok(true) => {}
             Ok(false) => undo.push("somebody else changed its record meanwhile".to_owned()),
             Err(fault) => undo.push(fault.to_string()),
         }
         // A process that ended before it could be wired has not failed to be wired. dockerd may not know of the end yet.
-        if container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err()) {
+        if exited() {
             tracing::info!(container = id.short(), %fault, "the container exited before it was wired");
             return Ok(());
         }

@@ -9,11 +9,11 @@
 //! HTTP behind, or as a head that is unreadable, and then nothing follows it.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::{Service, ServiceExt};
@@ -307,19 +307,29 @@ where
         }
         let Connection { client, inbound, client_ended, upstream, .. } = self;
         let (Some(wire), outbound) = upstream.parts() else { return Then::Drop };
-        let flow = Flow::new(inbound, request.length, request.body.clone());
-        let mut up = Up { flow, is_sent: false, client_ended };
-        let flowed = tokio::select! {
-            // The request goes before a reply can come.
-            biased;
-            () = up.flow(client, wire) => Flowed::ClientGone,
-            flowed = flow_down(client, wire, outbound, request.is_head) => flowed,
+        let mut up = Up { flow: Flow::new(inbound, request.length, request.body.clone()), client_ended };
+        let (is_sent, flowed) = {
+            let mut down = pin!(flow_down(client, wire, outbound, request.is_head));
+            let early = tokio::select! {
+                // The request goes before a reply can come.
+                biased;
+                is_sent = up.send(client, wire) => (!is_sent).then_some(Flowed::ClientGone),
+                flowed = &mut down => Some(flowed),
+            };
+            match early {
+                Some(flowed) => (false, flowed),
+                None => tokio::select! {
+                    biased;
+                    flowed = &mut down => (true, flowed),
+                    () = up.watch(client, wire) => (true, Flowed::ClientGone),
+                },
+            }
         };
         match flowed {
             // What was sent behind it dockerd does not read, and neither do we.
             Flowed::Last => Then::Close,
-            Flowed::Whole if up.is_sent && request.closes => Then::Close,
-            Flowed::Whole if up.is_sent => Then::Next,
+            Flowed::Whole if is_sent && request.closes => Then::Close,
+            Flowed::Whole if is_sent => Then::Next,
             // dockerd answered early. It reads on or closes; both are seen here.
             Flowed::Whole => tokio::select! {
                 is_sent = up.send(client, wire) => if is_sent { Then::Next } else { Then::Close },
@@ -475,8 +485,6 @@ struct Body {
 /// A request on its way up. What is known of it outlives a future that is dropped.
 struct Up<'a> {
     flow: Flow<'a, Framing>,
-    /// Whether the whole request has gone.
-    is_sent: bool,
     client_ended: &'a mut bool,
 }
 
@@ -497,12 +505,8 @@ impl Up<'_> {
         false
     }
 
-    /// Sends the request and then watches the client until it is gone.
-    async fn flow(&mut self, client: &Wire, wire: &Wire) {
-        if !self.send(client, wire).await {
-            return;
-        }
-        self.is_sent = true;
+    /// Watches a client whose request has gone, until the client has too.
+    async fn watch(&mut self, client: &Wire, wire: &Wire) {
         // A pipelined request waits here, as it would in dockerd; a FIN counts once all before it has been sent.
         while !*self.client_ended && self.flow.buffer.len() < READ_BYTES {
             match client.read(self.flow.buffer).await {
@@ -519,37 +523,40 @@ impl Up<'_> {
 }
 
 /// Lets a reply flow to the client, interim ones before it included.
+///
+/// Whatever dockerd says now is the client's, so it goes before it is read: the client does not wait for our understanding
+/// of it.
 async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head: bool) -> Flowed {
-    loop {
-        let reply = loop {
-            match head::parse_reply(outbound, to_head) {
-                Some(Ok(reply)) => break reply,
-                Some(Err(())) => return Flowed::Stream,
-                None => {
-                    if let Ok(1..) = wire.read(outbound).await {
-                    } else {
-                        // A part of a head is what a client of dockerd's would have got.
-                        let mut count = outbound.len();
-                        let sent = client.write_from(outbound, &mut count).await;
-                        return if sent.is_ok() { Flowed::Cut } else { Flowed::ClientGone };
-                    }
-                }
-            }
-        };
-        if reply.status == 101 || reply.body == Framing::UntilClose {
-            return Flowed::Stream;
+    // How much at the start of the buffer the client has already.
+    let mut sent = 0;
+    let flowed = loop {
+        if client.write_all(&outbound[sent..]).await.is_err() {
+            break Flowed::ClientGone;
         }
+        sent = outbound.len();
+        let reply = match head::parse_reply(outbound, to_head) {
+            Some(Ok(reply)) if reply.status != 101 && reply.body != Framing::UntilClose => reply,
+            Some(_) => break Flowed::Stream,
+            None => match wire.read(outbound).await {
+                Ok(1..) => continue,
+                // A part of a head is what a client of dockerd's would have got.
+                Ok(0) | Err(_) => break Flowed::Cut,
+            },
+        };
         let mut down = Flow::new(outbound, reply.length, reply.body.clone());
+        sent -= down.has_gone();
         match down.carry(wire, client).await {
             Ok(true) if down.bounds.is_done() => {}
-            Ok(true) => return Flowed::Stream,
-            Ok(false) | Err(Failed::Reading) => return Flowed::Cut,
-            Err(Failed::Writing) => return Flowed::ClientGone,
+            Ok(true) => break Flowed::Stream,
+            Ok(false) | Err(Failed::Reading) => break Flowed::Cut,
+            Err(Failed::Writing) => break Flowed::ClientGone,
         }
         if !reply.is_interim() {
-            return if reply.closes { Flowed::Last } else { Flowed::Whole };
+            break if reply.closes { Flowed::Last } else { Flowed::Whole };
         }
-    }
+    };
+    outbound.advance(sent);
+    flowed
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 
 use httparse::{EMPTY_HEADER, Header, Status};
 
-use super::fields::{has_token, header_values};
+use super::fields::Fields;
 use super::framing::Framing;
 use super::origin::{self, Foreign};
 use crate::plan::call::{Classified, classify};
@@ -189,10 +189,10 @@ fn is_line_end(byte: u8) -> bool {
 }
 
 /// Reads the lines behind the first of a head; `None` if they cannot be told apart.
-fn read_fields<T>(fields: &[u8], read: impl Fn(&[Header<'_>]) -> T) -> Option<T> {
+fn read_fields<T>(fields: &[u8], read: impl Fn(Fields<'_>) -> T) -> Option<T> {
     let parsed = with_room(fields, |fields, room| {
         Ok(match httparse::parse_headers(fields, room)? {
-            Status::Complete((count, headers)) if count == fields.len() => Some(read(headers)),
+            Status::Complete((count, headers)) if count == fields.len() => Some(read(Fields::of(headers))),
             _ => None,
         })
     });
@@ -203,17 +203,17 @@ fn read_request(head: &[u8], length: usize, guarded: bool) -> Option<Request> {
     let (line, fields) = head.split_at(head.iter().position(|byte| *byte == b'\n')? + 1);
     let (method, target, minor) = request_line(line)?;
     let is_http_1_0 = minor == 0;
-    let read = |headers: &[Header<'_>]| {
-        let connection = |word| has_token(headers, "connection", word);
+    let read = |fields: Fields<'_>| {
+        let connection = |word| fields.has_token("connection", word);
         Some(Request {
             length,
             classified: classify(method, target),
             is_head: method == "HEAD",
             is_http_1_0,
             closes: connection("close") || is_http_1_0 && !connection("keep-alive"),
-            expects_continue: expects_continue(headers)? && !is_http_1_0,
-            body: request_framing(headers, is_http_1_0)?,
-            foreign: if guarded { origin::foreign(headers) } else { None },
+            expects_continue: expects_continue(fields)? && !is_http_1_0,
+            body: request_framing(fields, is_http_1_0)?,
+            foreign: if guarded { origin::foreign(fields) } else { None },
         })
     };
     match read_fields(fields, read) {
@@ -224,8 +224,8 @@ fn read_request(head: &[u8], length: usize, guarded: bool) -> Option<Request> {
 
 /// Whether a client waits for a 100 before it sends a body; `None` if it expects what Go does not know, and answers with a
 /// 417. Source: Go `net/http` `Request.expectsContinue`.
-fn expects_continue(headers: &[Header<'_>]) -> Option<bool> {
-    let Some(first) = header_values(headers, "expect").next().filter(|value| !value.is_empty()) else {
+fn expects_continue(fields: Fields<'_>) -> Option<bool> {
+    let Some(first) = fields.values("expect").next().filter(|value| !value.is_empty()) else {
         return Some(false);
     };
     let mut words = first.split(|byte| matches!(byte, b' ' | b',' | b'\t'));
@@ -233,8 +233,8 @@ fn expects_continue(headers: &[Header<'_>]) -> Option<bool> {
 }
 
 /// The length that the headers tell: `Some(None)` if none, `None` if they contradict each other or are no number.
-fn content_length(headers: &[Header<'_>]) -> Option<Option<u64>> {
-    let mut values = header_values(headers, "content-length");
+fn content_length(fields: Fields<'_>) -> Option<Option<u64>> {
+    let mut values = fields.values("content-length");
     let Some(first) = values.next() else { return Some(None) };
     if values.any(|value| value != first) {
         return None;
@@ -250,15 +250,15 @@ fn content_length(headers: &[Header<'_>]) -> Option<Option<u64>> {
 }
 
 /// How the body of a request is framed; `None` where dockerd answers 400 or 501. Source: Go `net/http/transfer.go`.
-fn request_framing(headers: &[Header<'_>], is_http_1_0: bool) -> Option<Framing> {
+fn request_framing(fields: Fields<'_>, is_http_1_0: bool) -> Option<Framing> {
     if !is_http_1_0 {
-        let mut codings = header_values(headers, "transfer-encoding");
+        let mut codings = fields.values("transfer-encoding");
         if let Some(coding) = codings.next() {
             let is_chunked = coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
             return is_chunked.then_some(Framing::CHUNKED);
         }
     }
-    Some(Framing::Length(content_length(headers)?.unwrap_or(0)))
+    Some(Framing::Length(content_length(fields)?.unwrap_or(0)))
 }
 
 /// Reads the reply at the start of some bytes; `None` while its head is not whole, `Err` if it is none.
@@ -275,19 +275,19 @@ pub(crate) fn parse_reply(bytes: &[u8], to_head: bool) -> Option<Result<Reply, (
 
 fn read_reply(parsed: &httparse::Response<'_, '_>, length: usize, to_head: bool) -> Option<Reply> {
     let status = parsed.code?;
-    let headers = &*parsed.headers;
+    let fields = Fields::of(parsed.headers);
     let body = if to_head || matches!(status, 100..200 | 204 | 304) {
         Framing::NONE
-    } else if has_token(headers, "transfer-encoding", "chunked") {
+    } else if fields.has_token("transfer-encoding", "chunked") {
         Framing::CHUNKED
     } else {
-        content_length(headers).flatten().map_or(Framing::UntilClose, Framing::Length)
+        content_length(fields).flatten().map_or(Framing::UntilClose, Framing::Length)
     };
-    let is_json = header_values(headers, "content-type").any(|value| {
+    let is_json = fields.values("content-type").any(|value| {
         let media = value.split(|byte| *byte == b';').next().unwrap_or_default();
         media.trim_ascii().eq_ignore_ascii_case(b"application/json")
     });
-    let connection = |word| has_token(headers, "connection", word);
+    let connection = |word| fields.has_token("connection", word);
     let closes = connection("close") || parsed.version? == 0 && !connection("keep-alive");
     Some(Reply { length, status, is_json, closes, body })
 }

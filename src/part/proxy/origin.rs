@@ -10,9 +10,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr};
 
-use httparse::Header;
-
-use super::fields::header_values;
+use super::fields::Fields;
 
 /// What may make a request foreign.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +36,8 @@ impl Foreign {
 }
 
 /// What may make a request foreign; `None` if nothing does.
-pub(crate) fn foreign(headers: &[Header<'_>]) -> Option<Foreign> {
-    let text = |name| header_values(headers, name).map(|value| String::from_utf8_lossy(value));
+pub(crate) fn foreign(fields: Fields<'_>) -> Option<Foreign> {
+    let text = |name| fields.values(name).map(|value| String::from_utf8_lossy(value));
     let hosts: Vec<String> = text("host").filter(|host| !is_local(host)).map(Cow::into_owned).collect();
     let is_own = |origin: &str| {
         let authority = origin.split_once("://").map(|(_, authority)| authority);
@@ -79,12 +77,16 @@ fn is_local(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use httparse::Header;
+
     use super::*;
 
     fn is_foreign(pairs: &[(&str, &str)]) -> bool {
         let headers: Vec<Header<'_>> =
             pairs.iter().map(|(name, value)| Header { name, value: value.as_bytes() }).collect();
-        foreign(&headers).and_then(|foreign| foreign.reason(|name| name.eq_ignore_ascii_case("docker1"))).is_some()
+        foreign(Fields::of(&headers))
+            .and_then(|foreign| foreign.reason(|name| name.eq_ignore_ascii_case("docker1")))
+            .is_some()
     }
 
     #[test]
