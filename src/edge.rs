@@ -23,6 +23,7 @@ pub(crate) mod links;
 mod multicast;
 pub(crate) mod netconf;
 pub(crate) mod netns;
+mod nfnetlink;
 pub(crate) mod pipe;
 pub(crate) mod relay;
 pub(crate) mod reservations;

@@ -52,6 +52,12 @@ impl Store {
         if operations.is_empty() { Ok(()) } else { send(operations) }
     }
 
+    /// How many records there are below a path.
+    pub(crate) fn count(&mut self, prefix: &str) -> Outcome<i64> {
+        let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        Ok(self.runtime.block_on(self.client.get(prefix, Some(options)))?.count())
+    }
+
     /// Takes away all below a path.
     pub(crate) fn clear(&mut self, prefix: &str) -> Outcome<()> {
         let options = etcd_client::DeleteOptions::new().with_prefix();

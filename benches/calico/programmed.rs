@@ -13,6 +13,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Longer than the node takes to finish what belongs to one change.
 const SETTLED: Duration = Duration::from_secs(1);
 
+/// What nodes say of endpoints.
+const REPORTS: &str = "/calico/felix/v1/host/bench/workload/";
+
 /// From the acknowledged put to the chain in the kernel, in milliseconds: below zero if the kernel was first.
 fn through_node(store: &mut Store, fake: &Fake, watch: &Watch) -> Outcome<f64> {
     watch.forget();
@@ -74,6 +77,11 @@ pub(crate) fn measure(lab: &mut Lab, samples: usize, sizes: &[usize]) -> Outcome
         let floor = Floor::new(script, Sign::Chain(extra.mark.clone()))?;
         let watch = Watch::new(&extra.mark)?;
         let mut store = Store::connect(&lab.etcd_endpoint()?)?;
+        // What the node has to say of all of them it has said: it is no part of what one more costs.
+        let most = i64::try_from(size)?;
+        until("report the endpoints", Duration::from_mins(1), || {
+            if store.count(REPORTS)? < most { Err("some are missing".into()) } else { Ok(()) }
+        })?;
         let (mut node, mut hand) = (Samples::default(), Samples::default());
         let mut own = Samples::default();
         for _ in 0..samples {

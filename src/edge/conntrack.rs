@@ -10,11 +10,10 @@
 
 use std::net::IpAddr;
 
-use bytes::BytesMut;
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::errno::Errno;
 
+use super::multicast::number;
+use super::nfnetlink::{NLM_F_ACK, NLM_F_DUMP, Netfilter, Refused, attribute, attributes, message};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::flow::Flow;
@@ -24,20 +23,6 @@ use crate::plan::flow::Flow;
 const NEW: u16 = 1 << 8;
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
-
-/// linux/netlink.h.
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const HEADER: usize = 16;
-
-/// The length of `struct nfgenmsg`, linux/netfilter/nfnetlink.h.
-const FAMILY_HEADER: usize = 4;
-
-/// Of an attribute's type, what is no flag: `NLA_TYPE_MASK`, linux/netlink.h.
-const TYPE_MASK: u16 = 0x3fff;
 
 /// Attributes: `enum ctattr_type`, `ctattr_tuple`, `ctattr_ip` and `ctattr_l4proto`, linux/netfilter/nfnetlink_conntrack.h.
 const TUPLE_ORIGINAL: u16 = 1;
@@ -51,124 +36,44 @@ const PORTS: (u16, u16) = (2, 3);
 const ICMP: (u16, u16) = (5, 6);
 const ICMPV6: (u16, u16) = (8, 9);
 
-/// More than the kernel puts into one datagram of a dump.
-const DATAGRAM_BYTES: usize = 1 << 17;
+/// What is done when the flows cannot be seen.
+const LOOKING: &str = "look at all flows";
 
 /// A flow that was picked, by the attributes that name it to the kernel.
 struct Named(Vec<u8>);
-
-fn fault(doing: &str, cause: &dyn std::fmt::Display) -> Fault {
-    Fault::World(format!("{doing}: {cause}"))
-}
 
 /// Cuts all flows of a family that are picked; answers how many those were.
 ///
 /// # Errors
 /// The table could not be read, or a flow that is in it could not be deleted; some may have been.
 pub(crate) async fn cut(family: Family, mut picks: impl FnMut(&Flow) -> bool) -> Result<usize, Fault> {
-    let doing = "look at all flows";
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER).map_err(|error| fault(doing, &error))?;
-    socket.socket_mut().bind_auto().map_err(|error| fault(doing, &error))?;
-    socket.socket_mut().connect(&SocketAddr::new(0, 0)).map_err(|error| fault(doing, &error))?;
+    let mut kernel = Netfilter::open().map_err(|error| error.during(LOOKING))?;
     let mut picked = Vec::new();
-    ask(&mut socket, &message(GET, NLM_F_DUMP, family, &[]), doing, |kind, body| {
+    let hear = |kind, body: &[u8]| {
         if kind == NEW
             && let Some((flow, named)) = read(family, body)
             && picks(&flow)
         {
             picked.push(named);
         }
-    })
-    .await?;
+    };
+    kernel.ask(&message(GET, NLM_F_DUMP, number_of(family), &[]), hear).await.map_err(|error| error.during(LOOKING))?;
     for Named(attributes) in &picked {
-        let request = message(DELETE, NLM_F_ACK, family, attributes);
-        match ask(&mut socket, &request, "cut a flow", |_, _| {}).await {
+        match kernel.ask(&message(DELETE, NLM_F_ACK, number_of(family), attributes), |_, _| {}).await {
             // It has ended meanwhile.
-            Err(Answer::Errno(Errno::ENOENT)) | Ok(()) => {}
-            Err(Answer::Fault(fault)) => return Err(fault),
-            Err(Answer::Errno(error)) => return Err(fault("cut a flow", &error)),
+            Err(Refused::Errno(Errno::ENOENT)) | Ok(()) => {}
+            Err(error) => return Err(error.during("cut a flow")),
         }
     }
     Ok(picked.len())
 }
 
-/// How the kernel refuses.
-enum Answer {
-    Errno(Errno),
-    Fault(Fault),
-}
-
-impl From<Answer> for Fault {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Errno(error) => fault("look at all flows", &error),
-            Answer::Fault(fault) => fault,
-        }
-    }
-}
-
-/// Sends a request, and hears the answers to their end.
-async fn ask(
-    socket: &mut TokioSocket,
-    request: &[u8],
-    doing: &str,
-    mut hear: impl FnMut(u16, &[u8]),
-) -> Result<(), Answer> {
-    let broken = |error: std::io::Error| Answer::Fault(fault(doing, &error));
-    socket.send(request).await.map_err(broken)?;
-    loop {
-        let mut datagram = BytesMut::with_capacity(DATAGRAM_BYTES);
-        socket.recv(&mut datagram).await.map_err(broken)?;
-        let mut rest = &datagram[..];
-        while let Some(length) = number(rest, 0).map(u32::from_ne_bytes).and_then(|length| usize::try_from(length).ok())
-        {
-            let (Some(body), Some(kind)) = (rest.get(HEADER..length), number(rest, 4).map(u16::from_ne_bytes)) else {
-                return Err(Answer::Fault(fault(doing, &"the kernel's answer is cut short")));
-            };
-            match (kind, number(body, 0).map(i32::from_ne_bytes)) {
-                (NLMSG_ERROR, Some(0)) | (NLMSG_DONE, _) => return Ok(()),
-                (NLMSG_ERROR, code) => return Err(Answer::Errno(Errno::from_raw(-code.unwrap_or_default()))),
-                _ => hear(kind, body),
-            }
-            rest = rest.get(length.div_ceil(4) * 4..).unwrap_or_default();
-        }
-    }
-}
-
-fn message(kind: u16, flags: u16, family: Family, attributes: &[u8]) -> Vec<u8> {
-    let family = match family {
+fn number_of(family: Family) -> u8 {
+    u8::try_from(match family {
         Family::V4 => nix::libc::AF_INET,
         Family::V6 => nix::libc::AF_INET6,
-    };
-    let length = HEADER + FAMILY_HEADER + attributes.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    // Neither number nor sender: one request is under way at a time.
-    message.extend([0; 8]);
-    message.extend([u8::try_from(family).unwrap_or_default(), 0, 0, 0]);
-    message.extend(attributes);
-    message
-}
-
-fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
-}
-
-/// Attributes: type, value, and the whole with its header.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(number(bytes, 0)?));
-        let kind = u16::from_ne_bytes(number(bytes, 2)?) & TYPE_MASK;
-        let (whole, value) = (bytes.get(..length)?, bytes.get(4..length)?);
-        bytes = bytes.get(length.div_ceil(4) * 4..).unwrap_or_default();
-        Some((kind, value, whole))
     })
-}
-
-fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, ..)| *found == kind).map(|(_, value, _)| value)
+    .unwrap_or_default()
 }
 
 /// One direction of a flow.
@@ -200,7 +105,6 @@ fn tuple(family: Family, bytes: &[u8]) -> Option<Tuple> {
 
 /// A flow of the kernel's table; `None` if it is none that we understand.
 fn read(family: Family, body: &[u8]) -> Option<(Flow, Named)> {
-    let body = body.get(FAMILY_HEADER..)?;
     let original = tuple(family, attribute(body, TUPLE_ORIGINAL)?)?;
     let reply = tuple(family, attribute(body, TUPLE_REPLY)?)?;
     let mut named = Vec::new();

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 
 use crate::edge::exec::{Running, Spawner, Start, run};
+use crate::edge::ruleset;
 use crate::model::fault::Fault;
 use crate::model::name::INTERFACE_PREFIX;
 use crate::plan::chain::ACCEPT_MARK;
@@ -20,6 +21,7 @@ pub(crate) const TABLE: [&str; 2] = ["inet", "calico-guard"];
 
 /// How long nft may take to make the table.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked for, unless the kernel tells of a change before.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The table stands as long as this value is held.
@@ -33,23 +35,23 @@ pub(crate) struct Guard {
 /// How long the commands are given until they are sent again.
 const SEND_EVERY: Duration = Duration::from_millis(500);
 
-/// The commands that make the table, each on a line of its own as the interactive nft reads them. Its rules bear the
+/// The commands that make the table, on one line, which the interactive nft makes one change of. Its rules bear the
 /// owner's process id: the table of an owner that has just been killed is still there for a moment, and is not ours.
 fn script(owner: u32) -> String {
     let [family, table] = TABLE;
     let mark = format!("{ACCEPT_MARK:#x}");
     let drop = |side: &str| {
         format!(
-            "add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop comment \"owner {owner}\"\n"
+            "add rule {family} {table} forward {side} \"{INTERFACE_PREFIX}*\" meta mark & {mark} != {mark} counter drop comment \"owner {owner}\""
         )
     };
     [
-        format!("add table {family} {table} {{ flags owner; }}\n"),
-        format!("add chain {family} {table} forward {{ type filter hook forward priority 10; policy accept; }}\n"),
+        format!("add table {family} {table} {{ flags owner; }}"),
+        format!("add chain {family} {table} forward {{ type filter hook forward priority 10; policy accept; }}"),
         drop("iifname"),
-        drop("oifname"),
+        drop("oifname") + "\n",
     ]
-    .concat()
+    .join("; ")
 }
 
 impl Guard {
@@ -61,16 +63,18 @@ impl Guard {
             keeper.take_input().ok_or_else(|| Fault::World("raise the guard: nft has no input".to_owned()))?;
         let fault = |error: std::io::Error| Fault::World(format!("raise the guard: {error}"));
         let owner = keeper.pid().unwrap_or_default();
+        let mut changes = ruleset::listen()?;
         let stands = async {
             loop {
                 input.write_all(script(owner).as_bytes()).await.map_err(fault)?;
                 input.flush().await.map_err(fault)?;
                 let sent = tokio::time::Instant::now();
                 while sent.elapsed() < SEND_EVERY {
+                    // Whatever is told, or not: what counts is what stands.
+                    let _ = tokio::time::timeout(LOOK_EVERY, changes.changed()).await;
                     if Guard::stands_by(owner).await {
                         return Ok(());
                     }
-                    tokio::time::sleep(LOOK_EVERY).await;
                 }
             }
         };

@@ -3,24 +3,40 @@
 //! A route goes when its interface goes down, without a word about the route; so who holds routes must listen to links too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
+use netlink_sys::AsyncSocket as _;
 use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::links::name_of;
+use super::sysctl;
 use crate::model::fault::Fault;
 use crate::model::name::{INTERFACE_PREFIX, IfName};
 use crate::model::pool::Family;
 use crate::plan::routes::{MAIN_TABLE, ROUTE_PROTOCOL, Route, RouteStep};
+
+/// How many changes of routes the kernel is asked for at once: what it answers has to find room in the socket (208 KiB, of
+/// which one answer takes less than one; socket(7), `rmem_default`).
+const AT_ONCE: usize = 64;
+
+/// How much may wait to be heard: what one host's start makes of links and routes at once, of each a thousand bytes or two, is
+/// no reason to look at everything.
+const HEARD_BYTES: usize = 16 << 20;
 
 /// What happened to links and routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,22 +89,31 @@ fn errno(error: &rtnetlink::Error) -> Option<Errno> {
 
 /// Listens to links of ours, and to routes to single addresses. The listener is there before this returns: nothing that happens after it is missed.
 pub(crate) fn listen() -> Result<LinkEvents, Fault> {
-    let (connection, handle, mut messages) = rtnetlink::new_multicast_connection(&[
+    let (mut connection, _, mut messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])
     .map_err(|error| Fault::World(format!("listen to links: {error}")))?;
+    let socket = connection.socket_mut().socket_mut();
+    if let Err(error) = setsockopt(socket, RcvBufForce, &HEARD_BYTES) {
+        tracing::debug!(%error, "what happens to links is heard through a socket of the usual size");
+    }
     let (sender, events) = mpsc::channel(1024);
+    // Ours by their index, since one that gets another name is told of by the new one alone.
+    let mut names: BTreeMap<u32, String> = BTreeMap::new();
+    for name in sysctl::interfaces().unwrap_or_default().into_iter().filter(|name| is_of_ours(name)) {
+        names.extend(if_nametoindex(name.as_str()).map(|index| (index, name)));
+    }
     let read = async move {
-        // Links by their index, since one that gets another name is told of by the new one alone.
-        let mut names = links(&handle).await.unwrap_or_default();
         while let Some((message, _)) = messages.next().await {
             let event = match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
                     let Some(name) = link_name(&link) else { continue };
-                    let before = names.insert(link.header.index, name.clone()).filter(|before| *before != name);
-                    if let Some(before) = before.filter(|before| is_of_ours(before))
+                    let index = link.header.index;
+                    let before =
+                        if is_of_ours(&name) { names.insert(index, name.clone()) } else { names.remove(&index) };
+                    if let Some(before) = before.filter(|before| *before != name)
                         && sender.send(LinkEvent::Changed(before)).await.is_err()
                     {
                         return;
@@ -162,16 +187,6 @@ fn is_of_ours(name: &str) -> bool {
     name.starts_with(INTERFACE_PREFIX)
 }
 
-/// The names of all links by their index.
-async fn links(handle: &Handle) -> Result<BTreeMap<u32, String>, Fault> {
-    let mut links = BTreeMap::new();
-    let mut found = handle.link().get().execute();
-    while let Some(link) = found.try_next().await.map_err(|error| fault("look at all links", &error))? {
-        links.extend(link_name(&link).map(|name| (link.header.index, name)));
-    }
-    Ok(links)
-}
-
 fn link_name(link: &LinkMessage) -> Option<String> {
     link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
@@ -189,29 +204,46 @@ impl KernelRoutes {
 
     /// The routes that carry our protocol number, in whatever table.
     pub(crate) async fn observe(&self, family: Family) -> Result<BTreeSet<Route>, Fault> {
-        let links = links(&self.handle).await?;
         let mut found = self.handle.route().get(query(family)).execute();
         let mut routes = BTreeSet::new();
         while let Some(message) = found.try_next().await.map_err(|error| fault("look at all routes", &error))? {
-            if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) {
-                routes.extend(read(family, &message, &links));
+            if is_ours(&message) {
+                routes.extend(read(family, &message));
             }
         }
         Ok(routes)
     }
 
-    /// Carries out one step. A route that is already gone is gone.
+    /// Carries out steps in their order, those of a kind that follow each other at once; answers for each.
     ///
     /// # Errors
-    /// That of this route only.
-    pub(crate) async fn apply(&self, step: &RouteStep) -> Result<(), Fault> {
+    /// Each is that of one step only. A route that is already gone is gone.
+    pub(crate) async fn apply(&self, steps: &[RouteStep]) -> Vec<Result<(), Fault>> {
+        let mut results = Vec::with_capacity(steps.len());
+        for alike in steps.chunk_by(|one, next| discriminant(one) == discriminant(next)) {
+            for some in alike.chunks(AT_ONCE) {
+                results.extend(join_all(some.iter().map(|step| self.carry_out(step))).await);
+            }
+        }
+        results
+    }
+
+    async fn carry_out(&self, step: &RouteStep) -> Result<(), Fault> {
         match step {
             RouteStep::Put(address, name) => {
-                let doing = format!("route {address} to interface {name}");
-                let index = self.up_index(name).await.map_err(|fault| fault.during(&doing))?;
+                let doing = || format!("route {address} to interface {name}");
+                // The kernel says itself when the interface is down.
+                let index = if_nametoindex(name.as_str())
+                    .map_err(|_| Fault::World(format!("{}: there is no such interface", doing())))?;
                 let route = Route::to(*address, name.clone());
-                let message = write(&route, Some(index)).map_err(|cause| Fault::World(format!("{doing}: {cause}")))?;
-                self.handle.route().add(message).replace().execute().await.map_err(|error| fault(&doing, &error))
+                let message =
+                    write(&route, Some(index)).map_err(|cause| Fault::World(format!("{}: {cause}", doing())))?;
+                match self.handle.route().add(message).replace().execute().await {
+                    Err(error) if errno(&error) == Some(Errno::ENETDOWN) => {
+                        Err(Fault::World(format!("{}: the interface is down", doing())))
+                    }
+                    other => other.map_err(|error| fault(&doing(), &error)),
+                }
             }
             RouteStep::Remove(route) => {
                 let doing = format!("remove the route to {}", route.net);
@@ -226,22 +258,8 @@ impl KernelRoutes {
 
     /// Whether there is such an interface, and it is up.
     pub(crate) async fn is_up(&self, name: &IfName) -> bool {
-        self.up_index(name).await.is_ok()
-    }
-
-    async fn up_index(&self, name: &IfName) -> Result<u32, Fault> {
         let mut found = self.handle.link().get().match_name(name.to_string()).execute();
-        let link = match found.try_next().await {
-            Ok(link) => link,
-            Err(error) if errno(&error) == Some(Errno::ENODEV) => None,
-            Err(error) => return Err(fault(&format!("look at interface {name}"), &error)),
-        };
-        let link = link.ok_or_else(|| Fault::World("there is no such interface".to_owned()))?;
-        if link.header.flags.contains(LinkFlags::Up) {
-            Ok(link.header.index)
-        } else {
-            Err(Fault::World("the interface is down".to_owned()))
-        }
+        matches!(found.try_next().await, Ok(Some(link)) if link.header.flags.contains(LinkFlags::Up))
     }
 }
 
@@ -253,7 +271,7 @@ fn query(family: Family) -> RouteMessage {
 }
 
 /// A route of ours from the kernel's message.
-fn read(family: Family, message: &RouteMessage, links: &BTreeMap<u32, String>) -> Option<Route> {
+fn read(family: Family, message: &RouteMessage) -> Option<Route> {
     let mut address: IpAddr = match family {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -264,7 +282,7 @@ fn read(family: Family, message: &RouteMessage, links: &BTreeMap<u32, String>) -
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(found)) => address = (*found).into(),
             RouteAttribute::Destination(RouteAddress::Inet6(found)) => address = (*found).into(),
-            RouteAttribute::Oif(index) => interface = links.get(index).and_then(|name| name.parse().ok()),
+            RouteAttribute::Oif(index) => interface = name_of(*index).and_then(|name| name.parse().ok()),
             RouteAttribute::Table(found) => table = *found,
             RouteAttribute::Priority(found) => metric = *found,
             RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => direct = false,
@@ -299,4 +317,48 @@ fn write(route: &Route, interface: Option<u32>) -> Result<RouteMessage, String> 
     }
     debug_assert!(matches!(message.header.address_family, AddressFamily::Inet | AddressFamily::Inet6));
     Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::testnet::{in_own_network, sh};
+
+    fn put(address: &str, interface: &str) -> RouteStep {
+        RouteStep::Put(address.parse().unwrap(), interface.parse().unwrap())
+    }
+
+    #[test]
+    fn many_routes_are_made_at_once_and_each_answers_for_itself() {
+        in_own_network(|| async {
+            sh("ip link add cali1 type veth peer name far1; ip link set cali1 up; ip link add cali2 type veth peer name far2").await;
+            sh("ip route add 10.0.0.7/32 dev cali1 proto 97 metric 7; ip -6 route add fd00::7/128 dev cali1 proto 97")
+                .await;
+            let kernel = KernelRoutes::open().unwrap();
+            for (family, net) in [(Family::V4, "10.0."), (Family::V6, "fd00::")] {
+                let apart = if family == Family::V4 { "." } else { ":" };
+                let address = |number: usize| format!("{net}{}{apart}{}", number / 200, number % 200);
+                let mut steps: Vec<RouteStep> = (0..1000).map(|number| put(&address(number), "cali1")).collect();
+                steps[500] = put(&address(500), "cali2");
+                steps[700] = put(&address(700), "cali3");
+                let gone = Route::to(address(2000).parse().unwrap(), "cali1".parse().unwrap());
+                steps.push(RouteStep::Remove(gone));
+                let there = kernel.observe(family).await.unwrap();
+                steps.extend(there.into_iter().map(RouteStep::Remove));
+                steps.push(put(&address(7), "cali1"));
+                let results = kernel.apply(&steps).await;
+                assert_eq!(results.len(), steps.len());
+                let faults: Vec<String> =
+                    results.into_iter().filter_map(|result| Some(result.err()?.to_string())).collect();
+                assert_eq!(faults.len(), 2, "{faults:?}");
+                let (down, absent) = (&faults[0], &faults[1]);
+                assert!(down.contains(&address(500)) && down.contains("cali2: the interface is down"), "{down}");
+                assert!(absent.contains(&address(700)) && absent.contains("there is no such interface"), "{absent}");
+                let seen = kernel.observe(family).await.unwrap();
+                let all = (0..1000).filter(|number| ![500, 700].contains(number));
+                let right = all.map(|number| Route::to(address(number).parse().unwrap(), "cali1".parse().unwrap()));
+                assert_eq!(seen, right.collect());
+            }
+        });
+    }
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use nix::net::if_::if_indextoname;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -77,6 +79,12 @@ fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
             errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
         Fault::World(format!("{doing}: {cause}"))
     }
+}
+
+/// The name of an interface; `None` if it is gone. To ask for each that counts is far less than to look at all interfaces
+/// with all that is to be told of them.
+pub(super) fn name_of(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
 }
 
 impl Netlink {
@@ -306,20 +314,13 @@ impl Netlink {
     /// The addresses of all interfaces but our own.
     pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
         let _dumping = self.dumping.lock().await;
+        let doing = || fault("list the host's addresses".to_owned());
         let mut names = std::collections::HashMap::new();
-        let mut links = self.handle.link().get().execute();
-        let doing = || fault("list the host's interfaces".to_owned());
-        while let Some(message) = links.try_next().await.map_err(doing())? {
-            let name = message.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            names.insert(message.header.index, name.unwrap_or_default());
-        }
         let mut addresses = Vec::new();
         let mut found = self.handle.address().get().execute();
         while let Some(message) = found.try_next().await.map_err(doing())? {
-            let interface = names.get(&message.header.index).cloned().unwrap_or_default();
+            let index = message.header.index;
+            let interface = names.entry(index).or_insert_with(|| name_of(index).unwrap_or_default()).clone();
             if interface.starts_with(INTERFACE_PREFIX) {
                 continue;
             }
@@ -344,11 +345,16 @@ impl Netlink {
         Ok(addresses)
     }
 
-    /// The addresses that this host itself answers to.
-    pub(crate) async fn own_addresses(&self) -> Result<BTreeSet<IpAddr>, Fault> {
+    /// The addresses of a family that this host itself answers to.
+    pub(crate) async fn own_addresses(&self, family: Family) -> Result<BTreeSet<IpAddr>, Fault> {
         let _dumping = self.dumping.lock().await;
         let mut own = BTreeSet::new();
-        let mut found = self.handle.address().get().execute();
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = match family {
+            Family::V4 => AddressFamily::Inet,
+            Family::V6 => AddressFamily::Inet6,
+        };
+        let mut found = request.execute();
         let doing = fault("list the host's addresses".to_owned());
         while let Some(message) = found.try_next().await.map_err(&doing)? {
             let of = |local| {

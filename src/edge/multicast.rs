@@ -17,7 +17,7 @@ const DATAGRAM_BYTES: usize = 1 << 16;
 const KEPT_BYTES: usize = 4 << 20;
 
 /// The length of `struct nlmsghdr`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 
 /// A socket in some groups.
 pub(super) struct Multicast {
@@ -68,8 +68,8 @@ impl Multicast {
     }
 }
 
-/// So many bytes at a place.
-pub(super) fn bytes<const N: usize>(all: &[u8], at: usize) -> Option<[u8; N]> {
+/// The bytes of a number at a place.
+pub(super) fn number<const N: usize>(all: &[u8], at: usize) -> Option<[u8; N]> {
     all.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
@@ -77,8 +77,8 @@ pub(super) fn bytes<const N: usize>(all: &[u8], at: usize) -> Option<[u8; N]> {
 pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
-        let length = usize::try_from(u32::from_ne_bytes(bytes(rest, 0)?)).ok()?;
-        let (kind, body) = (u16::from_ne_bytes(bytes(rest, 4)?), rest.get(HEADER..length)?);
+        let length = usize::try_from(u32::from_ne_bytes(number(rest, 0)?)).ok()?;
+        let (kind, body) = (u16::from_ne_bytes(number(rest, 4)?), rest.get(HEADER..length)?);
         // Messages begin at multiples of four bytes.
         rest = rest.get(length.checked_next_multiple_of(4)?..).unwrap_or_default();
         Some((kind, body))

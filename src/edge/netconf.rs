@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::net::if_::if_indextoname;
 
-use super::multicast::{Multicast, Told, bytes, messages};
+use super::multicast::{Multicast, Told, messages, number};
 use crate::model::fault::Fault;
 
 /// `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV4_NETCONF`, `RTNLGRP_IPV6_NETCONF`: linux/rtnetlink.h.
@@ -86,7 +86,7 @@ fn interface((kind, body): (u16, &[u8])) -> Option<String> {
         NEW_NETCONF => NETCONF_INDEX,
         _ => return None,
     };
-    let index = u32::try_from(i32::from_ne_bytes(bytes(body, at)?)).ok()?;
+    let index = u32::try_from(i32::from_ne_bytes(number(body, at)?)).ok()?;
     if_indextoname(index).ok()?.into_string().ok()
 }
 

@@ -31,11 +31,13 @@ impl Marks {
 
     pub(crate) fn set(&self, id: &str, content: &str) -> Result<(), Fault> {
         let path = self.folder.join(id);
-        let set = || {
-            std::fs::create_dir_all(&self.folder)?;
-            std::fs::write(&path, content)
+        let set = match std::fs::write(&path, content) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                std::fs::create_dir_all(&self.folder).and_then(|()| std::fs::write(&path, content))
+            }
+            set => set,
         };
-        set().map_err(|error| Fault::World(format!("write {}: {error}", path.display())))
+        set.map_err(|error| Fault::World(format!("write {}: {error}", path.display())))
     }
 
     /// Takes a mark away; one that is not there is no error.

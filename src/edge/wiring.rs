@@ -62,9 +62,9 @@ impl Wirer {
             self.links.add_next_hop(&wiring.host_interface).await?;
         }
         fail_point("wire: the host side is up");
-        for address in &wiring.addresses {
-            self.routes.apply(&RouteStep::Put(*address, wiring.host_interface.clone())).await?;
-        }
+        let put = |address: &IpAddr| RouteStep::Put(*address, wiring.host_interface.clone());
+        let steps: Vec<RouteStep> = wiring.addresses.iter().map(put).collect();
+        self.routes.apply(&steps).await.into_iter().collect::<Result<(), Fault>>()?;
         fail_point("wire: the route stands");
         // The last of it is what `is_addressed` looks for.
         inside.address(wiring).await?;

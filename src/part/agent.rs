@@ -31,11 +31,12 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::bird::Bird;
 use crate::edge::exec::Spawner;
 use crate::edge::guard::Guard;
+use crate::edge::iptables::{self, Seen};
 use crate::edge::kernel_routes::{KernelRoutes, LinkEvent, LinkEvents, listen};
 use crate::edge::netconf::{self, SettingEvents, Touched};
 use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
-use crate::edge::{ipsets, iptables, sysctl};
+use crate::edge::{ipsets, sysctl};
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
@@ -67,7 +68,7 @@ const SIZES_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_APART: Duration = Duration::from_millis(500);
 
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
-const REST: Duration = Duration::from_millis(50);
+const REST: Duration = Duration::from_millis(20);
 
 /// How long to wait after an apply that failed: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -112,11 +113,14 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet
     for (setting, value) in HOST {
         sysctl::write(setting, value)?;
     }
-    let guard = Guard::raise(&spawner).await?;
+    // All that is but looked at is looked at while the guard is made, which takes its time.
+    let (guard, seen, seen6) =
+        tokio::join!(Guard::raise(&spawner), iptables::observe(Family::V4), iptables::observe(Family::V6));
+    let guard = guard?;
     let mut families = vec![Family::V4];
-    let mut stood = vec![set_up(Family::V4, &services).await?];
+    let mut stood = vec![set_up(Family::V4, seen?, &services).await?];
     let ipv6 = async {
-        let stood = set_up(Family::V6, &services).await?;
+        let stood = set_up(Family::V6, seen6?, &services).await?;
         sysctl::forward_ipv6().map(|()| stood)
     };
     match ipv6.await {
@@ -133,8 +137,7 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet
 }
 
 /// Writes the base chains of a family and the jumps to them; answers what stood in the filter table before.
-async fn set_up(family: Family, services: &BTreeSet<u16>) -> Result<SeenTable, Fault> {
-    let mut seen = iptables::observe(family).await?;
+async fn set_up(family: Family, mut seen: Seen, services: &BTreeSet<u16>) -> Result<SeenTable, Fault> {
     let mut table = |name| seen.remove(name).unwrap_or_default();
     let (stood, raw) = (table(FILTER), table(RAW));
     let steps = iptables::Steps::from([
@@ -307,6 +310,18 @@ impl Clocks {
         }
     }
 
+    /// Whether what there is to apply has to wait.
+    fn rests(&self, pressing: bool) -> bool {
+        !pressing && Instant::now() < self.rested
+    }
+
+    /// Notes an apply. One without news, to which a clock led, keeps none waiting.
+    fn applied(&mut self, news: bool) {
+        if news {
+            self.rested = Instant::now() + REST;
+        }
+    }
+
     fn failed(&mut self) {
         self.retry = Some(Instant::now() + self.wait);
         self.wait = (self.wait * 2).min(RETRY.1);
@@ -335,14 +350,15 @@ impl Agent {
             self.metrics.beat();
             self.take_in();
             let due = self.known.is_some() && clocks.retry.is_none();
-            let rests = !self.is_pressing() && Instant::now() < clocks.rested;
+            let rests = clocks.rests(self.is_pressing());
             if due && !rests {
+                let news = self.has_news();
                 if self.apply().await {
                     clocks.well();
                 } else {
                     clocks.failed();
                 }
-                clocks.rested = Instant::now() + REST;
+                clocks.applied(news);
             }
             // The interval may have changed with the snapshot.
             let audit = clocks.audited + self.audit_every;
@@ -486,6 +502,11 @@ impl Agent {
     /// Whether there is more to do than members of tags that came or went.
     fn is_pressing(&self) -> bool {
         self.planes.iter().any(|plane| plane.kernel.doubts() || plane.pending.is_pressing())
+    }
+
+    /// Whether a snapshot was taken in that is not yet told of as applied.
+    fn has_news(&self) -> bool {
+        self.known.is_some_and(|known| known != self.programmed.borrow().revision)
     }
 
     /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.

@@ -39,9 +39,8 @@ async fn remove_links() -> Result<(), Fault> {
 async fn remove_routes() -> Result<(), Fault> {
     let kernel = KernelRoutes::open()?;
     for family in [Family::V4, Family::V6] {
-        for step in routes::steps(&Routes::new(), &kernel.observe(family).await?, |_| false) {
-            kernel.apply(&step).await?;
-        }
+        let steps = routes::steps(&Routes::new(), &kernel.observe(family).await?, |_| false);
+        kernel.apply(&steps).await.into_iter().collect::<Result<(), Fault>>()?;
     }
     Ok(())
 }

@@ -137,13 +137,12 @@ impl Reporter {
 
     /// Writes the next of what differs; answers whether there is more.
     async fn bring(&self, there: &mut Option<Reports>, enabled: bool) -> Result<bool, Fault> {
-        let wanted = if enabled { self.wanted() } else { Reports::new() };
         let known = match there.take() {
             Some(known) => known,
             None => self.read().await?,
         };
         let known = there.insert(known);
-        let changes = changes(&wanted, known, MOST);
+        let changes = if enabled { self.differing(known) } else { changes(std::iter::empty(), known, MOST) };
         if changes.is_empty() {
             return Ok(false);
         }
@@ -159,8 +158,8 @@ impl Reporter {
         Ok(more)
     }
 
-    /// What is to be said of this host's endpoints now.
-    fn wanted(&self) -> Reports {
+    /// The next of what is to be said of this host's endpoints now and is not what is there.
+    fn differing(&self, there: &Reports) -> Vec<(EndpointKey, Option<EndpointReport>)> {
         let programmed = self.programmed.borrow();
         let failing: BTreeMap<String, String> = self.network.failing().borrow().clone();
         let beside = self.network.beside().borrow().clone();
@@ -172,7 +171,7 @@ impl Reporter {
         };
         self.store.read(|snapshot| {
             let own = snapshot.endpoints_of(&self.host);
-            own.map(|(key, record)| (key.clone(), desired_report(key, record, &known))).collect()
+            changes(own.map(|(key, record)| (key, desired_report(key, record, &known))), there, MOST)
         })
     }
 

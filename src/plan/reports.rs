@@ -33,7 +33,9 @@ pub(crate) fn desired_report(key: &EndpointKey, record: &Record<Endpoint>, known
 
 /// How an endpoint is. What is worst counts, of both families: the faults are those of both.
 fn health(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> EndpointReport {
-    if let Some(why) = known.faults.get(&endpoint_object(&key.endpoint)) {
+    // Where nothing is wrong no names are made to look it up by.
+    let fault = |object: &dyn Fn() -> String| (!known.faults.is_empty()).then(|| known.faults.get(&object())).flatten();
+    if let Some(why) = fault(&|| endpoint_object(&key.endpoint)) {
         return EndpointReport::error(why);
     }
     let endpoint = match &record.value {
@@ -44,7 +46,7 @@ fn health(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> En
         return EndpointReport::error(why);
     }
     let closed = endpoint.profiles.iter().find_map(|profile| {
-        let why = known.faults.get(&format!("profile {profile}"))?;
+        let why = fault(&|| format!("profile {profile}"))?;
         Some(format!("profile {profile}: {why}"))
     });
     match closed {
@@ -56,11 +58,31 @@ fn health(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> En
     }
 }
 
-/// The reports that have to be written, and those to be taken away, at most so many.
-pub(crate) fn changes(wanted: &Reports, there: &Reports, most: usize) -> Vec<(EndpointKey, Option<EndpointReport>)> {
-    let gone = there.keys().filter(|key| !wanted.contains_key(*key)).map(|key| (key.clone(), None));
-    let differing = wanted.iter().filter(|(key, report)| there.get(*key) != Some(*report));
-    gone.chain(differing.map(|(key, report)| (key.clone(), Some(report.clone())))).take(most).collect()
+/// The reports that have to be written, and those to be taken away, at most so many. What is wanted comes in the order of
+/// its keys: this is asked with every change of any endpoint, so it is one walk that copies nothing but what differs.
+pub(crate) fn changes<'k>(
+    wanted: impl Iterator<Item = (&'k EndpointKey, EndpointReport)>,
+    there: &Reports,
+    most: usize,
+) -> Vec<(EndpointKey, Option<EndpointReport>)> {
+    let mut there = there.iter().peekable();
+    let mut changes = Vec::new();
+    for (key, report) in wanted {
+        while let Some((gone, _)) = there.next_if(|(known, _)| *known < key) {
+            changes.push((gone.clone(), None));
+        }
+        if there.next_if(|(known, _)| *known == key).is_none_or(|(_, said)| *said != report) {
+            changes.push((key.clone(), Some(report)));
+        }
+        if changes.len() >= most {
+            break;
+        }
+    }
+    if changes.len() < most {
+        changes.extend(there.map(|(gone, _)| (gone.clone(), None)));
+    }
+    changes.truncate(most);
+    changes
 }
 
 #[cfg(test)]
@@ -132,11 +154,20 @@ mod tests {
             endpoint: id.parse().unwrap(),
         };
         let (up, down) = (EndpointReport::plain(Health::Up), EndpointReport::plain(Health::Down));
-        let wanted = Reports::from([(key("a"), up.clone()), (key("b"), up.clone()), (key("c"), up.clone())]);
-        let there = Reports::from([(key("a"), up.clone()), (key("b"), down.clone()), (key("d"), down)]);
-        let all = vec![(key("d"), None), (key("b"), Some(up.clone())), (key("c"), Some(up))];
-        assert_eq!(changes(&wanted, &there, 10), all);
-        assert_eq!(changes(&wanted, &there, 1), all[..1]);
-        assert_eq!(changes(&wanted, &wanted, 1), []);
+        let of = |list: &[(&str, &EndpointReport)]| -> Reports {
+            list.iter().map(|(id, report)| (key(id), (*report).clone())).collect()
+        };
+        let wanted = of(&[("b", &up), ("c", &up), ("d", &up)]);
+        let there = of(&[("a", &down), ("b", &up), ("c", &down), ("e", &down), ("f", &up)]);
+        let all = [("a", None), ("c", Some(&up)), ("d", Some(&up)), ("e", None), ("f", None)];
+        let all = all.map(|(id, report)| (key(id), report.cloned()));
+        let next = |wanted: &Reports, there: &Reports, most| {
+            changes(wanted.iter().map(|(key, report)| (key, report.clone())), there, most)
+        };
+        for most in 0..=6 {
+            assert_eq!(next(&wanted, &there, most), all[..most.min(5)], "{most}");
+        }
+        assert_eq!(next(&wanted, &wanted, 1), []);
+        assert_eq!(next(&Reports::new(), &wanted, 9).len(), 3);
     }
 }

@@ -49,15 +49,12 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
             missing.push(format!("a writable {path}: {error}"));
         }
     }
-    if missing.is_empty()
-        && let Some(chain) = iptables::rival(Family::V4).await?
-    {
-        missing.push(format!("a host without another Calico: chain {chain} is there; remove that Calico first"));
-    }
-    for family in [Family::V4, Family::V6] {
-        if missing.is_empty()
-            && let Some(mix) = iptables::mix(family).await?
-        {
+    if missing.is_empty() {
+        let (rival, mix, mix6) =
+            tokio::join!(iptables::rival(Family::V4), iptables::mix(Family::V4), iptables::mix(Family::V6));
+        if let Some(chain) = rival? {
+            missing.push(format!("a host without another Calico: chain {chain} is there; remove that Calico first"));
+        } else if let Some(mix) = mix?.or(mix6?) {
             missing.push(format!("a firewall of one kind: {mix}"));
         }
     }

@@ -27,8 +27,8 @@ fn far(number: usize, address: usize) -> (Fake, String) {
     (fake, host)
 }
 
-/// Changes for a time, with a probe of the delay beside them.
-fn row(what: &str, rate: u32, lab: &Lab, store: &mut Store, plan: &Plan) -> Outcome<Vec<String>> {
+/// Changes for a time, with a probe of the delay beside them; without a rate nothing at all happens.
+fn row(what: &str, rate: Option<u32>, lab: &Lab, store: &mut Store, plan: &Plan) -> Outcome<Vec<String>> {
     eprintln!("bench: agent: churn: {what}");
     let id = lab.node_id()?;
     let remote = plan.remote;
@@ -40,18 +40,22 @@ fn row(what: &str, rate: u32, lab: &Lab, store: &mut Store, plan: &Plan) -> Outc
     };
     let time = Duration::from_secs(u64::from(plan.seconds));
     let (share, children, begun) = (Share::begin(lab)?, childrens_time(id)?, Instant::now());
-    let stream = store.stream(rate, time, change);
-    let mut lag = Samples::default();
-    let probe = Fake::of("far0", FIRST - 1, "active", "p0");
-    let seen = Probe::new("calico4-t-p0", &probe.address)?;
-    while begun.elapsed() < time {
-        let acknowledged = store.put(&probe.key, &probe.value)?;
-        lag.push(seen.until(true, Duration::from_secs(10))?.saturating_duration_since(acknowledged));
-        store.delete(&probe.key)?;
-        seen.until(false, Duration::from_secs(10))?;
-        pause(Duration::from_millis(47));
+    let (mut lag, mut done) = (Samples::default(), 0);
+    if let Some(rate) = rate {
+        let stream = store.stream(rate, time, change);
+        let probe = Fake::of("far0", FIRST - 1, "active", "p0");
+        let seen = Probe::new("calico4-t-p0", &probe.address)?;
+        while begun.elapsed() < time {
+            let acknowledged = store.put(&probe.key, &probe.value)?;
+            lag.push(seen.until(true, Duration::from_secs(10))?.saturating_duration_since(acknowledged));
+            store.delete(&probe.key)?;
+            seen.until(false, Duration::from_secs(10))?;
+            pause(Duration::from_millis(47));
+        }
+        done = stream.join().map_err(|_| "the stream of changes panicked")??;
+    } else {
+        pause(time);
     }
-    let done = stream.join().map_err(|_| "the stream of changes panicked")??;
     let took = begun.elapsed().as_secs_f64();
     let percent = |time: Duration| format!("{:.1}", time.as_secs_f64() / took * 100.0);
     let (resident, highest) = memory(id)?;
@@ -63,8 +67,8 @@ fn row(what: &str, rate: u32, lab: &Lab, store: &mut Store, plan: &Plan) -> Outc
         format!("{resident:.0}"),
         format!("{highest:.0}"),
         lag.len().to_string(),
-        ms(lag.median()),
-        ms(lag.quantile(990)),
+        rate.map_or_else(String::new, |_| ms(lag.median())),
+        rate.map_or_else(String::new, |_| ms(lag.quantile(990))),
     ])
 }
 
@@ -101,12 +105,13 @@ pub(super) fn measure(lab: &mut Lab, store: &mut Store, plan: &Plan) -> Outcome<
     pause(Duration::from_secs(2));
     let mut rows = Vec::new();
     let about = format!("{SPOKEN} of {PROFILES} tags are used here");
-    rows.push(row(&format!("none; {about}"), 0, lab, store, plan)?);
-    rows.push(row(&format!("changes; {about}"), A_SECOND, lab, store, plan)?);
+    rows.push(row(&format!("nothing at all; {about}"), None, lab, store, plan)?);
+    rows.push(row(&format!("one that comes and goes; {about}"), Some(0), lab, store, plan)?);
+    rows.push(row(&format!("changes; {about}"), Some(A_SECOND), lab, store, plan)?);
     spoken.push("all".to_owned());
     speak(store, &spoken)?;
     pause(Duration::from_secs(3));
-    rows.push(row("changes; each is one of a tag that is used here", A_SECOND, lab, store, plan)?);
+    rows.push(row("changes; each is one of a tag that is used here", Some(A_SECOND), lab, store, plan)?);
     let head =
         ["changes", "a second", "CPU %", "its children %", "RSS MiB", "at most", "n", "lag p50 ms", "lag p99 ms"];
     table(

@@ -7,6 +7,7 @@
 //! them is closed instead, and everything else is programmed. When a tool does not work at all, all of it waits: to try the
 //! steps one by one would take the time for which the tool is waited, for each.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use crate::model::key::EndpointKey;
 use crate::model::name::IfName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
-use crate::plan::chain::{ChainName, ChainText};
+use crate::plan::chain::{ChainName, ChainText, Line};
 use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
 use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
 use crate::plan::filter::{self, Way};
-use crate::plan::routes::{self, Route, Routes};
+use crate::plan::routes::{self, Route, RouteStep, Routes};
 use crate::plan::sets::{self, SetName, SetStep, Sets};
 use crate::plan::settings::Settings;
 
@@ -98,6 +99,8 @@ pub(super) struct Kernel {
     unrouted: BTreeMap<IpAddr, (String, String)>,
     /// Chains that could not be written.
     failed: BTreeSet<ChainName>,
+    /// Sets that could not be made what they should be.
+    spoiled: BTreeSet<SetName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
     flows: Flows,
@@ -119,6 +122,7 @@ impl Kernel {
             faults: BTreeMap::new(),
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
+            spoiled: BTreeSet::new(),
             rerouted: BTreeSet::new(),
             flows: Flows::default(),
             tampered: BTreeSet::new(),
@@ -217,6 +221,7 @@ impl Kernel {
             }
             self.faults.clear();
             self.failed.clear();
+            self.spoiled.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
         self.flows.learn(desired, changes, look);
@@ -279,9 +284,15 @@ impl Kernel {
             Err(_) => {}
         }
         // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
+        let swapped = |step: &SetStep| match step {
+            SetStep::Swap(beside, name) => Some((beside.clone(), name.clone())),
+            _ => None,
+        };
+        let beside: BTreeMap<SetName, SetName> = steps.iter().filter_map(swapped).collect();
         let mut each: BTreeMap<SetName, Vec<SetStep>> = BTreeMap::new();
         for step in steps {
-            each.entry(step.set().clone()).or_default().push(step);
+            let name = beside.get(step.set()).unwrap_or(step.set()).clone();
+            each.entry(name).or_default().push(step);
         }
         let mut well = true;
         for (name, steps) in each {
@@ -289,6 +300,7 @@ impl Kernel {
                 Ok(()) => sets::carried_out(&mut self.sets, &steps),
                 Err(fault) => {
                     self.blame(format!("set {name}"), fault.to_string());
+                    self.spoiled.insert(name);
                     well = false;
                 }
             }
@@ -298,9 +310,10 @@ impl Kernel {
 
     async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>, ear: &mut Ear) -> bool {
         let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let mut steps = Steps::from([(FILTER, diff::steps(&desired.filter, self.seen(FILTER), only))]);
+        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
+        let mut steps = Steps::from([(FILTER, diff::steps(&filter, self.seen(FILTER), only))]);
         if scope.look.is_some() || scope.changes.nat {
-            steps.insert(NAT, diff::steps(&desired.nat, self.seen(NAT), None));
+            steps.insert(NAT, diff::steps(&nat, self.seen(NAT), None));
         }
         if scope.look.is_some() {
             steps.insert(RAW, diff::steps(&desired.raw, self.seen(RAW), None));
@@ -323,6 +336,31 @@ impl Kernel {
                 false
             }
         }
+    }
+
+    /// The filter table as long as some sets are not what they should be: what a chain would say of them is not what policy
+    /// says, so it is closed. A set of another type can be replaced only once no chain speaks of it.
+    fn filter_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.without_spoiled(wanted, |name| {
+            filter::closed(name.clone(), "a set that it speaks of could not be made").render()
+        })
+    }
+
+    /// The same of the nat table, in which nothing can be dropped: nothing is masqueraded.
+    fn nat_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.without_spoiled(wanted, |_| ChainText { ordered: true, lines: Vec::new() })
+    }
+
+    fn without_spoiled<'t>(&self, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
+        let spoiled: BTreeSet<String> = self.spoiled.iter().map(SetName::to_string).collect();
+        let speaks = |line: &Line| line.spec.split(' ').any(|word| spoiled.contains(word));
+        let mut table = Cow::Borrowed(wanted);
+        if !self.spoiled.is_empty() {
+            for (name, _) in wanted.chains.iter().filter(|(_, text)| text.lines.iter().any(speaks)) {
+                table.to_mut().chains.insert(name.clone(), Arc::new(instead(name)));
+            }
+        }
+        table
     }
 
     /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
@@ -349,13 +387,14 @@ impl Kernel {
             }
             _ => None,
         };
-        let all = diff::steps(&desired.filter, self.seen(FILTER), None);
+        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
+        let all = diff::steps(&filter, self.seen(FILTER), None);
         let made = Steps::from([(FILTER, all.into_iter().filter_map(fresh).collect())]);
         self.carry_out(&made, ear).await?;
 
         let apart = |(table, wanted): (&'static str, &Table)| (table, diff::steps(wanted, self.seen(table), None));
         let mut waiting: Vec<(&str, Vec<ChainStep>)> =
-            [(NAT, &desired.nat), (FILTER, &desired.filter), (RAW, &desired.raw)].map(apart).into();
+            [(NAT, &*nat), (FILTER, &*filter), (RAW, &desired.raw)].map(apart).into();
         while let Some((table, mut steps)) = waiting.pop() {
             let whole = Steps::from([(table, steps.clone())]);
             let Err(fault) = self.carry_out(&whole, ear).await else { continue };
@@ -395,7 +434,7 @@ impl Kernel {
     }
 
     async fn apply_routes(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
-        let steps = if scope.look.is_some() {
+        let steps: Vec<RouteStep> = if scope.look.is_some() {
             self.unrouted.clear();
             routes::steps(&desired.routes, &self.routes, |route| desired.may_stay(route))
         } else {
@@ -409,17 +448,18 @@ impl Kernel {
                 .collect()
         };
         scope.tell_drift(steps.iter().map(|step| format!("route to {}", step.address())));
-        for step in steps {
+        let done = self.hand.apply(&steps).await;
+        for (step, done) in steps.iter().zip(done) {
             let address = step.address();
             let owner = desired.routes.get(&address).and_then(|name| desired.owner(name.as_str()));
             self.rerouted.extend(owner.cloned());
-            match self.hand.apply(&step).await {
+            match done {
                 Ok(()) => {
                     // An interface that goes takes its routes along, which is nobody's doing and cannot be put right.
                     if self.tampered.contains(&address) {
                         scope.metrics.count_drift(&format!("route to {address}"));
                     }
-                    routes::carried_out(&mut self.routes, &step);
+                    routes::carried_out(&mut self.routes, step);
                 }
                 Err(fault) => {
                     let object =
