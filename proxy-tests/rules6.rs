@@ -37,7 +37,7 @@ struct Journey {
 
 impl Journey {
     fn new(from: &Container<'_>, to: &Container<'_>, probe: Probe) -> Self {
-        Journey { who: format!("{} to {}", from.name, to.name), from: from.space(), to: ip6(to), probe }
+        Journey { who: format!("{} to {}", from.name, to.name), from: from.space(), to: to.ip6(), probe }
     }
 
     fn arrives(&self) -> bool {
@@ -62,11 +62,6 @@ impl Journey {
             }),
         }
     }
-}
-
-fn ip6(container: &Container<'_>) -> Ipv6Addr {
-    let record = container.record();
-    record["ipv6_nets"][0].as_str().unwrap().trim_end_matches("/128").parse().unwrap()
 }
 
 /// Answers everybody at some ports until it is dropped; its sockets hold the container's namespace.
@@ -144,8 +139,8 @@ fn each_key_of_a_rule_allows_and_denies_in_ipv6_what_it_says() {
         (json!({"src_net": ann_net}), to_bob(tcp), cat_to_bob(tcp)),
         (json!({"!src_net": ann_net}), cat_to_bob(tcp), to_bob(tcp)),
         (json!({"src_net": wide, "!src_net": ann_net}), cat_to_bob(udp), to_bob(udp)),
-        (json!({"dst_net": ip6(&bob).to_string()}), to_bob(udp), to_dan(udp)),
-        (json!({"!dst_net": ip6(&bob).to_string()}), to_dan(udp), to_bob(udp)),
+        (json!({"dst_net": bob.ip6().to_string()}), to_bob(udp), to_dan(udp)),
+        (json!({"!dst_net": bob.ip6().to_string()}), to_dan(udp), to_bob(udp)),
         (json!({"protocol": "udp", "src_ports": ["9000-9999"]}), to_bob(udp), to_bob(Probe::Udp(20_000, 7000))),
         (json!({"!src_ports": ["9000:9999"]}), to_bob(Probe::Udp(20_000, 7000)), to_bob(udp)),
         (json!({"dst_ports": ["7000"]}), to_bob(tcp), to_bob(Probe::Tcp(7001))),

@@ -120,6 +120,31 @@ fn every_setting_takes_effect_without_a_restart_and_a_bad_one_is_told() {
 }
 
 #[test]
+fn what_of_a_host_is_open_to_containers_stays_open_while_a_new_node_has_not_read_the_datastore() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let _servers = Servers::start(&h1.space, &[5300, 5301]);
+    let (open, shut) = (Probe::Udp { from: None, to: 5300 }, Probe::Udp { from: None, to: 5301 });
+    let reaches = |probe| ann.space().answered(h1.ip, probe);
+    set(&lab, "EndpointToHostPorts", "udp:5300");
+    wait_until("the port that is named is open", SOON, || reaches(open));
+    h1.stop_node();
+    assert!(reaches(open) && !reaches(shut));
+    lab.kill_etcd();
+    h1.spawn_node(&[]);
+    wait_until("the new node has taken its first steps", SOON, || {
+        h1.calicoctl("status").out().contains("waits for etcd")
+    });
+    assert!(reaches(open) && !reaches(shut), "before the datastore is read");
+    lab.start_etcd();
+    h1.await_ready();
+    assert!(reaches(open) && !reaches(shut), "when it has been read");
+    unset(&lab, "EndpointToHostPorts");
+    wait_until("it is closed when nobody names it any more", SOON, || !reaches(open));
+}
+
+#[test]
 fn a_node_reports_itself_and_its_endpoints() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);

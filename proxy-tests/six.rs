@@ -52,14 +52,6 @@ fn answered(space: &Netns, to: Ipv6Addr, within_s: &str) -> bool {
     within(space, &["ping", "-6", "-n", "-c", "1", "-W", within_s, &to.to_string()]).run().code == Some(0)
 }
 
-/// The first IPv6 address of a container, as recorded.
-#[track_caller]
-fn ip6(container: &Container<'_>) -> Ipv6Addr {
-    let record = container.record();
-    let net = record["ipv6_nets"][0].as_str().unwrap_or_else(|| panic!("no IPv6 address in {record}"));
-    net.trim_end_matches("/128").parse().unwrap()
-}
-
 #[track_caller]
 fn comes_to_reach(from: &Container<'_>, to: Ipv6Addr) {
     let space = from.space();
@@ -115,23 +107,23 @@ fn containers_reach_each_other_by_both_families_on_one_host_and_between_two() {
     let ann = h1.run("ann", "-e CALICO_IP=fd80:24e2:f998:72d6::1:1 -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=ipv6,auto -e CALICO_PROFILE=web");
     // When `docker run` has returned, the network of this host is as its policy says: nothing to wait for.
-    assert!(reaches(&ann.space(), ip6(&bob)), "bob was not there when docker run returned");
-    assert!(reaches(&bob.space(), ip6(&ann)));
-    bob.exec(&["ping", "-6", "-c1", "-W5", &ip6(&ann).to_string()]).ok();
+    assert!(reaches(&ann.space(), bob.ip6()), "bob was not there when docker run returned");
+    assert!(reaches(&bob.space(), ann.ip6()));
+    bob.exec(&["ping", "-6", "-c1", "-W5", &ann.ip6().to_string()]).ok();
     let cat = h2.run("cat", "-e CALICO_IP=192.168.7.1,fd80:24e2:f998:72d6::/64 -e CALICO_PROFILE=web");
     let loner = h2.run("loner", "-e CALICO_IP=ipv6");
     for (from, to) in [(&ann, &cat), (&cat, &ann), (&bob, &cat), (&cat, &bob), (&bob, &bob)] {
-        comes_to_reach(from, ip6(to));
+        comes_to_reach(from, to.ip6());
     }
     bob.comes_to_reach(cat.ip());
     cat.comes_to_reach(bob.ip());
     for outsider in [(&loner, &ann), (&loner, &cat), (&ann, &loner), (&cat, &loner)] {
-        assert!(!pings(&outsider.0.space(), ip6(outsider.1)), "{} reaches {}", outsider.0.name, outsider.1.name);
+        assert!(!pings(&outsider.0.space(), outsider.1.ip6()), "{} reaches {}", outsider.0.name, outsider.1.name);
     }
     loner.set_profiles("web");
-    comes_to_reach(&loner, ip6(&ann));
+    comes_to_reach(&loner, ann.ip6());
     loner.set_profiles("");
-    ceases_to_reach(&loner, ip6(&ann));
+    ceases_to_reach(&loner, ann.ip6());
 
     // Who asks for one family has that one.
     let record = ann.record();
@@ -139,12 +131,12 @@ fn containers_reach_each_other_by_both_families_on_one_host_and_between_two() {
     assert_eq!(record["ipv6_gateway"], h1.ip6.to_string());
     let settings = bob.inspect()["NetworkSettings"].clone();
     for shown in [&settings, &settings["Networks"]["none"]] {
-        assert_eq!(shown["GlobalIPv6Address"], ip6(&bob).to_string(), "{settings}");
+        assert_eq!(shown["GlobalIPv6Address"], bob.ip6().to_string(), "{settings}");
         assert_eq!((&shown["GlobalIPv6PrefixLen"], &shown["IPv6Gateway"]), (&json!(128), &json!(NEXT_HOP)));
         assert_eq!((&shown["IPAddress"], &shown["IPPrefixLen"]), (&json!(bob.ip().to_string()), &json!(32)));
     }
     let hosts = bob.exec(&["cat", "/etc/hosts"]).ok();
-    for address in [bob.ip().to_string(), ip6(&bob).to_string()] {
+    for address in [bob.ip().to_string(), bob.ip6().to_string()] {
         assert!(hosts.contains(&format!("{address}\t{}", &bob.id[..12])), "{address} in {hosts}");
     }
     let status = h1.calicoctl("status").ok();
@@ -153,19 +145,19 @@ fn containers_reach_each_other_by_both_families_on_one_host_and_between_two() {
     lab.assert_consistent();
 
     // A restart keeps both addresses, whoever asks for it; so does a new node.
-    let before = (bob.ip(), ip6(&bob));
+    let before = (bob.ip(), bob.ip6());
     h1.docker("restart -t 1 bob").ok();
     h1.raw_docker("restart -t 1 ann").ok();
-    assert_eq!((bob.ip(), ip6(&bob)), before);
-    comes_to_reach(&cat, ip6(&bob));
-    comes_to_reach(&cat, ip6(&ann));
+    assert_eq!((bob.ip(), bob.ip6()), before);
+    comes_to_reach(&cat, bob.ip6());
+    comes_to_reach(&cat, ann.ip6());
     h1.stop_node();
-    assert!(reaches(&cat.space(), ip6(&bob)), "without a node containers keep talking");
+    assert!(reaches(&cat.space(), bob.ip6()), "without a node containers keep talking");
     h1.raw_docker("restart -t 1 bob").ok();
-    assert!(reaches(&bob.space(), ip6(&ann)), "without a node the runtime wires by what is kept");
+    assert!(reaches(&bob.space(), ann.ip6()), "without a node the runtime wires by what is kept");
     start(h1);
     h1.await_ready();
-    assert!(reaches(&cat.space(), ip6(&bob)) && reaches(&ann.space(), ip6(&bob)));
+    assert!(reaches(&cat.space(), bob.ip6()) && reaches(&ann.space(), bob.ip6()));
     lab.remove_everything();
 }
 
@@ -181,7 +173,7 @@ fn a_rule_of_one_family_allows_nothing_in_the_other() {
     rules(json!([]));
     let ann = h1.run("ann", "-e CALICO_IP=auto,ipv6 -e CALICO_PROFILE=both");
     let bob = h1.run("bob", "-e CALICO_IP=auto,ipv6 -e CALICO_PROFILE=both");
-    let (space, four, six) = (ann.space(), bob.ip(), ip6(&bob));
+    let (space, four, six) = (ann.space(), bob.ip(), bob.ip6());
     for (inbound, by_four, by_six) in [
         (json!([{"src_net": "192.168.0.0/16"}]), true, false),
         (json!([{"src_net": "fd80:24e2:f998:72d6::/64"}]), false, true),
@@ -224,17 +216,17 @@ fn what_a_container_says_of_routes_and_neighbours_changes_nothing_on_its_host() 
     wait_until("both advertisements have come and gone", SOON, || seen("calico-INPUT", "134") >= known + 2);
     // Redirect: the way to bob is by ann.
     let own: Ipv6Addr = "fe80::bad".parse().unwrap();
-    let redirect = format!("8900000000000000{}{}", hex(own), hex(ip6(&bob)));
+    let redirect = format!("8900000000000000{}{}", hex(own), hex(bob.ip6()));
     let known = seen("calico-INPUT", "137");
     send(&evil, "eth1", "fe80::bad", (NEXT_HOP, host_mac), &redirect);
     wait_until("the redirect has come and gone", SOON, || seen("calico-INPUT", "137") > known);
     // Neither goes through the host to another container.
     let known = seen("calico-FORWARD", "134");
-    send(&evil, "eth1", &ip6(&ann).to_string(), (&ip6(&bob).to_string(), host_mac), &advertisement());
+    send(&evil, "eth1", &ann.ip6().to_string(), (&bob.ip6().to_string(), host_mac), &advertisement());
     wait_until("it was not forwarded", SOON, || seen("calico-FORWARD", "134") > known);
 
     // Neighbour advertisements: bob's address, the host's own on the link, and the host's own elsewhere are ann's.
-    for claimed in [ip6(&bob), NEXT_HOP.parse().unwrap(), h1.ip6] {
+    for claimed in [bob.ip6(), NEXT_HOP.parse().unwrap(), h1.ip6] {
         let own_mac = ann.record()["mac"].as_str().unwrap().replace(':', "");
         let claim = format!("8800000020000000{}0201{own_mac}", hex(claimed));
         let known = seen("calico-INPUT", "136");
@@ -246,10 +238,10 @@ fn what_a_container_says_of_routes_and_neighbours_changes_nothing_on_its_host() 
     assert_eq!((state(h1, &link), state(h1, "eth0")), quiet);
     assert_eq!((&state(h1, &link).0, &state(h1, &bobs_link).0), (&before.0, &bobs.0));
     assert!(!h1.sh("ip -6 address show").contains("dadfailed"));
-    assert!(reaches(&h1.space, ip6(&bob)) && reaches(&bob.space(), ip6(&ann)), "everybody is where he was");
+    assert!(reaches(&h1.space, bob.ip6()) && reaches(&bob.space(), ann.ip6()), "everybody is where he was");
     // Nobody squats the next hop: a new container has it at once.
     h1.docker("restart -t 1 ann").ok();
-    assert!(reaches(&ann.space(), ip6(&bob)));
+    assert!(reaches(&ann.space(), bob.ip6()));
 }
 
 #[test]
@@ -259,7 +251,7 @@ fn a_packet_with_the_ipv6_source_of_another_is_dropped() {
     let ann = h1.run("ann", "-e CALICO_IP=ipv6 -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=ipv6 -e CALICO_PROFILE=web");
     let cat = h2.run("cat", "-e CALICO_IP=ipv6 -e CALICO_PROFILE=web");
-    comes_to_reach(&ann, ip6(&cat));
+    comes_to_reach(&ann, cat.ip6());
     let echoes = |container: &Container<'_>| -> u64 {
         let counters = within(&container.space(), &["cat", "/proc/net/snmp6"]).run().ok();
         let line = counters.lines().find(|line| line.starts_with("Icmp6InEchos ")).unwrap();
@@ -269,13 +261,13 @@ fn a_packet_with_the_ipv6_source_of_another_is_dropped() {
     let host_mac = "ee:ee:ee:ee:ee:ee";
     let dropped = || met(h1, "raw", "calico-PREROUTING", "rpfilter");
     for target in [&bob, &cat] {
-        let to = ip6(target).to_string();
+        let to = target.ip6().to_string();
         let heard = echoes(target);
         // The frame is well made: under ann's own address it arrives.
-        send(&ann.space(), "eth1", &ip6(&ann).to_string(), (&to, host_mac), request);
+        send(&ann.space(), "eth1", &ann.ip6().to_string(), (&to, host_mac), request);
         wait_until("an honest packet arrives", SOON, || echoes(target) > heard);
         let heard = echoes(target);
-        let sources = [ip6(&bob), ip6(&cat), h1.ip6, h2.ip6, OUTSIDE6, "fd80:24e2:f998:72d6::dead".parse().unwrap()];
+        let sources = [bob.ip6(), cat.ip6(), h1.ip6, h2.ip6, OUTSIDE6, "fd80:24e2:f998:72d6::dead".parse().unwrap()];
         for source in sources {
             let known = dropped();
             send(&ann.space(), "eth1", &source.to_string(), (&to, host_mac), request);
@@ -285,11 +277,11 @@ fn a_packet_with_the_ipv6_source_of_another_is_dropped() {
     }
     // Nor does the host itself hear any.
     let known = dropped();
-    send(&ann.space(), "eth1", &ip6(&bob).to_string(), (&h1.ip6.to_string(), host_mac), request);
+    send(&ann.space(), "eth1", &bob.ip6().to_string(), (&h1.ip6.to_string(), host_mac), request);
     wait_until("the host does not hear it", SOON, || dropped() > known);
     // Another's Ethernet address is no better.
     within(&ann.space(), &["ip", "link", "set", "eth1", "address", "02:00:00:00:00:77"]).run().ok();
-    assert!(!pings(&ann.space(), ip6(&cat)));
+    assert!(!pings(&ann.space(), cat.ip6()));
 }
 
 #[test]
@@ -308,12 +300,12 @@ fn a_container_without_an_ipv6_address_has_no_ipv6_and_its_link_has_none() {
          ip -6 route replace default via {NEXT_HOP} dev eth1"
     );
     within(&ann.space(), &["sh", "-c", &inside]).run().ok();
-    assert!(!pings(&ann.space(), ip6(&bob)) && !pings(&h1.space, own.parse().unwrap()));
+    assert!(!pings(&ann.space(), bob.ip6()) && !pings(&h1.space, own.parse().unwrap()));
     // The host hears the other no further than its policy says.
     assert!(!pings(&bob.space(), h1.ip6), "a container reaches its host");
     let gateway = within(&bob.space(), &["ping", "-6", "-c1", "-W1", &format!("{NEXT_HOP}%eth1")]).run();
     assert_ne!(gateway.code, Some(0), "a container reaches its next hop");
-    assert!(reaches(&h1.space, ip6(&bob)), "the host reaches its containers");
+    assert!(reaches(&h1.space, bob.ip6()), "the host reaches its containers");
 }
 
 #[test]
@@ -326,7 +318,7 @@ fn a_masquerade_pool_of_ipv6_reaches_the_outside_under_its_hosts_address() {
     let cat = h2.run("cat", "-e CALICO_IP=fd77::1:1 -e CALICO_PROFILE=web");
     // The outside knows no way to any container.
     comes_to_reach(&ann, OUTSIDE6);
-    comes_to_reach(&ann, ip6(&cat));
+    comes_to_reach(&ann, cat.ip6());
     for container in [&ann, &bob] {
         assert_eq!(pings(&container.space(), OUTSIDE6), container.name == "ann");
     }
@@ -340,7 +332,7 @@ fn the_first_instruction_of_a_container_has_ipv6() {
     let lab = running(1);
     let h1 = lab.host(1);
     let bob = h1.run("bob", "-e CALICO_IP=auto,ipv6 -e CALICO_PROFILE=web");
-    let to = ip6(&bob).to_string();
+    let to = bob.ip6().to_string();
     for wish in ["ipv6", "auto,ipv6"] {
         let wish = format!("CALICO_IP={wish}");
         for _ in 0..10 {

@@ -29,12 +29,19 @@ fn a_container_that_is_on_a_network_of_dockers_too_is_reported_until_it_is_not()
     // Created around the proxy, on Docker's bridge, and added later.
     h1.raw_docker_run(&["run", "-d", "--name", "ann", "busybox", "sh", "-c", IDLE]).run().ok();
     h1.calicoctl("container add ann 192.168.1.1").ok();
+    let ann = h1.container("ann");
     let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
     wait_until("ann is told of", TOLD, || told("ann", "bridge") && escaping(h1));
     assert!(!told("bob", ""));
+    // And where one looks at endpoints, on whatever host.
+    let shown = || h1.calicoctl("endpoint show --detailed").out();
+    let words = format!("Endpoint {} is not all: its container is on Docker's network bridge too", ann.endpoint_id());
+    wait_until("it is shown with its endpoint", TOLD, || shown().contains(&words));
+    assert!(!shown().contains(&format!("Endpoint {}", bob.endpoint_id())));
     assert!(h1.node_log_text().contains("container ann is on Docker's network bridge"));
     h1.raw_docker("network disconnect bridge ann").ok();
     wait_until("ann is told of no more", TOLD, || !told("ann", "bridge") && !escaping(h1));
+    wait_until("and shown so no more", TOLD, || !shown().contains("is not all"));
     // (To connect a running one around the proxy is refused by dockerd itself: there is a default route already.)
     assert!(h1.space.pings(bob.ip()));
     h1.raw_docker("rm -f ann bob").ok();

@@ -1,6 +1,6 @@
 //! From a container to its host (attack 6 of the catalogue).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use nix::sys::socket::SockProtocol;
@@ -89,4 +89,32 @@ fn a_container_never_gets_to_the_services_of_its_node_whatever_the_action_to_the
     h1.start_node();
     h1.sh("iptables -t nat -F PREROUTING");
     lab.assert_consistent();
+}
+
+/// In IPv6 the kernel's word for an address of the host's own is another one than in IPv4; by the latter none was closed.
+#[test]
+fn the_services_of_a_node_are_closed_in_ipv6_too_wherever_they_listen() {
+    let lab = Lab::hosts(1);
+    allow_all(&lab, "open");
+    let h1 = lab.host(1);
+    let ip6 = h1.ip6.to_string();
+    // At a port that nothing says of but this option.
+    h1.spawn_node(&["--ip6", &ip6, "--listen", "tcp://[::]:3377", "--insecure-root-for-anyone-who-connects"]);
+    h1.await_ready();
+    let eve = h1.run("eve", "-e CALICO_IP=auto,ipv6 -e CALICO_PROFILE=open");
+    lab.etcd().put("/calico/v1/config/DefaultEndpointToHostAction", "ACCEPT");
+    eve.comes_to_reach(h1.ip);
+    let (port, ear) = (Port::of(&eve), Listener::let_in6(&h1.space, SockProtocol::Tcp));
+    let send = |to: Ipv6Addr, number: u16| {
+        let words = words();
+        port.send(&Packet::tcp((eve.ip6(), 40_000), (to, number), (1, 0), SYN, &words));
+        words
+    };
+    for to in [h1.ip6, "fe80::ecee:eeff:feee:eeee".parse().unwrap()] {
+        let closed = [3377, 2377, 2379, 179, 9091].map(|number| (number, send(to, number)));
+        ear.comes_to_hear(&format!("what is sent to another port of {to}"), &send(to, 22));
+        for (number, words) in &closed {
+            assert!(!ear.heard(words), "what is sent to {to}, port {number}, arrives");
+        }
+    }
 }

@@ -1,24 +1,23 @@
 //! Packets that belong to nothing, or to more than they seem to (attack 14 of the catalogue).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::json;
 
-use super::frames::{Listener, Packet, Port, words};
+use super::frames::{Listener, MORE, Packet, Port, words};
 use crate::lab::Lab;
 use crate::lab::container::SOON;
 use crate::lab::netns::Probe;
 use crate::lab::wait::wait_for;
 
-const FIN: u8 = 1;
-const SYN: u8 = 2;
-const RST: u8 = 4;
-const PUSH: u8 = 8;
-const ACK: u8 = 16;
-const MORE: u16 = 0x2000;
+pub(super) const FIN: u8 = 1;
+pub(super) const SYN: u8 = 2;
+pub(super) const RST: u8 = 4;
+pub(super) const PUSH: u8 = 8;
+pub(super) const ACK: u8 = 16;
 
 /// The pieces of a packet, each with its offset in bytes and whether more follow.
-fn pieces(whole: &Packet, number: u16, cuts: &[(usize, usize, bool)]) -> Vec<Packet> {
+pub(super) fn pieces(whole: &Packet, number: u16, cuts: &[(usize, usize, bool)]) -> Vec<Packet> {
     let piece = |&(from, to, more): &(usize, usize, bool)| {
         let offset = u16::try_from(from / 8).unwrap();
         let payload = whole.payload[from..to].to_vec();
@@ -28,17 +27,23 @@ fn pieces(whole: &Packet, number: u16, cuts: &[(usize, usize, bool)]) -> Vec<Pac
 }
 
 /// A TCP connection by hand: the numbers with which it goes on.
-fn connect(port: &Port, ear: &Listener, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) -> (u32, u32) {
+pub(super) fn connect(port: &Port, ear: &Listener, from: (IpAddr, u16), to: (IpAddr, u16)) -> (u32, u32) {
+    // Where the sender's address is in a frame, and where the TCP header begins.
+    let (sender, tcp) = if from.0.is_ipv4() { (26..30, 34) } else { (22..38, 54) };
+    let whose = match to.0 {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
     port.send(&Packet::tcp(from, to, (1000, 0), SYN, &[]));
     let theirs = wait_for("the connection is answered", SOON, || {
         let mut number = None;
         ear.heard_where(|frame| {
-            let answers = frame.len() >= 54
-                && frame[26..30] == to.0.octets()
-                && frame[36..38] == from.1.to_be_bytes()
-                && frame[47] == SYN | ACK;
+            let answers = frame.len() >= tcp + 20
+                && frame[sender.clone()] == whose
+                && frame[tcp + 2..tcp + 4] == from.1.to_be_bytes()
+                && frame[tcp + 13] == SYN | ACK;
             if answers {
-                number = Some(u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]));
+                number = frame[tcp + 4..tcp + 8].try_into().ok().map(u32::from_be_bytes);
             }
             answers
         });
@@ -154,7 +159,7 @@ fn what_is_not_a_packet_of_an_allowed_flow_is_dropped_whatever_it_looks_like() {
     at_ann.comes_to_hear("a packet to the open port in pieces", &broken);
 
     let from = (eve.ip(), 5004);
-    let (number, acknowledged) = connect(&port, &at_eve, from, to);
+    let (number, acknowledged) = connect(&port, &at_eve, (from.0.into(), from.1), (to.0.into(), to.1));
     let (late, unseen, good) = (words(), words(), words());
     let say = |number, acknowledged, words: &[u8]| {
         port.send(&Packet::tcp(from, to, (number, acknowledged), ACK | PUSH, words));

@@ -89,9 +89,12 @@ fn records_that_nobody_should_have_written_harm_nothing_but_themselves() {
         (0..20_000).map(|port| json!({ "action": "allow", "protocol": "tcp", "dst_ports": [port] })).collect();
     let big = |inbound: Value| json!({ "id": "x", "inbound_rules": inbound, "outbound_rules": [] }).to_string();
     let hundred_thousand = format!("{{\"inbound_rules\":[{}]}}", vec!["{}"; 100_000].join(","));
+    // One rule that says of two million pairs of ports that they are allowed.
+    let ports: Vec<u16> = (1..=15_000).collect();
     for (profile, value) in [
         ("many", big(json!(many))),
         ("hundredthousand", hundred_thousand),
+        ("product", big(json!([{ "action": "allow", "src_ports": ports, "dst_ports": ports }]))),
         ("long", big(json!([{ "action": "allow", "src_tag": "x".repeat(1_400_000) }]))),
         ("deep", format!("{}1{}", "[".repeat(600_000), "]".repeat(600_000))),
         ("deeper", big(json!([])).replace("[]", &format!("{}{}", "[".repeat(300_000), "]".repeat(300_000)))),
@@ -106,7 +109,7 @@ fn records_that_nobody_should_have_written_harm_nothing_but_themselves() {
         put(&format!("/calico/v1/policy/profile/{profile}/tags"), b"[]");
     }
     // Somebody uses the worst of them.
-    let closed = ["long", "deep", "number", "port", "unknown", "half", "zero"];
+    let closed = ["hundredthousand", "product", "long", "deep", "number", "port", "unknown", "half", "zero"];
     let victims: Vec<_> = closed.iter().map(|profile| (profile, h1.run(profile, "-e CALICO_IP=auto"))).collect();
     for (profile, victim) in &victims {
         let (key, mut record) = victim.try_record().unwrap();

@@ -1,6 +1,6 @@
 //! A container of a test, and what it can reach.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -81,6 +81,14 @@ impl Container<'_> {
         let record = self.record();
         let net = record["ipv4_nets"][0].as_str().unwrap_or_else(|| panic!("no address in {record}"));
         net.trim_end_matches("/32").parse().unwrap()
+    }
+
+    /// Its first IPv6 address, as recorded.
+    #[track_caller]
+    pub(crate) fn ip6(&self) -> Ipv6Addr {
+        let record = self.record();
+        let net = record["ipv6_nets"][0].as_str().unwrap_or_else(|| panic!("no IPv6 address in {record}"));
+        net.trim_end_matches("/128").parse().unwrap()
     }
 
     /// `docker exec` through the node.

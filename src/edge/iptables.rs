@@ -104,7 +104,7 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
         Family::V4 => "iptables",
         Family::V6 => "ip6tables",
     };
-    let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(&BTreeSet::new()));
+    let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(family, &BTreeSet::new()));
     for (table, kernel) in
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
     {

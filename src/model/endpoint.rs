@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::name::{CONTAINER_INTERFACE, IfName, Mac, ProfileName, WorkloadId};
-use super::pool::Family;
+use super::pool::{Family, nobodys};
 
 /// Whether the container's process runs.
 ///
@@ -216,6 +216,9 @@ fn address(text: &str, ipv4: bool) -> Result<IpAddr, String> {
         Ok(_) => return Err(format!("net {text:?} is wider than one address: it must be {right}")),
         Err(_) => text.parse().map_err(|_| format!("net {text:?} is not {right}"))?,
     };
+    if let Some((_, kind)) = nobodys(address) {
+        return Err(format!("net {text:?} is {kind}, which is no container's: it must be {right} of a pool"));
+    }
     if address.is_ipv4() == ipv4 { Ok(address) } else { Err(format!("net {text:?} is not {right}")) }
 }
 
@@ -338,6 +341,9 @@ mod tests {
         for (from, to) in [
             ("192.168.1.1/32", "0.0.0.0/0"),
             ("192.168.1.1/32", "fd00::1/128"),
+            ("192.168.1.1/32", "127.0.0.1/32"),
+            ("192.168.1.1/32", "224.0.0.5/32"),
+            ("\"ipv6_nets\":[]", "\"ipv6_nets\":[\"::ffff:10.0.0.1/128\"]"),
             ("cali1d9e9624cdb", "cali1d9e9624cdb0"),
             ("\"active\"", "\"up\""),
             ("\"web\"", "\"we/b\""),

@@ -1,6 +1,7 @@
 //! Names with a limit or a shape. A value of one of these types has passed its check.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -202,6 +203,12 @@ impl Mac {
     pub(crate) fn from_random(mut bytes: [u8; 6]) -> Self {
         bytes[0] = (bytes[0] & 0xfc) | 0x02;
         Mac(bytes)
+    }
+
+    /// The link-local address that the kernel makes of it (RFC 4291, appendix A).
+    pub(crate) const fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from_octets([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
     }
 }
 

@@ -1,8 +1,8 @@
 //! Pools: the address ranges that containers are given addresses from.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// The two address families, as the datastore spells them.
@@ -89,6 +89,30 @@ impl Pool {
     pub(crate) fn chooses(&self) -> bool {
         !self.disabled && self.ipam
     }
+}
+
+/// The ranges of which no address can be one endpoint's alone. Source: RFC 6890, RFC 4291, RFC 5771.
+const NOBODYS: [(IpNet, &str); 9] = [
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)), "the unspecified address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)), "a loopback address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)), "a multicast address"),
+    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32)), "the broadcast address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)), "the unspecified address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)), "a loopback address"),
+    (
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96)),
+        "an IPv4 address in the spelling of IPv6",
+    ),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)), "a link-local address"),
+    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)), "a multicast address"),
+];
+
+/// The range that an address is in, if it cannot be a container's, and what it is.
+///
+/// Ranges that somebody may want are not among them: 169.254.0.0/16, where clouds have services that a container may stand
+/// in for, and 240.0.0.0/4, which Linux treats as any other.
+pub(crate) fn nobodys(address: IpAddr) -> Option<&'static (IpNet, &'static str)> {
+    NOBODYS.iter().find(|(net, _)| net.contains(&address))
 }
 
 /// Whether two ranges share an address.

@@ -21,6 +21,29 @@ pub(crate) struct EndpointReport {
     /// Of an error: what is wrong. The original had no such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
+    /// The networks of Docker's that its container is on too. Policy does not see what goes over them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) beside: Option<String>,
+}
+
+/// A container of ours that is on networks of Docker's too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Beside {
+    /// Its name.
+    pub(crate) container: String,
+    /// Their names, in words.
+    pub(crate) networks: String,
+}
+
+impl std::fmt::Display for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "container {} is on Docker's network {} beside Calico's: what goes over that escapes policy; \
+             docker network disconnect ends it",
+            self.container, self.networks
+        )
+    }
 }
 
 /// What a node says of itself.
@@ -36,10 +59,10 @@ pub(crate) struct HostReport {
 
 impl EndpointReport {
     pub(crate) fn error(reason: impl Into<String>) -> Self {
-        EndpointReport { status: Health::Error, reason: Some(reason.into()) }
+        EndpointReport { status: Health::Error, reason: Some(reason.into()), beside: None }
     }
 
     pub(crate) fn plain(status: Health) -> Self {
-        EndpointReport { status, reason: None }
+        EndpointReport { status, reason: None, beside: None }
     }
 }

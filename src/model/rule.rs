@@ -322,6 +322,21 @@ pub(crate) fn parse_net(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("net {text:?} is not right: it must be a CIDR, such as 10.0.0.0/8"))
 }
 
+/// A net that a rule speaks of. IPv4 in the spelling of IPv6 would be a net of which there is no packet.
+fn parse_matched_net(text: &str) -> Result<IpNet, String> {
+    let net = parse_net(text)?;
+    let four = match net {
+        IpNet::V6(net) => net.prefix_len().checked_sub(96).zip(net.network().to_ipv4_mapped()),
+        IpNet::V4(_) => None,
+    };
+    match four {
+        Some((length, four)) => {
+            Err(format!("net {text:?} is of IPv4 in the spelling of IPv6: it must be {four}/{length}"))
+        }
+        None => Ok(net),
+    }
+}
+
 // --- JSON: a key after `!` is the same match, negated ---
 
 /// A whole number that stands as a number or as its text.
@@ -371,8 +386,8 @@ fn read_match(matches: &mut Matches, codes: &mut Option<u8>, key: &str, value: &
         "icmp_code" => *codes = u8::try_from(number(key, value, 255)?).ok(),
         "src_tag" => matches.src.tag = Some(text(key, value)?.parse().map_err(|error| format!("{error}"))?),
         "dst_tag" => matches.dst.tag = Some(text(key, value)?.parse().map_err(|error| format!("{error}"))?),
-        "src_net" => matches.src.net = Some(parse_net(text(key, value)?)?),
-        "dst_net" => matches.dst.net = Some(parse_net(text(key, value)?)?),
+        "src_net" => matches.src.net = Some(parse_matched_net(text(key, value)?)?),
+        "dst_net" => matches.dst.net = Some(parse_matched_net(text(key, value)?)?),
         "src_ports" => matches.src.ports = ports(key, value)?,
         "dst_ports" => matches.dst.ports = ports(key, value)?,
         other => return Err(format!("key {other:?} is not known here")),

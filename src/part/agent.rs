@@ -142,7 +142,7 @@ async fn set_up(family: Family, mut seen: Seen, services: &BTreeSet<u16>) -> Res
     let (stood, raw) = (table(FILTER), table(RAW));
     let steps = iptables::Steps::from([
         (FILTER, desired::first_steps(family, &stood)),
-        (RAW, diff::steps(&desired_raw(services), &raw, None)),
+        (RAW, diff::steps(&desired_raw(family, services), &raw, None)),
     ]);
     iptables::apply(family, &steps).await.map_err(|fault| fault.during("set up the base chains"))?;
     Ok(stood)

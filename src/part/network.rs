@@ -40,6 +40,7 @@ use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::{ContainerId, HostName, Orchestrator};
 use crate::model::pool::Family;
+use crate::model::report::Beside;
 use crate::model::snapshot::Record;
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
@@ -104,8 +105,8 @@ pub(crate) struct Network {
     /// The last address given out of each pool.
     cursors: Mutex<BTreeMap<IpNet, IpAddr>>,
     locks: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
-    /// Containers of ours that are on networks of Docker's too, with those, by name: what goes over them escapes policy.
-    beside: Mutex<BTreeMap<String, String>>,
+    /// Containers of ours that are on networks of Docker's too, by their ids.
+    beside: watch::Sender<BTreeMap<String, Beside>>,
     /// The requests of creates that this process has under way: their claims and notes are nobody else's business.
     creating: Mutex<HashSet<String>>,
 }
@@ -121,13 +122,6 @@ struct Recorded {
 /// Whether an endpoint is one of a container's. Another orchestrator's workloads are none of ours, whatever their ids.
 fn is_of(key: &EndpointKey, id: &ContainerId) -> bool {
     key.orchestrator == Orchestrator::docker() && key.workload.as_str() == id.as_str()
-}
-
-fn escape(container: &str, networks: &str) -> String {
-    format!(
-        "container {container} is on Docker's network {networks} beside Calico's: what goes over that escapes policy; \
-         docker network disconnect ends it"
-    )
 }
 
 /// The record of a container's endpoint, if a hand may act on it. The interface that it names must be the one that goes with
@@ -173,7 +167,7 @@ impl Network {
             failing: watch::Sender::default(),
             cursors: Mutex::default(),
             locks: Mutex::default(),
-            beside: Mutex::default(),
+            beside: watch::Sender::default(),
             creating: Mutex::default(),
         })
     }
@@ -181,6 +175,11 @@ impl Network {
     /// Why the networks of containers keep failing, by the container's id.
     pub(crate) fn failing(&self) -> watch::Receiver<BTreeMap<String, String>> {
         self.failing.subscribe()
+    }
+
+    /// The containers of ours whose traffic policy does not see all of, by their ids.
+    pub(crate) fn beside(&self) -> watch::Receiver<BTreeMap<String, Beside>> {
+        self.beside.subscribe()
     }
 
     /// Whether dockerd answers, as far as is known.
@@ -300,12 +299,6 @@ impl Network {
     async fn reserved(&self) -> Result<Reserved, Fault> {
         let connected = self.wirer.links.host_addresses().await?;
         Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
-    }
-
-    /// What an operator should know of containers whose traffic policy does not see, in words.
-    pub(crate) fn escapes(&self) -> Vec<String> {
-        let beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        beside.iter().map(|(container, networks)| escape(container, networks)).collect()
     }
 
     /// What an operator should know of the pools, in words.

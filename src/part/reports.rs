@@ -95,12 +95,14 @@ impl Reporter {
     async fn tell_of_endpoints(&self) {
         let (mut synced, mut programmed) = (self.store.synced(), self.programmed.clone());
         let (mut failing, mut settings) = (self.network.failing(), self.store.settings());
+        let mut beside = self.network.beside();
         // What stands in the datastore; `None`: not known.
         let mut there: Option<Reports> = None;
         loop {
             let connected = synced.borrow_and_update().connected;
             programmed.borrow_and_update();
             failing.borrow_and_update();
+            beside.borrow_and_update();
             let delay = settings.borrow_and_update().endpoint_report;
             let mut more = false;
             if connected {
@@ -121,6 +123,7 @@ impl Reporter {
                     changed = synced.changed() => changed.is_err(),
                     changed = programmed.changed() => changed.is_err(),
                     changed = failing.changed() => changed.is_err(),
+                    changed = beside.changed() => changed.is_err(),
                     changed = settings.changed() => changed.is_err(),
                 };
                 if ended {
@@ -159,9 +162,11 @@ impl Reporter {
     fn differing(&self, there: &Reports) -> Vec<(EndpointKey, Option<EndpointReport>)> {
         let programmed = self.programmed.borrow();
         let failing: BTreeMap<String, String> = self.network.failing().borrow().clone();
+        let beside = self.network.beside().borrow().clone();
         let known = Known {
             faults: &programmed.faults,
             failing: &failing,
+            beside: &beside,
             routed: &|id| programmed.endpoints.get(id).map(|one| one.active),
         };
         self.store.read(|snapshot| {

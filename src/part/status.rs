@@ -110,7 +110,7 @@ impl Gauge {
             }),
         };
         let mut warnings = self.network.pool_warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
-        warnings.extend(self.network.escapes());
+        warnings.extend(self.network.beside().borrow().values().map(ToString::to_string));
         let waiting_for = self.waiting_for();
         Status {
             host: self.host.clone(),

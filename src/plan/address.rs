@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::model::name::INTERFACE_PREFIX;
-use crate::model::pool::{Pool, overlap};
+use crate::model::pool::{Pool, nobodys, overlap};
 use crate::model::snapshot::{Record, Snapshot};
 
 /// A subnet that an interface of this host is connected to.
@@ -72,22 +72,6 @@ impl Reserved {
             })
             .collect()
     }
-}
-
-/// The ranges of which no address can be one endpoint's alone. Source: RFC 6890, RFC 4291, RFC 5771.
-const NOBODYS: [(IpNet, &str); 8] = [
-    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)), "the unspecified address"),
-    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)), "a loopback address"),
-    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4)), "a multicast address"),
-    (IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32)), "the broadcast address"),
-    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)), "the unspecified address"),
-    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)), "a loopback address"),
-    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)), "a link-local address"),
-    (IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)), "a multicast address"),
-];
-
-fn nobodys(address: IpAddr) -> Option<&'static (IpNet, &'static str)> {
-    NOBODYS.iter().find(|(net, _)| net.contains(&address))
 }
 
 /// The next free address of a pool after the last one given out, going round at the end.
@@ -185,12 +169,20 @@ mod tests {
     #[test]
     fn an_address_that_nobody_can_have_alone_is_nobodys() {
         let none = Reserved::default();
-        for address in
-            ["::", "::1", "ff02::1", "fe80::1", "fe80::ecee:eeff:feee:eeee", "127.0.0.1", "224.0.0.1", "0.0.0.0"]
-        {
+        for address in [
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "fe80::ecee:eeff:feee:eeee",
+            "::ffff:10.0.0.1",
+            "127.0.0.1",
+            "224.0.0.1",
+            "0.0.0.0",
+        ] {
             assert!(none.reason(address.parse().unwrap()).is_some(), "{address}");
         }
-        for address in ["fd00::1", "2001:db8::", "10.0.0.255", "169.254.1.1"] {
+        for address in ["fd00::1", "2001:db8::", "10.0.0.255", "169.254.1.1", "240.0.0.1"] {
             assert_eq!(none.reason(address.parse().unwrap()), None, "{address}");
         }
     }

@@ -10,9 +10,10 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use sha2::{Digest, Sha256};
 
@@ -68,6 +69,9 @@ impl fmt::Display for ChainName {
     }
 }
 
+/// The addresses of IPv6 that count on one link only (RFC 4291, 2.5.6).
+pub(crate) const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+
 /// Which interfaces a match speaks of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Interface {
@@ -105,8 +109,10 @@ impl End {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tracked {
     Invalid,
-    /// Part of a connection that was allowed, or related to one.
+    /// Part of a connection that was allowed.
     Established,
+    /// An error about a connection, or the beginning of one that another has announced.
+    Related,
     /// Of a TCP connection that connection tracking has not seen begin.
     Midstream,
 }
@@ -117,12 +123,16 @@ pub(crate) enum Match {
     In(Interface),
     Out(Interface),
     Tracked(Tracked),
+    /// The address is no end of the connection that the packet is about, however ends were translated.
+    NoEnd(IpAddr),
     /// Whether the packet carries the accept mark.
     Accepted(bool),
     /// What is sent to the packet's source would not leave through the interface that the packet came in by.
     SourceElsewhere,
-    /// The packet is for an address of this host's own, or for all on a link.
-    ToThisHost,
+    /// The packet is for an address of this host's own; in IPv4, or for all on a link.
+    ToThisHost(Family),
+    /// The packet is for one, not for all of a group.
+    ToOne,
     /// The sender's Ethernet address is another one.
     MacIsNot(Mac),
     Net(End, IpNet),
@@ -268,6 +278,13 @@ pub(crate) fn hash_of(spec: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
+/// The words in the text of a rule of ours that the kernel shows, as far as they say nothing but what may stand there.
+pub(crate) fn words_of(spec: &str) -> Option<&str> {
+    let (_, rest) = spec.split_once("--comment \"")?;
+    let (comment, _) = rest.split_once('"')?;
+    comment.strip_prefix(COMMENT_PREFIX)?.get(16..).map(str::trim)
+}
+
 /// Free text as it may stand between quotes in iptables-restore's input: letters, digits and harmless signs, on one line.
 fn safe_words(words: &str) -> String {
     let text: String = words.chars().map(safe_sign).take(WORDS_LONGEST).collect();
@@ -288,14 +305,19 @@ impl fmt::Display for Match {
             Match::In(interface) => write!(f, "-i {interface}"),
             Match::Out(interface) => write!(f, "-o {interface}"),
             Match::Tracked(Tracked::Invalid) => f.write_str("-m conntrack --ctstate INVALID"),
-            Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate RELATED,ESTABLISHED"),
+            Match::Tracked(Tracked::Established) => f.write_str("-m conntrack --ctstate ESTABLISHED"),
+            Match::Tracked(Tracked::Related) => f.write_str("-m conntrack --ctstate RELATED"),
             Match::Tracked(Tracked::Midstream) => f.write_str("-p 6 -m tcp ! --syn -m conntrack --ctstate NEW"),
+            Match::NoEnd(address) => write!(f, "-m conntrack ! --ctorigsrc {address} ! --ctreplsrc {address}"),
             Match::Accepted(yes) => {
                 let not = if *yes { "" } else { "! " };
                 write!(f, "-m mark {not}--mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}")
             }
             Match::SourceElsewhere => f.write_str("-m rpfilter --invert"),
-            Match::ToThisHost => f.write_str("-m addrtype ! --dst-type UNICAST"),
+            Match::ToThisHost(Family::V4) => f.write_str("-m addrtype ! --dst-type UNICAST"),
+            // In IPv6 that would say what an address looks like, not whose it is (linux net/netfilter/xt_addrtype.c).
+            Match::ToThisHost(Family::V6) => f.write_str("-m addrtype --dst-type LOCAL"),
+            Match::ToOne => f.write_str("-m addrtype ! --dst-type MULTICAST"),
             Match::MacIsNot(mac) => write!(f, "-m mac ! --mac-source {mac}"),
             Match::Net(End::Source, net) => write!(f, "-s {net}"),
             Match::Net(End::Destination, net) => write!(f, "-d {net}"),
@@ -369,6 +391,7 @@ mod tests {
         let line = entry.render(&ChainName::fixed("x"));
         assert!(!line.spec.contains('\n') && !line.spec.contains('\\'), "{}", line.spec);
         assert_eq!(line.spec.matches('"').count(), 2);
+        assert_eq!(words_of(&line.spec), Some("a??-A FORWARD -j ACCEPT????"));
         assert_eq!(hash_of(&line.spec), Some(line.hash));
     }
 

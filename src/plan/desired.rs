@@ -152,16 +152,19 @@ fn text(chain: Chain, settings: &Settings) -> Arc<ChainText> {
 }
 
 /// The steps in the filter table that must be carried out before the datastore is known. What stands there from an earlier run is kept:
-/// the dispatch with all that hangs on it, and the chain of packets to the host in any of its forms.
+/// the dispatch with all that hangs on it, and the chain of packets to the host in any of its forms, with what it opens.
 pub(crate) fn first_steps(family: Family, seen: &SeenTable) -> Vec<ChainStep> {
+    let closed = base_table(family, &Settings::default());
+    let to_host = seen.chains.get(&ChainName::fixed("INPUT"));
+    let open = filter::said_open(to_host.into_iter().flatten().map(|line| &*line.spec));
     let forms = [ToHost::Drop, ToHost::Return, ToHost::Accept]
-        .map(|to_host| base_table(family, &Settings { to_host, ..Settings::default() }));
+        .map(|to_host| base_table(family, &Settings { to_host, open: open.clone(), ..Settings::default() }));
     let is_kept = |name: &ChainName| {
         let dispatch = Way::BOTH.iter().any(|way| *name == way.dispatch_chain(""));
         let known = || forms.iter().any(|form| diff::holds(form, seen, name));
         seen.chains.contains_key(name) && (dispatch || known())
     };
-    let mut steps = diff::steps(&forms[0], seen, None);
+    let mut steps = diff::steps(&closed, seen, None);
     steps.retain(|step| match step {
         ChainStep::Write(name, _) => !is_kept(name),
         ChainStep::Jump { .. } => true,
@@ -200,7 +203,7 @@ impl Desired {
             family,
             filter: Table::default(),
             nat: Table::default(),
-            raw: raw::desired_raw(&BTreeSet::new()),
+            raw: raw::desired_raw(family, &BTreeSet::new()),
             sets: Sets::new(),
             routes: Routes::new(),
             faults: BTreeMap::new(),
@@ -223,7 +226,7 @@ impl Desired {
 
     /// The same, on a host with these services of its own.
     pub(crate) fn with_services(mut self, services: &BTreeSet<u16>) -> Self {
-        self.raw = raw::desired_raw(services);
+        self.raw = raw::desired_raw(self.family, services);
         self
     }
 

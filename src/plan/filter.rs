@@ -6,6 +6,10 @@
 //! endpoint without profiles and an empty chain are all closed without a rule that says so. The same on the way to a
 //! container with `calico-to`, `calico-tw-…` and `calico-pi-…`.
 //!
+//! What belongs to a connection that was allowed passes by itself. What is only about one, an error of ICMP, passes from a
+//! container that is an end of it and from what is no container of this host, since there routers are: whoever could
+//! tell of others' connections could end or slow them, whatever policy says.
+//!
 //! The dispatch is a tree over the first two characters after `cali`, whose entries exclude each other: a packet passes
 //! at most some dozens of entries among thousands of endpoints, and an endpoint is added by appending. A set of
 //! interfaces or an nftables map would be faster still, but iptables has neither as a jump.
@@ -19,9 +23,11 @@ use crate::model::name::{INTERFACE_PREFIX, IfName, ProfileName};
 use crate::model::pool::Family;
 use crate::model::rule::{Ports, Protocol, Rule};
 
-use super::chain::{CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LogPrefix, Match, Target, Tracked};
+use super::chain::{
+    CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LINK_LOCAL, LogPrefix, Match, Target, Tracked, words_of,
+};
 use super::rules;
-use super::settings::{DropAction, OWN_PORTS, Settings};
+use super::settings::{DropAction, OWN_PORTS, Open, Settings};
 
 /// Which way a packet goes, seen from the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,11 +120,12 @@ pub(crate) fn base(family: Family, settings: &Settings) -> Vec<Chain> {
 /// Messages of ICMPv6 by which a neighbour moves routes: router advertisement and redirect (RFC 4861, 4.2 and 4.5).
 const STEERING: [u8; 2] = [134, 137];
 
-/// Messages of ICMPv6 by which neighbours find each other: solicitation and advertisement (RFC 4861, 4.3 and 4.4).
-const NEIGHBOURS: [u8; 2] = [135, 136];
+/// Messages of ICMPv6 by which neighbours find each other (RFC 4861, 4.3 and 4.4).
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
 
-fn icmpv6(kinds: [u8; 2]) -> [Vec<Match>; 2] {
-    kinds.map(|kind| vec![Match::Protocol(Protocol::ICMPV6), Match::Icmp(Family::V6, kind, None)])
+fn icmpv6(kind: u8) -> Vec<Match> {
+    vec![Match::Protocol(Protocol::ICMPV6), Match::Icmp(Family::V6, kind, None)]
 }
 
 fn forward(family: Family) -> Vec<Entry> {
@@ -134,7 +141,8 @@ fn forward(family: Family) -> Vec<Entry> {
     };
     let mut entries = Vec::new();
     if family == Family::V6 {
-        entries.extend(icmpv6(STEERING).map(|kind| one(Way::From, &kind, Target::Drop, "containers are no routers")));
+        let steering = STEERING.map(icmpv6);
+        entries.extend(steering.map(|kind| one(Way::From, &kind, Target::Drop, "containers are no routers")));
     }
     entries.extend(both(&[], &Target::Unmark, "no other mark counts"));
     entries.extend(both(&[Match::Tracked(Tracked::Invalid)], &Target::Drop, "part of no connection"));
@@ -149,6 +157,9 @@ fn forward(family: Family) -> Vec<Entry> {
     entries.push(one(Way::From, &[], Target::Jump(Way::From.dispatch_chain("")), "what the sender may send"));
     entries.push(one(Way::From, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.push(one(Way::From, &[], Target::Unmark, "the receiver decides anew"));
+    // Of containers, only the ends of a connection have come so far with an error about it; of the rest of the world
+    // anybody may be a router on its way.
+    entries.push(one(Way::To, &[Match::Tracked(Tracked::Related)], Target::Goto(accept()), "about a connection"));
     entries.push(one(Way::To, &[], Target::Jump(Way::To.dispatch_chain("")), "what the receiver may receive"));
     entries.push(one(Way::To, &[Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
     entries.extend(both(&[], &Target::Goto(accept()), "allowed on both sides"));
@@ -160,49 +171,69 @@ fn input(family: Family, settings: &Settings) -> Vec<Entry> {
         let matches = [Match::In(ours())].into_iter().chain(matches).collect();
         Entry::new(matches, target, words)
     };
-    let mut entries = Vec::new();
+    let judged = |matches: Vec<Match>, words: &str| from(matches, Target::Jump(Way::From.dispatch_chain("")), words);
+    let mut entries = vec![from(Vec::new(), Target::Unmark, "no other mark counts")];
     if family == Family::V6 {
-        // What a neighbour claims counts on its own link only (linux net/ipv6/ndisc.c), so it harms nobody else.
-        entries.extend(icmpv6(STEERING).map(|kind| from(kind, Target::Drop, "containers are no routers")));
-        entries.extend(icmpv6(NEIGHBOURS).map(|kind| from(kind, Target::Accept, "finding the next hop")));
+        entries.extend(STEERING.map(|kind| from(icmpv6(kind), Target::Drop, "containers are no routers")));
+        // Whoever asks becomes a neighbour (linux net/ipv6/ndisc.c, `ndisc_recv_ns`), of which the table that all share
+        // holds some hundreds. A global source has been found to be the sender's own; of the link-local ones his
+        // endpoint's chain knows the one that is.
+        let asked = icmpv6(SOLICITATION);
+        let locally: Vec<Match> = asked.iter().cloned().chain([Match::Net(End::Source, LINK_LOCAL)]).collect();
+        let foreign = locally.iter().cloned().chain([Match::Accepted(false)]).collect();
+        entries.push(judged(locally, "finding the next hop"));
+        entries.push(from(foreign, Target::Drop, "a foreign link-local address"));
+        // What a neighbour claims counts on its own link only, for addresses that were looked for, so it harms nobody else.
+        let found = [asked, icmpv6(ADVERTISEMENT)];
+        entries.extend(found.map(|kind| from(kind, Target::Accept, "finding the next hop")));
     }
     entries.extend([
         from(vec![Match::Tracked(Tracked::Invalid)], Target::Drop, "part of no connection"),
         from(vec![Match::Tracked(Tracked::Established)], Target::Accept, "of an allowed connection"),
     ]);
-    let (judged, last) = match settings.to_host {
-        ToHost::Drop => (open(family, &settings.open), None),
-        ToHost::Return => (vec![Vec::new()], Some(Target::Return)),
-        ToHost::Accept => (vec![Vec::new()], Some(Target::Accept)),
-    };
-    if last.is_some() {
-        let own = OWN_PORTS.map(|port| Ports { first: port, last: port }).to_vec();
-        let own = vec![Match::Protocol(Protocol::TCP), Match::Ports(End::Destination, own)];
-        entries.push(from(own, Target::Drop, "what runs this host is not for containers"));
-    }
-    if !judged.is_empty() {
-        entries.push(from(Vec::new(), Target::Unmark, "no other mark counts"));
-        let dispatch = || Target::Jump(Way::From.dispatch_chain(""));
-        entries.extend(judged.into_iter().map(|matches| from(matches, dispatch(), "what the sender may send")));
-        if let Some(last) = last {
-            entries.push(from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"));
-            entries.push(from(Vec::new(), last, "DefaultEndpointToHostAction"));
+    let last = match settings.to_host {
+        ToHost::Drop => {
+            entries.push(judged(vec![Match::Tracked(Tracked::Related)], "about a connection"));
+            entries.extend(open(family, &settings.open).map(|(matches, item)| judged(matches, &open_words(item))));
+            entries.push(from(vec![Match::Accepted(true)], Target::Accept, "allowed to the sender"));
+            entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
             return entries;
         }
-        entries.push(from(vec![Match::Accepted(true)], Target::Accept, "EndpointToHostPorts"));
-    }
-    entries.push(from(Vec::new(), Target::Drop, "containers do not reach their host"));
+        ToHost::Return => Target::Return,
+        ToHost::Accept => Target::Accept,
+    };
+    let own = OWN_PORTS.map(|port| Ports { first: port, last: port }).to_vec();
+    let own = vec![Match::Protocol(Protocol::TCP), Match::Ports(End::Destination, own)];
+    entries.extend([
+        from(own, Target::Drop, "what runs this host is not for containers"),
+        judged(Vec::new(), "what the sender may send"),
+        from(vec![Match::Accepted(false)], Target::Drop, "not allowed, or unknown interface"),
+        from(Vec::new(), last, "DefaultEndpointToHostAction"),
+    ]);
     entries
 }
 
 /// What of the host is open to containers, as matches of a family.
-fn open(family: Family, open: &[(Protocol, Option<Ports>)]) -> Vec<Vec<Match>> {
+fn open(family: Family, open: &[Open]) -> impl Iterator<Item = (Vec<Match>, Open)> {
     let other = if family == Family::V4 { Protocol::ICMPV6 } else { Protocol::ICMP };
-    let matches = open.iter().filter(|(protocol, _)| *protocol != other).map(|(protocol, ports)| {
-        let ports = ports.map(|ports| Match::Ports(End::Destination, vec![ports]));
-        [Match::Protocol(*protocol)].into_iter().chain(ports).collect()
-    });
-    matches.collect()
+    open.iter().filter(move |open| open.protocol != other).map(|open| {
+        let ports = open.ports.map(|ports| Match::Ports(End::Destination, vec![ports]));
+        ([Match::Protocol(open.protocol)].into_iter().chain(ports).collect(), *open)
+    })
+}
+
+/// The words of the entry that opens something of the host.
+fn open_words(item: Open) -> String {
+    format!("{OPEN_WORDS}{item}")
+}
+
+const OPEN_WORDS: &str = "EndpointToHostPorts ";
+
+/// What of the host entries say to be open, which stand in the kernel. Whether they are what they say is for the caller
+/// to see, by making the chain of it and comparing.
+pub(crate) fn said_open<'s>(specs: impl Iterator<Item = &'s str>) -> Vec<Open> {
+    let items = specs.filter_map(|spec| words_of(spec)?.strip_prefix(OPEN_WORDS)?.parse().ok());
+    items.collect()
 }
 
 /// A chain as it is with another action in place of dropping.
@@ -271,6 +302,17 @@ pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, s
         let mut entries = Vec::new();
         if let (Way::From, Some(mac)) = (way, endpoint.mac) {
             entries.push(Entry::new(vec![Match::MacIsNot(mac)], Target::Drop, format!("not the MAC of {id}")));
+        }
+        if let (Way::From, Family::V6, Some(mac)) = (way, family, endpoint.mac) {
+            let own = Match::Net(End::Source, IpAddr::V6(mac.link_local()).into());
+            let asked = icmpv6(SOLICITATION).into_iter().chain([own]).collect();
+            entries.push(Entry::new(asked, Target::Goto(allow()), "finding the next hop"));
+        }
+        if way == Way::From {
+            let related = || Match::Tracked(Tracked::Related);
+            let others = [related()].into_iter().chain(addresses.iter().copied().map(Match::NoEnd)).collect();
+            entries.push(Entry::new(others, Target::Drop, "about a connection of others"));
+            entries.push(Entry::new(vec![related()], Target::Goto(allow()), format!("about a connection of {id}")));
         }
         for profile in &endpoint.profiles {
             let jump = || Target::Jump(way.profile_chain(profile));

@@ -83,9 +83,11 @@ fn holds(one: &Match, flow: &Flow, sets: &Sets) -> bool {
         Match::In(_)
         | Match::Out(_)
         | Match::Tracked(_)
+        | Match::NoEnd(_)
         | Match::Accepted(_)
         | Match::SourceElsewhere
-        | Match::ToThisHost
+        | Match::ToThisHost(_)
+        | Match::ToOne
         | Match::MacIsNot(_) => false,
     }
 }

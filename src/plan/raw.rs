@@ -8,7 +8,10 @@
 //!
 //! In IPv6 two sources pass that no route speaks of: none at all, as duplicate address detection has it, and link-local
 //! ones, which the match looks for on that very interface only. Neither is ever forwarded (linux net/ipv6/ip6_output.c,
-//! `ip6_forward`), so they come to `INPUT` at most. Source: linux net/ipv6/netfilter/ip6t_rpfilter.c and
+//! `ip6_forward`), so they come to `INPUT` at most. To what bears a link-local source and should be forwarded the kernel
+//! answers with an error, for which it looks for the sender as a neighbour, and what is for another link-local address than
+//! its own it takes for something that a neighbour there should have been sent: as many as somebody makes up would fill its
+//! table of neighbours, which all share. So both are dropped here too. Source: linux net/ipv6/netfilter/ip6t_rpfilter.c and
 //! net/ipv4/netfilter/ipt_rpfilter.c.
 //!
 //! The services of this very software are closed to containers here too: whatever `DefaultEndpointToHostAction` says, and
@@ -16,13 +19,16 @@
 //! address of its host. (Those of other hosts are reached by forwarding, where the sender's policy decides.)
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::model::name::INTERFACE_PREFIX;
+use crate::model::pool::Family;
 use crate::model::rule::{Ports, Protocol};
 
-use super::chain::{Chain, ChainName, End, Entry, Interface, Match, PORTS_MOST, Target};
+use super::chain::{Chain, ChainName, End, Entry, Interface, LINK_LOCAL, Match, PORTS_MOST, Target};
 use super::diff::Table;
+use super::wiring::HOST_LINK_LOCAL;
 
 const PREROUTING: &str = "PREROUTING";
 
@@ -31,19 +37,26 @@ pub(crate) fn port_of(place: &str) -> Option<u16> {
     place.trim_end_matches('/').rsplit_once(':')?.1.parse().ok()
 }
 
-/// What the table should hold, in either family, whatever the datastore says. The services are TCP ports of this host's
+/// What the table should hold, whatever the datastore says. The services are TCP ports of this host's
 /// that no container reaches.
-pub(crate) fn desired_raw(services: &BTreeSet<u16>) -> Table {
+pub(crate) fn desired_raw(family: Family, services: &BTreeSet<u16>) -> Table {
     let name = ChainName::fixed(PREROUTING);
     let ours = || Match::In(Interface::StartsWith(INTERFACE_PREFIX.to_owned()));
     let mut entries = vec![Entry::new(vec![ours(), Match::SourceElsewhere], Target::Drop, "a foreign source address")];
+    if family == Family::V6 {
+        let (from, to) = (Match::Net(End::Source, LINK_LOCAL), Match::Net(End::Destination, LINK_LOCAL));
+        let astray = vec![ours(), from, Match::NotNet(End::Destination, LINK_LOCAL), Match::ToOne];
+        entries.push(Entry::new(astray, Target::Drop, "not to be answered with an error"));
+        let to_others = vec![ours(), to, Match::OutsideRange(End::Destination, IpAddr::V6(HOST_LINK_LOCAL).into())];
+        entries.push(Entry::new(to_others, Target::Drop, "nobody else is on the link"));
+    }
     let services: Vec<Ports> = services.iter().map(|port| Ports { first: *port, last: *port }).collect();
     entries.extend(services.chunks(PORTS_MOST).map(|ports| {
         let matches = vec![
             ours(),
             Match::Protocol(Protocol::TCP),
             Match::Ports(End::Destination, ports.to_vec()),
-            Match::ToThisHost,
+            Match::ToThisHost(family),
         ];
         Entry::new(matches, Target::Drop, "services of the node are not for containers")
     }));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::model::endpoint::Endpoint;
 use crate::model::key::EndpointKey;
 use crate::model::name::EndpointId;
-use crate::model::report::{EndpointReport, Health};
+use crate::model::report::{Beside, EndpointReport, Health};
 use crate::model::snapshot::Record;
 
 use super::desired::endpoint_object;
@@ -19,12 +19,20 @@ pub(crate) struct Known<'k> {
     pub(crate) faults: &'k BTreeMap<String, String>,
     /// By workload: why its wiring keeps failing.
     pub(crate) failing: &'k BTreeMap<String, String>,
+    /// By workload: the networks of Docker's that it is on too.
+    pub(crate) beside: &'k BTreeMap<String, Beside>,
     /// Whether all addresses of an endpoint are routed to it; `None`: its policy does not stand.
     pub(crate) routed: &'k dyn Fn(&EndpointId) -> Option<bool>,
 }
 
-/// What is to be said of an endpoint. What is worst counts, of both families: the faults are those of both.
+/// What is to be said of an endpoint.
 pub(crate) fn desired_report(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> EndpointReport {
+    let beside = known.beside.get(key.workload.as_str()).map(|beside| beside.networks.clone());
+    EndpointReport { beside, ..health(key, record, known) }
+}
+
+/// How an endpoint is. What is worst counts, of both families: the faults are those of both.
+fn health(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> EndpointReport {
     // Where nothing is wrong no names are made to look it up by.
     let fault = |object: &dyn Fn() -> String| (!known.faults.is_empty()).then(|| known.faults.get(&object())).flatten();
     if let Some(why) = fault(&|| endpoint_object(&key.endpoint)) {
@@ -83,6 +91,15 @@ mod tests {
     use crate::model::snapshot::tests::from_json;
 
     fn reports(faults: &[(&str, &str)], failing: &[(&str, &str)], routed: &[&str]) -> Vec<String> {
+        reports_beside(faults, failing, routed, &BTreeMap::new())
+    }
+
+    fn reports_beside(
+        faults: &[(&str, &str)],
+        failing: &[(&str, &str)],
+        routed: &[&str],
+        beside: &BTreeMap<String, Beside>,
+    ) -> Vec<String> {
         let snapshot = from_json(
             r#"{
             "/calico/v1/host/h1/workload/docker/w1/endpoint/e1": {"state": "active", "name": "calie1", "profile_ids": ["a", "b"]},
@@ -93,7 +110,7 @@ mod tests {
         let map = |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         let (faults, failing) = (map(faults), map(failing));
         let routed = |id: &EndpointId| Some(routed.contains(&id.as_str()));
-        let known = Known { faults: &faults, failing: &failing, routed: &routed };
+        let known = Known { faults: &faults, failing: &failing, beside, routed: &routed };
         let reports = snapshot.endpoints.iter().map(|(key, record)| desired_report(key, record, &known));
         reports.map(|report| serde_json::to_string(&report).unwrap()).collect()
     }
@@ -113,6 +130,19 @@ mod tests {
         assert_eq!(reports(&[("profile b", "it is closed")], &[], &["e1"])[0], error("profile b: it is closed"));
         assert_eq!(reports(&[("profile x", "it is closed")], &[], &["e1"])[0], r#"{"status":"up"}"#);
         assert_eq!(reports(&[], &[("w2", "no veth")], &["e1"])[1], error("no veth"));
+    }
+
+    #[test]
+    fn a_way_out_beside_ours_is_told_of_whatever_else_is_to_be_said() {
+        let beside = |id: &str| {
+            let beside = Beside { container: "ann".to_owned(), networks: "bridge, dmz".to_owned() };
+            BTreeMap::from([(id.to_owned(), beside)])
+        };
+        let said = reports_beside(&[], &[], &["e1"], &beside("w1"));
+        assert_eq!(said[0], r#"{"status":"up","beside":"bridge, dmz"}"#);
+        assert_eq!(said[1], r#"{"status":"down"}"#);
+        let said = reports_beside(&[("e1", "no route")], &[], &["e1"], &beside("w1"));
+        assert_eq!(said[0], r#"{"status":"error","reason":"no route","beside":"bridge, dmz"}"#);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! means closed, and is a fault that names the setting.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::model::name::HostName;
@@ -25,6 +26,36 @@ pub(crate) struct DropAction {
     pub(crate) accept: bool,
 }
 
+/// Something of the host that containers reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) protocol: Protocol,
+    /// An ICMP has none.
+    pub(crate) ports: Option<Ports>,
+}
+
+impl std::str::FromStr for Open {
+    type Err = ();
+    /// `udp:53`, `tcp:6000-6010`, `icmp`; none of our own ports.
+    fn from_str(item: &str) -> Result<Self, ()> {
+        if let "icmp" | "icmpv6" = item {
+            return Ok(Open { protocol: item.parse().map_err(drop)?, ports: None });
+        }
+        let (protocol, ports) = item.split_once(':').ok_or(())?;
+        let protocol = protocol.parse::<Protocol>().ok().filter(|protocol| protocol.has_ports()).ok_or(())?;
+        let ports = ports.parse::<Ports>().map_err(drop)?;
+        let own = |port: &u16| protocol == Protocol::TCP && (ports.first..=ports.last).contains(port);
+        if OWN_PORTS.iter().any(own) { Err(()) } else { Ok(Open { protocol, ports: Some(ports) }) }
+    }
+}
+
+impl fmt::Display for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.protocol.fmt(f)?;
+        self.ports.map_or(Ok(()), |ports| write!(f, ":{ports}"))
+    }
+}
+
 /// How often a host says that its node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HostReport {
@@ -38,8 +69,8 @@ pub(crate) struct HostReport {
 pub(crate) struct Settings {
     /// `DefaultEndpointToHostAction`.
     pub(crate) to_host: ToHost,
-    /// `EndpointToHostPorts`: what of the host containers reach all the same. An ICMP has no ports.
-    pub(crate) open: Vec<(Protocol, Option<Ports>)>,
+    /// `EndpointToHostPorts`: what of the host containers reach all the same.
+    pub(crate) open: Vec<Open>,
     /// `DropActionOverride`.
     pub(crate) drop: DropAction,
     /// `MaxIpsetSize`.
@@ -151,21 +182,11 @@ fn drop_action(text: &str) -> Result<DropAction, String> {
 }
 
 /// `tcp:53,udp:53,udp:60000-61000,icmp`.
-fn open(text: &str) -> Result<Vec<(Protocol, Option<Ports>)>, String> {
+fn open(text: &str) -> Result<Vec<Open>, String> {
     let right =
-        || format!("a list such as tcp:8080,udp:53,udp:6000-6010,icmp, without our own ports {OWN_PORTS:?} of tcp");
-    let one = |item: &str| {
-        if let "icmp" | "icmpv6" = item {
-            return item.parse().ok().map(|protocol| (protocol, None));
-        }
-        let (protocol, ports) = item.split_once(':')?;
-        let protocol = protocol.parse::<Protocol>().ok().filter(|protocol| protocol.has_ports())?;
-        let ports = ports.parse::<Ports>().ok()?;
-        let own = |port: &u16| protocol == Protocol::TCP && (ports.first..=ports.last).contains(port);
-        (!OWN_PORTS.iter().any(own)).then_some((protocol, Some(ports)))
-    };
+        |()| format!("a list such as tcp:8080,udp:53,udp:6000-6010,icmp, without our own ports {OWN_PORTS:?} of tcp");
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    items.map(|item| one(item).ok_or_else(right)).collect()
+    items.map(|item| item.parse().map_err(right)).collect()
 }
 
 impl Settings {
@@ -227,13 +248,20 @@ mod tests {
                 "/calico/v1/config/LogSeverityScreen": "WARNING", "/calico/v1/config/ReportingIntervalSecs": "0",
                 "/calico/v1/config/EndpointReportingEnabled": "No", "/calico/v1/config/Unknown": "x"}"#,
         );
-        let ports = |first, last| Some(Ports { first, last });
+        let open = |protocol, first, last| Open { protocol, ports: Some(Ports { first, last }) };
         assert_eq!(read.to_host, ToHost::Return);
         assert_eq!(read.drop, DropAction { log: true, accept: false });
         assert_eq!(
             read.open,
-            [(Protocol::UDP, ports(53, 53)), (Protocol::TCP, ports(8000, 8010)), (Protocol::ICMP, None)]
+            [
+                open(Protocol::UDP, 53, 53),
+                open(Protocol::TCP, 8000, 8010),
+                Open { protocol: Protocol::ICMP, ports: None }
+            ]
         );
+        for item in read.open {
+            assert_eq!(item.to_string().parse(), Ok(item));
+        }
         assert_eq!((read.resync, read.log, read.host_report, read.endpoint_report), (None, Some("warn"), None, None));
         assert_eq!(read.faults, BTreeMap::new());
     }

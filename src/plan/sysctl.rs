@@ -79,6 +79,8 @@ pub(crate) fn inside(name: &IfName) -> Vec<(String, &'static str)> {
         (of(name, "accept_ra"), "0"),
         (of(name, "accept_redirects"), "0"),
         (of(name, "autoconf"), "0"),
+        // Made of the Ethernet address, as the host expects it.
+        (of(name, "addr_gen_mode"), "0"),
         // Nobody else is on the link, so nobody is waited for.
         (of(name, "accept_dad"), "0"),
         (of(name, "disable_ipv6"), "0"),

@@ -12,8 +12,8 @@ use crate::model::pool::Family;
 pub(crate) const HOST_MAC: Mac = Mac([0xee; 6]);
 
 /// The link-local address of every host side, and the next hop of every container: what the kernel itself makes of
-/// [`HOST_MAC`] (RFC 4291, appendix A).
-pub(crate) const HOST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+/// [`HOST_MAC`].
+pub(crate) const HOST_LINK_LOCAL: Ipv6Addr = HOST_MAC.link_local();
 
 /// The interface group of every host side (decided), so that all can be found and removed at once.
 pub(crate) const LINK_GROUP: u32 = 97;
@@ -71,11 +71,7 @@ mod tests {
 
     #[test]
     fn the_next_hop_is_what_the_kernel_makes_of_the_hosts_ethernet_address() {
-        let [a, b, c, d, e, f] = HOST_MAC.0;
-        let mut bytes = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
-        assert_eq!(Ipv6Addr::from(bytes), HOST_LINK_LOCAL);
-        bytes[8] ^= 2;
-        assert_ne!(Ipv6Addr::from(bytes), HOST_LINK_LOCAL);
+        assert_eq!(HOST_LINK_LOCAL.to_string(), "fe80::ecee:eeff:feee:eeee");
     }
 
     #[test]

@@ -70,6 +70,8 @@ fn a_rule_with_an_unknown_or_impossible_part_is_refused() {
         r#"{"ip_version":4,"protocol":"icmpv6"}"#,
         r#"{"src_tag":"a b"}"#,
         r#"{"!src_net":"10.0.0.0/33"}"#,
+        r#"{"action":"deny","src_net":"::ffff:10.0.0.0/104"}"#,
+        r#"{"!dst_net":"::ffff:10.0.0.1"}"#,
     ] {
         assert!(rule(bad).is_err(), "{bad}");
     }

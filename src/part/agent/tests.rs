@@ -357,6 +357,46 @@ fn the_first_steps_keep_what_an_earlier_run_left() {
 }
 
 #[test]
+fn what_of_the_host_is_open_stays_so_at_a_start_just_as_it_was_and_is_closed_if_anybody_has_touched_it() {
+    in_own_network(|| async {
+        let setting = r#""/calico/v1/config/EndpointToHostPorts": "udp:53,tcp:8000-8010,icmp,icmpv6", "/calico/v1/pol"#;
+        let snapshot = DUAL.replacen(r#""/calico/v1/pol"#, setting, 1);
+        let families = [(Family::V4, "iptables"), (Family::V6, "ip6tables")];
+        let wanted = families.map(|(family, _)| desired_of(family, &snapshot));
+        for ((family, _), wanted) in families.iter().zip(&wanted) {
+            // The interfaces are not there, which is of no matter here.
+            hands(*family).apply(wanted, &Changes::default()).await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut before = Vec::new();
+        for (_, tool) in families {
+            before.push(sh(&format!("{tool} -S calico-INPUT")).await);
+        }
+        assert!(before.iter().all(|listed| listed.contains("EndpointToHostPorts tcp:8000:8010")), "{before:#?}");
+        drop(prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap());
+        for ((_, tool), before) in families.iter().zip(&before) {
+            assert_eq!(sh(&format!("{tool} -S calico-INPUT")).await, *before);
+        }
+        for damage in [
+            "-I calico-INPUT -p tcp --dport 22 -j ACCEPT",
+            "-D calico-INPUT 2",
+            // Under the words of another entry.
+            "-I calico-INPUT 6 -p tcp --dport 22 -m comment --comment 'calico:00000000000000ff EndpointToHostPorts udp:54' -j ACCEPT",
+        ] {
+            for (family, tool) in families {
+                hands(family).apply(&wanted[usize::from(family == Family::V6)], &Changes::default()).await;
+                sh(&format!("{tool} {damage}")).await;
+            }
+            drop(prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap());
+            for (_, tool) in families {
+                let listed = sh(&format!("{tool} -S calico-INPUT")).await;
+                assert!(!listed.contains("EndpointToHostPorts") && !listed.contains("dport"), "{damage}: {listed}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_second_guard_waits_until_the_first_is_gone() {
     in_own_network(|| async {
         let spawner = Spawner::new().unwrap();

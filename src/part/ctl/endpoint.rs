@@ -77,11 +77,19 @@ fn with_reports(mut answer: Answer, reports: &BTreeMap<String, EndpointReport>) 
         let id = shown["endpoint"].as_str().unwrap_or_default().to_owned();
         let Some(report) = reports.get(&id) else { continue };
         shown["status"] = json!(report.status);
-        if let Some(reason) = &report.reason {
-            shown["reason"] = json!(reason);
-            answer.text.push_str(&super::table::printable(&format!("Endpoint {id} does not work: {reason}")));
-            answer.text.push('\n');
-        }
+        let mut say = |key: &str, value: &Option<String>, words: &dyn Fn(&str) -> String| {
+            if let Some(value) = value {
+                shown[key] = json!(value);
+                answer.text.push_str(&super::table::printable(&words(value)));
+                answer.text.push('\n');
+            }
+        };
+        say("reason", &report.reason, &|reason| format!("Endpoint {id} does not work: {reason}"));
+        say("beside", &report.beside, &|networks| {
+            format!(
+                "Endpoint {id} is not all: its container is on Docker's network {networks} too, and what goes over that escapes policy"
+            )
+        });
     }
     answer
 }
@@ -188,6 +196,7 @@ fn as_json(key: &EndpointKey, record: &Stored) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::report::Health;
     use crate::model::snapshot::tests::from_json;
 
     fn snapshot() -> Snapshot {
@@ -230,10 +239,15 @@ mod tests {
 
     #[test]
     fn what_the_node_says_is_wrong_with_an_endpoint_is_shown() {
-        let reports = [("e1".to_owned(), EndpointReport::error("profile a: it is closed"))].into();
+        let beside = EndpointReport { beside: Some("bridge".to_owned()), ..EndpointReport::plain(Health::Up) };
+        let reports = [("e1".to_owned(), EndpointReport::error("profile a: it is closed")), ("e2".to_owned(), beside)];
+        let reports = reports.into();
         let answer = with_reports(detailed(&snapshot(), &Filter::default()), &reports);
         assert!(answer.text.contains("\nEndpoint e1 does not work: profile a: it is closed\n"), "{}", answer.text);
-        assert_eq!((&answer.json[0]["status"], &answer.json[1]["status"]), (&json!("error"), &Value::Null));
+        assert_eq!((&answer.json[0]["status"], &answer.json[2]["status"]), (&json!("error"), &Value::Null));
+        let escapes = "\nEndpoint e2 is not all: its container is on Docker's network bridge too, ";
+        assert!(answer.text.contains(escapes), "{}", answer.text);
+        assert_eq!(answer.json[1]["beside"], "bridge");
     }
 
     #[test]

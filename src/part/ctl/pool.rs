@@ -14,7 +14,7 @@ use crate::edge::etcd::{When, Write, to_json};
 use crate::model::claim::Claim;
 use crate::model::fault::Fault;
 use crate::model::key::{Key, POOLS, assignments_of};
-use crate::model::pool::{Family, Pool as Stored, overlap};
+use crate::model::pool::{Family, Pool as Stored, nobodys, overlap};
 use crate::model::rule::parse_net;
 use crate::model::snapshot::{Record, Snapshot};
 
@@ -81,6 +81,10 @@ fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<
     let nets: BTreeSet<IpNet> = cidrs.iter().copied().collect();
     let mut mistakes = Vec::new();
     for net in &nets {
+        let without = nobodys(net.network()).filter(|(range, _)| range.contains(net));
+        mistakes.extend(without.map(|(range, kind)| {
+            format!("Cannot add IP pool {net} - pool lies in {range}, of which every address is {kind} and none a container's")
+        }));
         let existing = snapshot.pools.keys().filter(|other| *other != net && overlap(*net, **other));
         mistakes.extend(
             existing.map(|other| format!("Cannot add IP pool {net} - pool overlaps with an existing pool {other}")),
@@ -253,6 +257,29 @@ mod tests {
         assert!(values[0].ends_with(r#" {"cidr":"10.0.0.0/24"}"#), "{values:?}");
         assert!(values[1].ends_with(r#" {"cidr":"192.168.0.0/16","ipip":"tunl0"}"#), "{values:?}");
         assert!(edit.when.iter().all(|when| matches!(when, When::At(_, 1) | When::Quiet(..))));
+    }
+
+    #[test]
+    fn a_pool_of_addresses_that_no_container_can_have_is_not_added() {
+        for (net, kind) in [
+            ("::ffff:0:0/96", "an IPv4 address in the spelling of IPv6"),
+            ("::ffff:10.0.0.0/104", "an IPv4 address in the spelling of IPv6"),
+            ("127.1.0.0/16", "a loopback address"),
+            ("::1", "a loopback address"),
+            ("224.0.0.0/4", "a multicast address"),
+            ("ff00::/8", "a multicast address"),
+            ("fe80::/64", "a link-local address"),
+            ("0.0.0.0/32", "the unspecified address"),
+            ("255.255.255.255/32", "the broadcast address"),
+        ] {
+            let error = add(&Snapshot::default(), &nets(&[net, "11.0.0.0/8"]), false).unwrap_err().to_string();
+            assert!(error.starts_with("Cannot add IP pool ") && error.contains(kind), "{net}: {error}");
+            assert!(error.ends_with("\nNo pools added.") && !error.contains("11.0.0.0/8"), "{net}: {error}");
+        }
+        // What only holds such, and what somebody may want.
+        for net in ["0.0.0.0/0", "::/0", "240.0.0.0/4", "169.254.0.0/16", "100.64.0.0/10", "::/64", "fec0::/10"] {
+            assert!(add(&Snapshot::default(), &nets(&[net]), false).is_ok(), "{net}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,13 +18,14 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::Network;
 use super::settle::Waits;
-use super::{Network, escape};
 use crate::edge::docker::{Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
 use crate::model::name::{ContainerId, Orchestrator};
+use crate::model::report::Beside;
 
 /// How often all containers are compared with the records though no event asked for it.
 const AUDIT: Duration = Duration::from_secs(10);
@@ -127,20 +128,22 @@ impl Network {
     fn note_escapes(&self, listed: &[Listed]) {
         let ours: HashSet<ContainerId> = self.containers().into_iter().collect();
         let two = listed.iter().filter(|one| one.running && !one.networks.is_empty() && ours.contains(&one.id));
-        let now: BTreeMap<String, String> = two
+        let now: BTreeMap<String, Beside> = two
             .map(|one| {
                 let mut networks = one.networks.clone();
                 networks.sort();
-                (one.name.clone(), networks.join(", "))
+                (one.id.to_string(), Beside { container: one.name.clone(), networks: networks.join(", ") })
             })
             .collect();
-        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
-        for (container, networks) in now.iter().filter(|(container, networks)| beside.get(*container) != Some(networks))
-        {
-            tracing::warn!("{}", escape(container, networks));
-        }
         self.metrics.escaping.set(i64::try_from(now.len()).unwrap_or(i64::MAX));
-        *beside = now;
+        self.beside.send_if_modified(|before| {
+            for (_, beside) in now.iter().filter(|(id, beside)| before.get(*id) != Some(beside)) {
+                tracing::warn!("{beside}");
+            }
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
     }
 
     /// The containers that are recorded as running here.

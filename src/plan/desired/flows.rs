@@ -31,7 +31,7 @@ impl Desired {
     fn chain_of(&self, way: Way, name: &ProfileName) -> Option<Chain> {
         let profile = self.profiles.get(name).filter(|profile| profile.tags.is_ok())?;
         let rules = profile.rules.as_ref().and_then(Record::readable)?;
-        if self.overfull_of(&profile.speaks_of).is_some() {
+        if self.too_much(rules, &profile.speaks_of).is_some() {
             return None;
         }
         let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
@@ -70,7 +70,7 @@ impl<'d> Judge<'d> {
         let names = |ports: Ports| (ports.first..=ports.last).contains(&flow.ports.1);
         match settings.to_host {
             ToHost::Drop => {
-                settings.open.iter().any(|(protocol, ports)| protocol.0 == flow.protocol && ports.is_none_or(names))
+                settings.open.iter().any(|open| open.protocol.0 == flow.protocol && open.ports.is_none_or(names))
             }
             ToHost::Return | ToHost::Accept => flow.protocol != 6 || !OWN_PORTS.contains(&flow.ports.1),
         }

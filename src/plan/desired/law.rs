@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::tests::{Datastore, IDS, datastore, host, read};
 use super::*;
 use crate::model::name::Mac;
+use crate::model::profile::Rules;
 use crate::model::rule::{Ports, Protocol};
 use crate::model::snapshot::News;
 use crate::plan::chain::{ChainText, End, Interface, Match, Target, Tracked};
@@ -28,6 +29,8 @@ struct Packet {
     ports: (u16, u16),
     icmp: (u8, u8),
     tracked: Option<Tracked>,
+    /// Who began the connection that it is about, and who answers there.
+    ends: (IpAddr, IpAddr),
     /// Whether somebody else's mark is on it.
     marked: bool,
 }
@@ -36,6 +39,10 @@ impl Packet {
     /// Whether it is one of these messages of ICMPv6.
     fn says(&self, kinds: &[u8]) -> bool {
         self.src.is_ipv6() && self.protocol == 58 && kinds.contains(&self.icmp.0)
+    }
+
+    fn is_from_link(&self) -> bool {
+        self.src.to_string().starts_with("fe80:")
     }
 }
 
@@ -111,8 +118,9 @@ impl Machine<'_> {
             Match::In(interface) => is(interface, &packet.from),
             Match::Out(interface) => is(interface, &packet.to),
             Match::Tracked(tracked) => packet.tracked == Some(*tracked),
+            Match::NoEnd(address) => ![packet.ends.0, packet.ends.1].contains(address),
             Match::Accepted(yes) => packet.marked == *yes,
-            Match::SourceElsewhere | Match::ToThisHost => panic!("no filter chain looks for it"),
+            Match::SourceElsewhere | Match::ToThisHost(_) | Match::ToOne => panic!("no filter chain looks for it"),
             Match::MacIsNot(mac) => packet.mac != *mac,
             Match::Net(end, net) => in_net(end, net),
             Match::NotNet(end, net) | Match::OutsideRange(end, net) => !in_net(end, net),
@@ -142,8 +150,8 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     for (name, profile) in &desired.profiles {
         for way in Way::BOTH {
             let readable = profile.rules.as_ref().and_then(Record::readable);
-            let open = profile.tags.is_ok() && desired.overfull_of(&profile.speaks_of).is_none();
-            let readable = readable.filter(|_| open);
+            let open = |rules: &&Rules| profile.tags.is_ok() && desired.too_much(rules, &profile.speaks_of).is_none();
+            let readable = readable.filter(open);
             chains.push(match readable {
                 Some(rules) => {
                     let list = if way == Way::From { &rules.outbound } else { &rules.inbound };
@@ -369,6 +377,23 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether an error, or what it may be, comes from somebody whom the connection concerns.
+    fn is_concerned(&self, packet: &Packet) -> bool {
+        self.behind(&packet.from, packet).is_some_and(|endpoint| {
+            (endpoint["mac"].is_null() || endpoint["mac"] == packet.mac.to_string())
+                && (has_address(endpoint, packet.ends.0) || has_address(endpoint, packet.ends.1))
+        })
+    }
+
+    /// Whether the link-local address of a packet's source is the one that goes with the endpoint's Ethernet address.
+    fn asks_as_itself(&self, packet: &Packet) -> bool {
+        let own = match self.behind(&packet.from, packet).map(|endpoint| &endpoint["mac"]) {
+            Some(mac) if *mac == "02:00:00:00:00:01" => "fe80::ff:fe00:1",
+            _ => return false,
+        };
+        packet.mac.to_string() == "02:00:00:00:00:01" && packet.src == own.parse::<IpAddr>().unwrap()
+    }
+
     fn forward_by_policy(&self, packet: &Packet) -> Verdict {
         let (from_ours, to_ours) = (packet.from.starts_with("cali"), packet.to.starts_with("cali"));
         let into = || self.behind(&packet.to, packet).is_some_and(|one| self.allows(one, Way::To, packet));
@@ -377,6 +402,8 @@ impl Reader<'_> {
             _ if from_ours && packet.says(&[134, 137]) => Verdict::Drop,
             Some(Tracked::Invalid | Tracked::Midstream) => Verdict::Drop,
             Some(Tracked::Established) => Verdict::Accept,
+            Some(Tracked::Related) if !from_ours || self.is_concerned(packet) => Verdict::Accept,
+            Some(Tracked::Related) => Verdict::Drop,
             None if (!from_ours || self.out(packet)) && (!to_ours || into()) => Verdict::Accept,
             None => Verdict::Drop,
         }
@@ -390,10 +417,15 @@ impl Reader<'_> {
             _ if !packet.from.starts_with("cali") => Verdict::Passed,
             // Containers are no routers, but they look for their next hop.
             _ if packet.says(&[134, 137]) => Verdict::Drop,
+            _ if packet.says(&[135]) && packet.is_from_link() && !self.asks_as_itself(packet) => Verdict::Drop,
             _ if packet.says(&[135, 136]) => Verdict::Accept,
             (Some(Tracked::Invalid), _) => Verdict::Drop,
             (Some(Tracked::Established), _) => Verdict::Accept,
+            (Some(Tracked::Related), _) if !self.is_concerned(packet) => Verdict::Drop,
+            (Some(Tracked::Related), _) if !judged => Verdict::Accept,
             _ if judged && own => Verdict::Drop,
+            (Some(Tracked::Related), Some("RETURN")) => Verdict::Passed,
+            (Some(Tracked::Related), _) => Verdict::Accept,
             (None | Some(Tracked::Midstream), Some("RETURN")) if self.out(packet) => Verdict::Passed,
             (None | Some(Tracked::Midstream), Some("ACCEPT")) if self.out(packet) => Verdict::Accept,
             (None | Some(Tracked::Midstream), _) if !judged && self.is_open(packet) && self.out(packet) => {
@@ -446,15 +478,18 @@ fn packet(family: Family) -> impl Strategy<Value = Packet> {
             Family::V6 => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]),
         })
     };
-    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Midstream]).prop_map(Some)];
+    let tracked = prop_oneof![10 => Just(None), 3 => prop::sample::select(vec![Tracked::Invalid, Tracked::Established, Tracked::Related, Tracked::Midstream]).prop_map(Some)];
     let protocol = prop::sample::select(vec![1u8, 6, 6, 17, 47, 58, 132]);
-    let head = (interface(), interface(), address(), address(), 1u8..10, protocol);
+    let link = prop::sample::select(vec!["fe80::ff:fe00:1", "fe80::ff:fe00:2"]).prop_map(|text| text.parse().unwrap());
+    let source = if family == Family::V6 { prop_oneof![8 => address(), 1 => link].boxed() } else { address().boxed() };
+    let head = (interface(), interface(), source, address(), 1u8..10, protocol);
     let kind = prop_oneof![3 => 7u8..9, 1 => 133u8..138];
     let to = prop_oneof![20 => 0u16..45, 1 => Just(179u16), 1 => Just(2377u16)];
-    (head, (0u16..45, to), (kind, 0u8..2), tracked, any::<bool>()).prop_map(
-        |((from, to, src, dst, mac, protocol), ports, icmp, tracked, marked)| {
+    let ends = (address(), address());
+    (head, (0u16..45, to), (kind, 0u8..2), tracked, ends, any::<bool>()).prop_map(
+        |((from, to, src, dst, mac, protocol), ports, icmp, tracked, ends, marked)| {
             let mac = Mac([2, 0, 0, 0, 0, if mac == 2 { 2 } else { 1 }]);
-            Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, marked }
+            Packet { from, to, src, dst, mac, protocol, ports, icmp, tracked, ends, marked }
         },
     )
 }

@@ -1,5 +1,5 @@
-//! Profiles in use: their chains, and the sets of the tags that their rules speak of. One that cannot be read, or whose tag
-//! has more members than a set may have, is closed.
+//! Profiles in use: their chains, and the sets of the tags that their rules speak of. One that cannot be read, that would hold
+//! up all others by its size, or whose tag has more members than a set may have, is closed.
 
 use std::collections::BTreeSet;
 
@@ -86,8 +86,18 @@ impl Desired {
         }
     }
 
-    /// Why a profile that speaks of these tags is closed for them.
-    pub(super) fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
+    /// Why a profile with these rules, which speak of these tags, is closed though it can be read.
+    pub(super) fn too_much(&self, rules: &Rules, speaks_of: &BTreeSet<TagName>) -> Option<String> {
+        let counts = [&rules.inbound, &rules.outbound].map(|list| rules::count(self.family, list));
+        let count = counts.into_iter().max().filter(|count| *count > rules::ENTRIES_MOST);
+        let too_many = |count| {
+            let most = rules::ENTRIES_MOST;
+            format!("its rules come to {count} entries of the firewall's: it must be at most {most} for either way")
+        };
+        count.map(too_many).or_else(|| self.overfull_of(speaks_of))
+    }
+
+    fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
         let tag = speaks_of.iter().find(|tag| self.overfull.contains(&SetName::tag(self.family, tag)))?;
         let most = self.settings.set_most;
         Some(format!("more addresses carry tag {tag}, which its rules speak of, than MaxIpsetSize allows, {most}"))
@@ -107,7 +117,7 @@ impl Desired {
                 speaks_of.extend(rules::tags_of(self.family, list).cloned());
             }
         }
-        let readable = readable.and_then(|rules| self.overfull_of(&speaks_of).map_or(Ok(rules), Err));
+        let readable = readable.and_then(|rules| self.too_much(rules, &speaks_of).map_or(Ok(rules), Err));
         for way in Way::BOTH {
             let chain = match readable {
                 Ok(rules) => {
