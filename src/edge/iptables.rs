@@ -32,17 +32,24 @@ fn tool(family: Family, verb: &str) -> String {
     }
 }
 
-async fn save(family: Family, table: &str) -> Result<SeenTable, Fault> {
-    let mut tables = parse(&run(&tool(family, "save"), &["-t", table], "").await?.stdout);
-    Ok(tables.remove(table).unwrap_or_default())
+async fn save(family: Family, table: &[&str]) -> Result<BTreeMap<String, SeenTable>, Fault> {
+    Ok(parse(&run(&tool(family, "save"), table, "").await?.stdout))
 }
 
 /// The chains, entries and jumps that are ours.
 ///
-/// Asks table by table: without a name the tool fails on a table of somebody else's that it cannot show.
+/// Asks for all tables at once, which is one process. Where the tool fails so, as on a table of somebody else's that it
+/// cannot show, it asks table by table.
 pub(crate) async fn observe(family: Family) -> Result<Seen, Fault> {
-    let seen = try_join_all(TABLES.map(|table| save(family, table))).await?;
-    Ok(TABLES.into_iter().zip(seen).collect())
+    let mut seen = match save(family, &[]).await {
+        Ok(seen) => seen,
+        Err(_) => try_join_all(TABLES.map(async |table| save(family, &["-t", table]).await))
+            .await?
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    Ok(TABLES.into_iter().map(|table| (table, seen.remove(table).unwrap_or_default())).collect())
 }
 
 /// Carries out all steps, of each table in one transaction. Answers how many tables that were.
