@@ -2,8 +2,8 @@
 //!
 //! A file is whole or not there, also after a loss of power: it is written aside, brought to the disk, then renamed. It goes
 //! when the addresses of its container are free in the datastore and its interfaces are gone, and not before, so what is
-//! still to be done can be read from the folder. What a node that was killed had written aside belongs to its container too, and goes with the
-//! next look at that one.
+//! still to be done can be read from the folder. What a node that was killed had written aside belongs to its container
+//! too, and goes with the next look at that one.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
