@@ -162,8 +162,9 @@ fn halves<E>(low: Result<IpNet, E>, high: Result<IpNet, E>) -> Vec<IpNet> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SetStep {
     Create(SetName, SetType),
-    Add(SetName, IpNet),
-    Remove(SetName, IpNet),
+    /// In ascending order: a set of ten thousand is one step, and is taken in as a whole.
+    Add(SetName, Vec<IpNet>),
+    Remove(SetName, Vec<IpNet>),
     /// Exchanges the contents and types of two sets.
     Swap(SetName, SetName),
     Destroy(SetName),
@@ -183,8 +184,9 @@ impl SetStep {
 pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, steps: &mut Vec<SetStep>) {
     match seen {
         Some(seen) if seen.kind == wanted.kind => {
-            steps.extend(wanted.members.difference(&seen.members).map(|net| SetStep::Add(name.clone(), *net)));
-            steps.extend(seen.members.difference(&wanted.members).map(|net| SetStep::Remove(name.clone(), *net)));
+            let come = wanted.members.difference(&seen.members).copied().collect();
+            let gone = seen.members.difference(&wanted.members).copied().collect();
+            push_members(name, come, gone, steps);
         }
         // The kernel swaps only sets of one type and family (net/netfilter/ipset/ip_set_core.c, ip_set_swap).
         Some(seen) if (&seen.kind.kind, &seen.kind.family) != (&wanted.kind.kind, &wanted.kind.family) => {
@@ -194,15 +196,20 @@ pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, st
         Some(_) => {
             let other = name.temporary();
             steps.push(SetStep::Create(other.clone(), wanted.kind.clone()));
-            steps.extend(wanted.members.iter().map(|net| SetStep::Add(other.clone(), *net)));
+            push_members(&other, wanted.members.iter().copied().collect(), Vec::new(), steps);
             steps.push(SetStep::Swap(other.clone(), name.clone()));
             steps.push(SetStep::Destroy(other));
         }
         None => {
             steps.push(SetStep::Create(name.clone(), wanted.kind.clone()));
-            steps.extend(wanted.members.iter().map(|net| SetStep::Add(name.clone(), *net)));
+            push_members(name, wanted.members.iter().copied().collect(), Vec::new(), steps);
         }
     }
+}
+
+fn push_members(name: &SetName, come: Vec<IpNet>, gone: Vec<IpNet>, steps: &mut Vec<SetStep>) {
+    steps.extend((!come.is_empty()).then(|| SetStep::Add(name.clone(), come)));
+    steps.extend((!gone.is_empty()).then(|| SetStep::Remove(name.clone(), gone)));
 }
 
 /// The steps that make one wanted set true where no more of it may have changed.
@@ -215,13 +222,11 @@ pub(crate) fn steps_within(
 ) {
     match (seen, extent) {
         (Some(seen), Extent::Members(members)) if seen.kind == wanted.kind => {
-            for net in members {
-                match (wanted.members.contains(net), seen.members.contains(net)) {
-                    (true, false) => steps.push(SetStep::Add(name.clone(), *net)),
-                    (false, true) => steps.push(SetStep::Remove(name.clone(), *net)),
-                    (true, true) | (false, false) => {}
-                }
-            }
+            let only_in = |one: &IpSet, other: &IpSet| {
+                let is_told = |net: &&IpNet| one.members.contains(net) && !other.members.contains(net);
+                members.iter().filter(is_told).copied().collect()
+            };
+            push_members(name, only_in(wanted, seen), only_in(seen, wanted), steps);
         }
         _ => steps_for(name, wanted, seen, steps),
     }
@@ -247,15 +252,22 @@ pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
             SetStep::Create(name, kind) => {
                 seen.insert(name.clone(), IpSet { kind: kind.clone(), members: BTreeSet::new() });
             }
-            SetStep::Add(name, net) => {
-                seen.entry(name.clone()).and_modify(|set| {
-                    set.members.insert(*net);
-                });
+            SetStep::Add(name, nets) => {
+                if let Some(set) = seen.get_mut(name) {
+                    // Built at once from what is in order, which a fresh set's members are all.
+                    if set.members.is_empty() {
+                        set.members = nets.iter().copied().collect();
+                    } else {
+                        set.members.extend(nets);
+                    }
+                }
             }
-            SetStep::Remove(name, net) => {
-                seen.entry(name.clone()).and_modify(|set| {
-                    set.members.remove(net);
-                });
+            SetStep::Remove(name, nets) => {
+                if let Some(set) = seen.get_mut(name) {
+                    for net in nets {
+                        set.members.remove(net);
+                    }
+                }
             }
             SetStep::Swap(one, other) => {
                 if let (Some(first), Some(second)) = (seen.remove(one), seen.remove(other)) {
@@ -284,8 +296,8 @@ pub(crate) fn render(steps: &[SetStep]) -> String {
             SetStep::Create(name, kind) => {
                 writeln!(text, "create {name} {} family {} maxelem {}", kind.kind, kind.family, kind.most)
             }
-            SetStep::Add(name, net) => writeln!(text, "add {name} {}", member(*net)),
-            SetStep::Remove(name, net) => writeln!(text, "del {name} {}", member(*net)),
+            SetStep::Add(name, nets) => render_members(&mut text, &format!("add {name} "), nets),
+            SetStep::Remove(name, nets) => render_members(&mut text, &format!("del {name} "), nets),
             SetStep::Swap(one, other) => writeln!(text, "swap {one} {other}"),
             SetStep::Destroy(name) => writeln!(text, "destroy {name}"),
         };
@@ -293,8 +305,16 @@ pub(crate) fn render(steps: &[SetStep]) -> String {
     text
 }
 
-fn member(net: IpNet) -> String {
-    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
+fn render_members(text: &mut String, head: &str, nets: &[IpNet]) -> fmt::Result {
+    for net in nets {
+        text.push_str(head);
+        if net.prefix_len() == net.max_prefix_len() {
+            writeln!(text, "{}", net.addr())?;
+        } else {
+            writeln!(text, "{net}")?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads what `ipset save` writes, as far as it is ours and of a family.
