@@ -7,12 +7,14 @@
 //! used again.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -54,23 +56,16 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
     let doing = format!("run {program} {}", args.join(" "));
     let told = |cause: String| format!("{}: {cause}", doing.trim_end());
     let (away, world) = (|cause| Fault::Away(told(cause)), |cause| Fault::World(told(cause)));
-    let mut child = command(program)
+    let input = Stdio::from(in_memory(stdin).map_err(|error| away(error.to_string()))?);
+    let child = command(program)
         .args(args)
-        .stdin(Stdio::piped())
+        .stdin(input)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| away(error.to_string()))?;
-    let input = child.stdin.take();
-    let feed = async {
-        if let Some(mut input) = input {
-            // A tool that ends early closes its input; what it says about that is the better message.
-            let _ = input.write_all(stdin.as_bytes()).await;
-        }
-    };
-    let both = async { tokio::join!(feed, child.wait_with_output()).1 };
-    let output = match timeout(TIME_LIMIT, both).await {
+    let output = match timeout(TIME_LIMIT, child.wait_with_output()).await {
         Ok(output) => output.map_err(|error| world(error.to_string()))?,
         Err(_) => return Err(away(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
     };
@@ -80,6 +75,15 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
     let complaint = String::from_utf8_lossy(&output.stderr);
     let complaint: String = complaint.trim().chars().take(COMPLAINT_LONGEST).collect();
     Err(world(format!("{}: {complaint}", output.status)))
+}
+
+/// A file without a name that holds a text. A tool reads it at its own pace; through a pipe, of 64 KiB, it and we would
+/// wake each other for every page of a long one.
+fn in_memory(text: &str) -> std::io::Result<File> {
+    let file = File::from(memfd_create(c"input", MFdFlags::MFD_CLOEXEC)?);
+    // Leaves the place where reading begins at the start.
+    file.write_all_at(text.as_bytes(), 0)?;
+    Ok(file)
 }
 
 /// Becomes another program; comes back only if that cannot be.
