@@ -46,6 +46,7 @@ use crate::edge::wire::Engine;
 use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
+use crate::model::name::HostName;
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
@@ -124,33 +125,53 @@ fn say(lines: &[String]) -> Result<(), Fault> {
         .map_err(|error| Fault::World(format!("all is done, but could not be told: write standard output: {error}")))
 }
 
+/// What a node is told and finds before it touches anything.
+struct Checked {
+    host: HostName,
+    host_ip: Ipv4Addr,
+    engine: Engine,
+    /// `None`: there is an etcd for this host alone.
+    etcd: Option<EtcdAddress>,
+    drain_timeout: Duration,
+    apply_timeout: Duration,
+    doors: doors::Wanted,
+    most_connections: usize,
+    /// The node whose place this one is to take.
+    predecessor: Option<Predecessor>,
+}
+
+/// Finds whatever can be found wrong while nothing has been changed but that the folders are there.
+async fn check(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<Checked, Fault> {
+    let host = flags.host()?;
+    let engine: Engine = flags.docker_host.parse()?;
+    fail_point::look_in(&flags.run_dir);
+    let etcd = flags.etcd()?;
+    let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);
+    let (predecessor, taken) = flags.take_over.then(|| taken_over(&flags.run_dir.join(HANDOVER))).transpose()?.unzip();
+    let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
+    let doors = doors::wanted(flags, &engine, passed)?;
+    checks::run(flags, etcd.is_none()).await?;
+    let most_connections = checks::most_connections()?;
+    prepare_folders(flags)?;
+    let host_ip = host_address(flags).await?;
+    Ok(Checked { host, host_ip, engine, etcd, drain_timeout, apply_timeout, doors, most_connections, predecessor })
+}
+
 async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Level) -> Result<(), Fault> {
     // From here on a hangup ends nothing.
     let hangups =
         signal(SignalKind::hangup()).map_err(|error| Fault::World(format!("listen for the signal SIGHUP: {error}")))?;
-    let host = flags.host()?;
-    let engine: Engine = flags.docker_host.parse()?;
-    fail_point::look_in(&flags.run_dir);
-    let named = flags.etcd()?;
     let mut signals = Signals::listen()?;
-    let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);
-    let handover_path = flags.run_dir.join(HANDOVER);
-    let (predecessor, taken) = flags.take_over.then(|| taken_over(&handover_path)).transpose()?.unzip();
-    let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
-    let doors = doors::wanted(flags, &engine, passed)?;
-    checks::run(flags, named.is_none()).await?;
-    let most_connections = checks::most_connections()?;
-    prepare_folders(flags)?;
-    let host_ip = host_address(flags).await?;
-    // Whatever can be found wrong before is found before.
-    if let Some(predecessor) = predecessor {
+    let checked = check(flags, passed).await?;
+    let Checked { host, host_ip, engine, drain_timeout, apply_timeout, doors, most_connections, .. } = checked;
+    if let Some(predecessor) = checked.predecessor {
         replace(predecessor).await?;
     }
     let only = checks::be_the_only_one(&flags.run_dir)?;
     let spawner = Spawner::new()?;
     let mut parts = Parts::new();
 
-    let address = if let Some(address) = named {
+    let address = if let Some(address) = checked.etcd {
         address
     } else {
         let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;
@@ -187,6 +208,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     });
     let control_door = open_unix(&flags.run_dir.join(SOCKET), docker_group())?;
     let metrics_door = open_tcp(&flags.metrics_listen).await?;
+    let handover_path = flags.run_dir.join(HANDOVER);
     let Door::Unix(handover_door) = open_unix(&handover_path, None)? else {
         return Err(Fault::World(format!("listen on {}: it is no unix socket", handover_path.display())));
     };
