@@ -25,6 +25,37 @@ fn a_head_is_whole_at_its_blank_line_and_not_before() {
 }
 
 #[test]
+fn a_head_that_comes_again_says_the_same() {
+    let said = [
+        "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /_ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "POST /v1.41/containers/create?name=a HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 2\r\n\r\n",
+        "\r\nPOST /x HTTP/1.1\r\nHost: x\r\n\r\n",
+        "\r\nGET /_ping HTTP/1.1\r\nHost: x\r\n\r\n",
+        "GET /a b HTTP/1.1\r\n\r\n",
+        "PRI * HTTP/2.0\r\n\r\n",
+    ];
+    for guarded in [false, true] {
+        for (first, second) in said.iter().flat_map(|first| said.map(|second| (first, second))) {
+            // What is remembered of the first is the only difference between the two.
+            let mut remembers = Heads::default();
+            let one = remembers.next(first.as_bytes(), guarded);
+            let fresh = || Heads { after_post: remembers.after_post, ..Heads::default() };
+            let mut forgets = fresh();
+            let mut split = Heads { last: remembers.last.clone(), said: remembers.said.clone(), ..fresh() };
+            let two = remembers.next(second.as_bytes(), guarded);
+            assert_eq!(two, forgets.next(second.as_bytes(), guarded), "{first:?} {second:?}");
+            assert_eq!(remembers.after_post, forgets.after_post, "{first:?} {second:?}");
+            assert!(*first != second || first.starts_with('\r') || two == one, "{first:?}");
+            for end in 0..second.len() {
+                let part = split.next(&second.as_bytes()[..end], guarded);
+                assert!(matches!(part, None | Some(Err(Unreadable::Shown(_)))), "{first:?} {second:?} up to {end}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bodies_are_framed_as_go_frames_them() {
     for (headers, want) in [
         ("", Framing::NONE),
