@@ -5,6 +5,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod bird;
+pub(crate) mod clock;
 pub(crate) mod config_file;
 pub(crate) mod conntrack;
 pub(crate) mod control;

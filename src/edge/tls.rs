@@ -25,8 +25,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
+use super::clock::timeout;
 use crate::model::fault::Fault;
 
 /// How long a client may take until both sides know each other (Go's clients take the same bound).

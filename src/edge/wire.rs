@@ -20,6 +20,7 @@ use nix::sys::socket::{
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
+use super::clock;
 use super::pipe::Pipe;
 use super::tls::{Certificates, TlsStream};
 use crate::model::fault::Fault;
@@ -108,7 +109,7 @@ async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         match connect(socket.as_raw_fd(), &address) {
             Ok(()) => return UnixStream::from_std(socket.into()),
-            Err(Errno::EAGAIN) => tokio::time::sleep(QUEUE_PAUSE).await,
+            Err(Errno::EAGAIN) => clock::sleep(QUEUE_PAUSE).await,
             Err(error) => return Err(error.into()),
         }
     }
@@ -403,8 +404,8 @@ impl Wire {
                 let _ = stream.socket().ready(Interest::ERROR).await;
             }
             Wire::Unix(stream) => loop {
-                match tokio::time::timeout(HANGUP_CHECK, stream.ready(Interest::WRITABLE)).await {
-                    Ok(Ok(ready)) if !ready.is_write_closed() => tokio::time::sleep(HANGUP_CHECK).await,
+                match clock::timeout(HANGUP_CHECK, stream.ready(Interest::WRITABLE)).await {
+                    Ok(Ok(ready)) if !ready.is_write_closed() => clock::sleep(HANGUP_CHECK).await,
                     Err(_) => {}
                     Ok(_) => return,
                 }

@@ -18,13 +18,13 @@ mod turns;
 mod upstream;
 
 use std::num::NonZero;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,6 +33,7 @@ use self::connection::Connection;
 use self::listen::Listener;
 use self::turns::{Place, Turns};
 use self::upstream::{Dialer, Upstream};
+use crate::edge::clock::{self, sleep};
 use crate::edge::wire::{Engine, Wire};
 use crate::model::fault::Fault;
 use crate::part::network::Network;
@@ -82,16 +83,20 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
         let calls = Calls::new(Arc::clone(&network), calls.clone(), Handle::current());
         let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
         let (room, names, ends) = (Arc::clone(&room), Arc::clone(&names), ends.clone());
-        let turns = Arc::clone(&turns);
+        let (turns, clock) = (Arc::clone(&turns), Handle::current());
         carrying.spawn_blocking(move || {
+            clock::borrow_from(clock);
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(fault)?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(fault)?;
             runtime.block_on(async {
                 let dialer = Arc::new(Dialer::new(engine));
                 let connect = |client: Wire, place: Place| {
                     let upstream = Upstream::new(Arc::clone(&dialer));
                     let stop = ends.stop.clone();
-                    Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names)).run(place)
+                    let connection =
+                        Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names));
+                    // Boxed, since it is moved a dozen times on its way into a task, and out of it at its end.
+                    Box::pin(connection.run(place))
                 };
                 let at = Post { thread, turns, room, ends: &ends };
                 let accepting = listeners.iter().map(|listener| accept_from(listener, connect, &at));
@@ -127,6 +132,7 @@ where
     let mut connections = JoinSet::new();
     let mut door = None;
     let mut exhausted = false;
+    let mut stop = pin!(ends.stop.cancelled());
     loop {
         let accept = async {
             turns.begins(*thread).await;
@@ -161,7 +167,7 @@ where
                 }
             },
             Some(ended) = connections.join_next() => note_panic(ended),
-            () = ends.stop.cancelled() => return connections,
+            () = &mut stop => return connections,
         }
     }
 }

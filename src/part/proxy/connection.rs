@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tower::{Service, ServiceExt};
 
@@ -22,6 +22,7 @@ use super::answer::Manner;
 use super::framing::Framing;
 use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
+use crate::edge::clock::{sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::plan::call::Call;
