@@ -9,6 +9,7 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
+use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use tokio::sync::Notify;
 
@@ -143,8 +144,10 @@ impl<'a, B: Bounds> Flow<'a, B> {
                         pipe.put_back();
                         from.readable().await.map_err(|_| Failed::Reading)?;
                     }
-                    // Whether it is the socket that failed or the splice, reading tells.
-                    Err(_) => self.is_busy = false,
+                    // No socket that bytes can be spliced from.
+                    Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => self.is_busy = false,
+                    // The kernel tells of an error once: to read now would find a FIN.
+                    Err(_) => return Err(Failed::Reading),
                 }
                 continue;
             }

@@ -104,3 +104,35 @@ async fn a_client_may_speak_on_after_the_other_side_has_ended_by_half() {
     drop(engine);
     assert_eq!(timeout(Duration::from_secs(4), relay).await.unwrap().unwrap(), End::Finished);
 }
+
+#[tokio::test]
+async fn an_engine_that_breaks_off_while_much_comes_from_it_is_told_from_one_that_ends() {
+    for breaks in [false, true] {
+        let (mut client, client_wire) = tcp_pair().await;
+        let (mut engine, engine_wire) = pair();
+        let inbound = if breaks { BytesMut::from("never read") } else { BytesMut::new() };
+        let relay = tokio::spawn(async move { tunnel(&client_wire, &engine_wire, inbound, BytesMut::new()).await });
+        if breaks {
+            engine.readable().await.unwrap();
+        }
+        let (mut all, much) = (Vec::new(), vec![7; 4 << 20]);
+        let (written, read) = tokio::join!(
+            async {
+                let written = engine.write_all(&much).await;
+                // To close with bytes unread is a reset.
+                drop(engine);
+                written
+            },
+            async {
+                let read = client.read_to_end(&mut all).await;
+                drop(client);
+                read
+            }
+        );
+        written.unwrap();
+        read.unwrap();
+        assert_eq!(all.len(), much.len());
+        let end = relay.await.unwrap();
+        assert_eq!(end == End::Broken, breaks, "{end:?}");
+    }
+}
