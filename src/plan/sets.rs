@@ -25,6 +25,12 @@ const SET_NAME_LONGEST: usize = 31;
 /// The most members of a set, unless `MaxIpsetSize` says otherwise for those of tags (the original's default).
 pub(crate) const MEMBERS_MOST: u32 = 1_048_576;
 
+/// How many buckets a set has if nothing is said. Source: `IPSET_DEFAULT_HASHSIZE`, net/netfilter/ipset/ip_set_hash_gen.h.
+const BUCKETS_DEFAULT: usize = 1024;
+
+/// How many members a bucket is to have; the kernel takes twelve into one before it makes more (`AHASH_MAX_SIZE` there).
+const MEMBERS_IN_BUCKET: usize = 2;
+
 /// What the set is called that a set of the wrong type is rebuilt in. It holds nothing of a tag, whose sets are `…-t-…`.
 const TEMPORARY: &str = "tmp";
 
@@ -161,7 +167,8 @@ fn halves<E>(low: Result<IpNet, E>, high: Result<IpNet, E>) -> Vec<IpNet> {
 /// One change of the kernel's sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SetStep {
-    Create(SetName, SetType),
+    /// With room for so many members.
+    Create(SetName, SetType, usize),
     /// In ascending order: a set of ten thousand is one step, and is taken in as a whole.
     Add(SetName, Vec<IpNet>),
     Remove(SetName, Vec<IpNet>),
@@ -174,7 +181,7 @@ impl SetStep {
     /// The set that the step is about.
     pub(crate) fn set(&self) -> &SetName {
         match self {
-            SetStep::Create(set, _) | SetStep::Add(set, _) | SetStep::Remove(set, _) | SetStep::Destroy(set) => set,
+            SetStep::Create(set, ..) | SetStep::Add(set, _) | SetStep::Remove(set, _) | SetStep::Destroy(set) => set,
             SetStep::Swap(_, set) => set,
         }
     }
@@ -195,13 +202,13 @@ pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, st
         }
         Some(_) => {
             let other = name.temporary();
-            steps.push(SetStep::Create(other.clone(), wanted.kind.clone()));
+            steps.push(SetStep::Create(other.clone(), wanted.kind.clone(), wanted.members.len()));
             push_members(&other, wanted.members.iter().copied().collect(), Vec::new(), steps);
             steps.push(SetStep::Swap(other.clone(), name.clone()));
             steps.push(SetStep::Destroy(other));
         }
         None => {
-            steps.push(SetStep::Create(name.clone(), wanted.kind.clone()));
+            steps.push(SetStep::Create(name.clone(), wanted.kind.clone(), wanted.members.len()));
             push_members(name, wanted.members.iter().copied().collect(), Vec::new(), steps);
         }
     }
@@ -249,7 +256,7 @@ pub(crate) fn steps(wanted: &Sets, seen: &Sets) -> Vec<SetStep> {
 pub(crate) fn carried_out(seen: &mut Sets, steps: &[SetStep]) {
     for step in steps {
         match step {
-            SetStep::Create(name, kind) => {
+            SetStep::Create(name, kind, _) => {
                 seen.insert(name.clone(), IpSet { kind: kind.clone(), members: BTreeSet::new() });
             }
             SetStep::Add(name, nets) => {
@@ -293,9 +300,14 @@ pub(crate) fn render(steps: &[SetStep]) -> String {
     let mut text = String::new();
     for step in steps {
         let _ = match step {
-            SetStep::Create(name, kind) => {
-                writeln!(text, "create {name} {} family {} maxelem {}", kind.kind, kind.family, kind.most)
-            }
+            SetStep::Create(name, kind, members) => writeln!(
+                text,
+                "create {name} {} family {}{} maxelem {}",
+                kind.kind,
+                kind.family,
+                room_for(*members),
+                kind.most
+            ),
             SetStep::Add(name, nets) => render_members(&mut text, &format!("add {name} "), nets),
             SetStep::Remove(name, nets) => render_members(&mut text, &format!("del {name} "), nets),
             SetStep::Swap(one, other) => writeln!(text, "swap {one} {other}"),
@@ -303,6 +315,13 @@ pub(crate) fn render(steps: &[SetStep]) -> String {
         };
     }
     text
+}
+
+/// Says how many buckets a set is to have from the beginning, where the kernel's own number is too small. It would make a
+/// larger table a few times while members come, and move all of them: half of the time that a set of 10,000 takes.
+fn room_for(members: usize) -> String {
+    let buckets = (members / MEMBERS_IN_BUCKET).next_power_of_two();
+    if buckets > BUCKETS_DEFAULT { format!(" hashsize {buckets}") } else { String::new() }
 }
 
 fn render_members(text: &mut String, head: &str, nets: &[IpNet]) -> fmt::Result {
@@ -385,6 +404,18 @@ mod tests {
             render(&steps(&wanted, &seen)),
             "create calico4-tmp hash:ip family inet maxelem 1048576\nadd calico4-tmp 10.0.0.1\nswap calico4-tmp calico4-t-a\ndestroy calico4-tmp\n"
         );
+    }
+
+    #[test]
+    fn a_set_of_many_is_made_with_room_for_them() {
+        let created = |count: u32| {
+            let members = (0..count).map(|number| IpAddr::from(Ipv4Addr::from(0x0a00_0000 + number)));
+            let wanted = Sets::from([(name("a"), addresses(Family::V4, MEMBERS_MOST, members))]);
+            render(&steps(&wanted, &Sets::new())).lines().next().unwrap().to_owned()
+        };
+        assert_eq!(created(2048), "create calico4-t-a hash:ip family inet maxelem 1048576");
+        assert_eq!(created(2050), "create calico4-t-a hash:ip family inet hashsize 2048 maxelem 1048576");
+        assert_eq!(created(10_000), "create calico4-t-a hash:ip family inet hashsize 8192 maxelem 1048576");
     }
 
     #[test]

@@ -118,12 +118,13 @@ impl Members {
             spoken.by += 1;
             return;
         }
-        let mut members = Counted::new();
-        for profile in self.carriers.get(tag).into_iter().flatten() {
-            for address in self.addresses.get(profile).into_iter().flat_map(Counted::keys) {
-                count(&mut members, address);
-            }
-        }
+        let carriers = self.carriers.get(tag).into_iter().flatten();
+        let mut brought = carriers.filter_map(|profile| self.addresses.get(profile)).map(Counted::keys);
+        // Those of the first are taken as a whole: mostly there is no other.
+        let mut members: Counted = brought.next().into_iter().flatten().map(|address| (*address, 1)).collect();
+        brought.flatten().for_each(|address| {
+            count(&mut members, address);
+        });
         let name = SetName::tag(self.family, tag);
         sets.insert(name.clone(), sets::addresses(self.family, self.most, members.keys().copied()));
         changes.sets.insert(name, Extent::Whole);
