@@ -115,26 +115,28 @@ impl Network {
         }
     }
 
-    /// The notes of creates that nobody has under way: those of an earlier run, and those that were lost sight of.
     fn notes(&self) -> Vec<Note> {
         let Ok(entries) = std::fs::read_dir(self.ground.state_dir.join("creating")) else { return Vec::new() };
         let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
         paths
             .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
             .filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
-            .filter(|note: &Note| !self.is_under_way(&note.request))
             .collect()
     }
 
-    /// Finishes the creates of notes whose container is there; keeps the notes that may still get one.
+    /// Finishes the creates of notes whose container is there, those of an earlier run and those that were lost sight of;
+    /// keeps the notes that may still get one.
     pub(super) async fn finish_creates(&self, listed: &[Listed]) -> Result<(), Fault> {
-        let known = self.containers();
-        // One that another create has just made looks like that of a note without a name; wait until none is under way.
-        let busy = !self.creating.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        for note in self.notes() {
+        // A create of whose container the list tells has a note until it is recorded: so they are read in this order.
+        let (under_way, left): (Vec<Note>, Vec<Note>) =
+            self.notes().into_iter().partition(|note| self.is_under_way(&note.request));
+        let mut known = self.containers();
+        for note in left {
             let mut found = None;
             let fitting = listed.iter().filter(|one| !known.contains(&one.id) && note.fits(one));
-            for one in fitting.filter(|_| !(busy && note.name.is_empty())) {
+            // It looks just like one that another create has made this moment.
+            let is_contested = under_way.iter().any(|other| note.may_be_taken_for(other));
+            for one in fitting.filter(|_| !is_contested) {
                 let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
                 if container.network_mode == "none" && note.is_of(&container.env) {
                     found = Some(container.id);
@@ -145,6 +147,7 @@ impl Network {
                 Some(id) => {
                     tracing::info!(container = id.short(), "finishing a create that an earlier run began");
                     self.finish(note, &id).await?;
+                    known.push(id);
                 }
                 None if now_s() > note.since_s + WAIT.as_secs() => {
                     self.release_request(&note.request).await?;
@@ -192,6 +195,11 @@ impl Note {
         wishes.filter_map(|text| Wish::parse(text, None).ok()).any(|wish| wish.addresses == self.wished)
     }
 
+    /// Whether the container of another create can fit this note.
+    fn may_be_taken_for(&self, other: &Note) -> bool {
+        self.name.is_empty() || self.name.trim_start_matches('/') == other.name.trim_start_matches('/')
+    }
+
     /// Whether a container can be the one that this create was to make. dockerd's clock is ours.
     fn fits(&self, listed: &Listed) -> bool {
         let since = i64::try_from(self.since_s).unwrap_or(i64::MAX);
@@ -202,6 +210,25 @@ impl Note {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_waits_while_a_create_is_under_way_whose_container_it_would_fit() {
+        let note = |name: &str| Note {
+            request: "r".to_owned(),
+            since_s: 1000,
+            name: name.to_owned(),
+            wished: Vec::new(),
+            addresses: Vec::new(),
+            profiles: Vec::new(),
+            requested: Requested::default(),
+            labels: RecreationLabels::default(),
+        };
+        for (left, under_way, waits) in
+            [("ann", "ann", true), ("/ann", "ann", true), ("ann", "bob", false), ("ann", "", false), ("", "ann", true)]
+        {
+            assert_eq!(note(left).may_be_taken_for(&note(under_way)), waits, "{left:?} {under_way:?}");
+        }
+    }
 
     #[test]
     fn a_note_fits_only_a_later_container_with_its_very_wish() {
