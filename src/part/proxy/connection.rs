@@ -22,7 +22,7 @@ use super::answer::Manner;
 use super::framing::Framing;
 use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
-use crate::edge::clock::{sleep_until, timeout};
+use crate::edge::clock::{sleep, sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::plan::call::Call;
@@ -36,6 +36,10 @@ const LONGEST_RAW_BODY: usize = 4 * LONGEST_BODY;
 /// How long a client may take for a head that it has begun: as long as newer engines give it (moby cmd/dockerd,
 /// `ReadHeaderTimeout`). A connection without a request has no limit, as at dockerd.
 const HEAD_TIME: Duration = Duration::from_mins(5);
+
+/// How long a client that has just come may take to say what it wants when the process is to end. Nobody else has its
+/// connection: with it closed the client would be refused, while the next node listens already.
+const FIRST_TIME: Duration = Duration::from_millis(500);
 
 /// What a client waits for that asks before it sends a body.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -102,6 +106,8 @@ pub(crate) struct Connection<S> {
     service: S,
     /// Whether a request is under way: what the client has of its answer is not the whole.
     is_under_way: bool,
+    /// Whether nothing has been asked yet.
+    is_new: bool,
     /// The end of the process, waited for once and not anew with each request.
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// By which names clients may call us, besides those that are known anyhow.
@@ -121,6 +127,7 @@ where
             upstream,
             service,
             is_under_way: false,
+            is_new: true,
             stop: Box::pin(stop.cancelled_owned()),
             names: Arc::default(),
         }
@@ -140,7 +147,6 @@ where
             return;
         }
         self.client.read_ahead(&mut self.inbound);
-        let mut is_first = true;
         let then = loop {
             let request = match self.next_request().await {
                 Ok(request) => request,
@@ -161,7 +167,7 @@ where
             if then != Then::Next {
                 break then;
             }
-            if std::mem::take(&mut is_first) {
+            if std::mem::take(&mut self.is_new) {
                 // The client has its answer, so this costs it nothing.
                 self.upstream.dialer().prepare().await;
             }
@@ -198,7 +204,7 @@ where
                     false
                 }
             },
-            () = &mut self.stop => false,
+            () = stopped(&mut self.stop, true) => false,
         }
     }
 
@@ -269,7 +275,7 @@ where
             },
             // Go says nothing to it either.
             () = over => return Err(Then::Drop),
-            () = &mut self.stop, if is_idle => return Err(Then::Drop),
+            () = stopped(&mut self.stop, self.is_new), if is_idle => return Err(Then::Drop),
         }
         Ok(())
     }
@@ -444,6 +450,15 @@ impl<S> Drop for Connection<S> {
         if self.is_under_way {
             self.client.reset_on_close();
         }
+    }
+}
+
+/// Waits for the end of the process, and for a new client's time after it.
+async fn stopped(stop: &mut Pin<Box<WaitForCancellationFutureOwned>>, is_new: bool) {
+    stop.await;
+    if is_new {
+        // Boxed, so that idle connections do not keep room for it.
+        Box::pin(sleep(FIRST_TIME)).await;
     }
 }
 

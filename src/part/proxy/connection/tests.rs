@@ -403,6 +403,23 @@ async fn idle_connections_end_with_the_process_and_with_dockerd() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_just_come_when_the_process_is_to_end_is_answered() {
+    let mut one = rig();
+    let running = one.running;
+    // The connection waits for its request by then, and one that has been served does not wait for another.
+    tokio::task::yield_now().await;
+    one.stop.cancel();
+    tokio::task::yield_now().await;
+    one.client.write_all(GET).await.unwrap();
+    let mut engine = within(one.engine.accept()).await.unwrap().0;
+    expect(&mut engine, GET).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut one.client, OK).await;
+    expect_end(&mut one.client).await;
+    within(running).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_idle_connection_is_small() {
     let rig = rig();
     let (_, near) = UnixStream::pair().unwrap();
