@@ -47,7 +47,8 @@ const MOST_THREADS: usize = 8;
 /// When a proxy ends.
 #[derive(Debug, Clone)]
 pub(crate) struct Ends {
-    /// Nobody is accepted any more, connections without a request end at once and the others when they are done.
+    /// Nobody is accepted any more. Connections that wait for a further request end at once, those that wait for their first
+    /// one soon, and the others when they are done.
     pub(crate) stop: CancellationToken,
     /// What is still open then ends now.
     pub(crate) cut: CancellationToken,
