@@ -61,7 +61,8 @@ fn compared(host: &Host, ran: &Ran, sorts: bool) -> String {
         let folder = host.scratch().parent().unwrap().display().to_string();
         let text = text.replace(&folder, "<host>");
         // The docker client's own word on how far it had come when the answer was there.
-        let raced = |line: &&str| line.contains("Can't add file") && line.contains("closed pipe");
+        let unfinished = ["Can't add file", "Can't close tar writer"];
+        let raced = |line: &&str| line.contains("closed pipe") && unfinished.iter().any(|word| line.contains(word));
         let mut lines: Vec<&str> = text.split('\n').filter(|line| !raced(line)).collect();
         if sorts {
             lines.sort_unstable();
