@@ -6,7 +6,8 @@
 //! - **bulk**: an archive into a container and out of it; the processor time and the growth of memory are those of the process in between.
 //! - **idle streams**: upgraded attaches without a byte, before an engine that is nothing but sockets.
 //!
-//! Options: `--n` samples of each kind of call, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how many.
+//! Options: `--n` samples of each kind of call, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how
+//! many, `--etcd-in-memory` for an etcd that waits for no disk.
 
 mod bulk;
 mod contender;
@@ -27,22 +28,26 @@ use crate::{Arguments, Outcome};
 
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     let (mut samples, mut bulk_mib, mut rounds, mut streams) = (5000, 1024, 3, vec![1000, 9000]);
+    let mut is_etcd_in_memory = false;
     while let Some(option) = arguments.next() {
         match option.as_str() {
+            "--etcd-in-memory" => is_etcd_in_memory = true,
             "--n" => samples = arguments.value(&option)?.parse()?,
             "--bulk-mib" => bulk_mib = arguments.value(&option)?.parse()?,
             "--rounds" => rounds = arguments.value(&option)?.parse()?,
             "--streams" => streams = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             other => {
-                return Err(
-                    format!("unknown option {other:?}: it must be --n, --bulk-mib, --rounds or --streams").into()
-                );
+                let known = "--n, --bulk-mib, --rounds, --streams or --etcd-in-memory";
+                return Err(format!("unknown option {other:?}: it must be {known}").into());
             }
         }
     }
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     let mut lab = Lab::up(&["--host", &format!("tcp://127.0.0.1:{DOCKERD_PORT}"), "--tls=false"])?;
+    if is_etcd_in_memory {
+        lab.start_etcd()?;
+    }
     {
         let dockerd = lab.docker_socket();
         let mut all = vec![

@@ -4,12 +4,19 @@
 //! machine as much as all that dockerd does with an archive. It pays from some ten kilobytes on; heads and chunk sizes,
 //! which have to be read, are read.
 //!
+//! Being woken costs more than carrying what has come, the more so on a virtual machine, and dockerd writes an archive in
+//! pieces of 4 and 28 KiB. So a thread that has carried a little of much from there [rests](rest) before it waits again, as a
+//! network card keeps its interrupts back. What else lives on that thread waits so long too, while an archive passes. On
+//! the way to dockerd nothing rests: it is the slower of the two, and would wait.
+//!
 //! Limits: a pipe is two descriptors, so a stream has one only while it has bytes under way; where no more can be had,
 //! or where bytes have to be decrypted, callers read and write instead.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::pipe2;
@@ -20,8 +27,32 @@ const PIPE_BYTES: i32 = 256 * 1024;
 /// How many empty pipes a thread keeps.
 const SPARE_PIPES: usize = 4;
 
+/// How long a thread rests. A unix socket's queue (`wmem_default`, 208 KiB) holds what comes meanwhile, at up to a GiB a second.
+const REST: Duration = Duration::from_micros(100);
+
+/// After how many bytes it does. Who has carried more is about to be the one that the sender waits for.
+const REST_AFTER: Range<usize> = 16 * 1024..96 * 1024;
+
 thread_local! {
+    /// How many bytes of dockerd's the thread has carried since it last waited.
+    static CARRIED: Cell<usize> = const { Cell::new(0) };
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
+}
+
+/// So many bytes of dockerd's were carried on this thread.
+pub(crate) fn note_carried(count: usize) {
+    CARRIED.set(CARRIED.get() + count);
+}
+
+/// To be called when a thread is about to wait for its sockets: it rests first where that saves it from being woken for little.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread that waits for its sockets would be woken by each of their pieces"
+)]
+pub(crate) fn rest() {
+    if REST_AFTER.contains(&CARRIED.take()) {
+        std::thread::sleep(REST);
+    }
 }
 
 /// See the module.
@@ -74,5 +105,21 @@ impl Pipe {
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         self.held -= splice(&self.read, None, to, None, self.held, flags)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_rests_once_after_a_little_of_much() {
+        note_carried(REST_AFTER.start);
+        let began = Instant::now();
+        rest();
+        assert!(began.elapsed() >= REST);
+        assert_eq!(CARRIED.get(), 0);
     }
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use tokio::sync::Notify;
 
-use super::pipe::Pipe;
+use super::pipe::{self, Pipe};
 use super::wire::{LITTLE_BYTES, READ_BYTES, Wire};
 
 /// How a stream came to its end.
@@ -71,12 +71,21 @@ const SPLICE_FROM: usize = LITTLE_BYTES;
 /// What comes in smaller pieces is read again.
 const SPLICE_UNTIL: usize = 1024;
 
-/// How much is read to find the size of a next chunk when the one before was spliced.
-const BETWEEN_BYTES: usize = 64;
+/// How much is read to find the size of a next chunk when the one before was spliced: what dockerd writes at once of a large
+/// chunk, and its size with it (Go's net/http/server.go, `newBufioWriterSize(…, 4<<10)`).
+const BETWEEN_BYTES: usize = 4096;
+
+/// Which way bytes flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Toward {
+    Client,
+    Dockerd,
+}
 
 /// Bytes on their way in one direction, within bounds.
 #[derive(Debug)]
 pub(crate) struct Flow<'a, B> {
+    toward: Toward,
     pub(crate) bounds: B,
     /// What was read and has not gone.
     pub(crate) buffer: &'a mut BytesMut,
@@ -91,9 +100,9 @@ pub(crate) struct Flow<'a, B> {
 impl<'a, B: Bounds> Flow<'a, B> {
     /// A flow of which a part may have been read: `head` bytes in the buffer may go whatever the bounds, and what
     /// follows them within the bounds.
-    pub(crate) fn new(buffer: &'a mut BytesMut, head: usize, mut bounds: B) -> Self {
+    pub(crate) fn new(toward: Toward, buffer: &'a mut BytesMut, head: usize, mut bounds: B) -> Self {
         let cleared = head + bounds.pass(&buffer[head..]);
-        Flow { bounds, buffer, cleared, pipe: None, is_busy: false, was_spliced: false }
+        Flow { toward, bounds, buffer, cleared, pipe: None, is_busy: false, was_spliced: false }
     }
 
     /// Takes the bytes that may go for bytes that have gone. Answers how many they are.
@@ -123,9 +132,9 @@ impl<'a, B: Bounds> Flow<'a, B> {
             let unseen = self.bounds.unseen();
             let splices =
                 self.is_busy && unseen >= SPLICE_FROM as u64 && from.plain().is_some() && to.plain().is_some();
-            // The size of a chunk goes with the chunk; nothing else has to wait for what follows it.
-            let is_size = splices && self.cleared <= BETWEEN_BYTES;
-            let more = if is_size { MORE } else { MsgFlags::empty() };
+            // The start of a chunk goes with the rest of it; nothing else has to wait for what follows it.
+            let is_start = splices && self.cleared <= BETWEEN_BYTES;
+            let more = if is_start { MORE } else { MsgFlags::empty() };
             to.write_before(self.buffer, &mut self.cleared, more).await.map_err(|_| Failed::Writing)?;
             if self.bounds.is_over() {
                 return Ok(true);
@@ -137,6 +146,9 @@ impl<'a, B: Bounds> Flow<'a, B> {
                         self.bounds.skip(count as u64);
                         self.is_busy = count >= SPLICE_UNTIL || self.bounds.unseen() == 0;
                         self.was_spliced = true;
+                        if self.toward == Toward::Client {
+                            pipe::note_carried(count);
+                        }
                         self.pipe = Some(pipe);
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -168,8 +180,8 @@ impl<'a, B: Bounds> Flow<'a, B> {
 }
 
 /// Carries bytes one way until the FIN, and passes that on. `left` are bytes that were read before.
-async fn pump(from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed> {
-    Flow::new(left, 0, Boundless).carry(from, to).await?;
+async fn pump(toward: Toward, from: &Wire, to: &Wire, left: &mut BytesMut) -> Result<(), Failed> {
+    Flow::new(toward, left, 0, Boundless).carry(from, to).await?;
     to.finish().await;
     Ok(())
 }
@@ -197,7 +209,7 @@ pub(crate) async fn drain(client: &Wire) {
 pub(crate) async fn tunnel(client: &Wire, upstream: &Wire, mut inbound: BytesMut, mut outbound: BytesMut) -> End {
     let up_ended = Notify::new();
     let up = async {
-        match pump(client, upstream, &mut inbound).await {
+        match pump(Toward::Dockerd, client, upstream, &mut inbound).await {
             Ok(()) => {
                 up_ended.notify_one();
                 client.hung_up().await;
@@ -210,7 +222,7 @@ pub(crate) async fn tunnel(client: &Wire, upstream: &Wire, mut inbound: BytesMut
     tokio::pin!(up);
     tokio::select! {
         () = &mut up => return End::ClientGone,
-        ended = pump(upstream, client, &mut outbound) => match ended {
+        ended = pump(Toward::Client, upstream, client, &mut outbound) => match ended {
             Ok(()) => {}
             Err(Failed::Reading) => return End::Broken,
             Err(Failed::Writing) => return End::ClientGone,

@@ -34,6 +34,7 @@ use self::listen::Listener;
 use self::turns::{Place, Turns};
 use self::upstream::{Dialer, Upstream};
 use crate::edge::clock::{self, sleep};
+use crate::edge::pipe;
 use crate::edge::wire::{Engine, Wire};
 use crate::model::fault::Fault;
 use crate::part::network::Network;
@@ -88,7 +89,8 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
         carrying.spawn_blocking(move || {
             clock::borrow_from(clock);
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(fault)?;
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_io().on_thread_park(pipe::rest).build().map_err(fault)?;
             runtime.block_on(async {
                 let dialer = Arc::new(Dialer::new(engine));
                 let connect = |client: Wire, place: Place| {

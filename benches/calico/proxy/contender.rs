@@ -137,6 +137,8 @@ pub(crate) const COPY_MANY: &str = "bare tokio copy, all cores";
 pub(crate) const CALICO: &str = "Calico";
 pub(crate) const HAPROXY: &str = "HAProxy";
 pub(crate) const NGINX: &str = "nginx";
+/// With a new connection to dockerd each time, as nginx has it without being told otherwise.
+pub(crate) const NGINX_UNSHARED: &str = "nginx, nothing shared";
 
 /// Where dockerd itself listens on TCP.
 pub(crate) const DOCKERD_PORT: u16 = 2375;
@@ -153,7 +155,8 @@ pub(crate) fn between(lab: &mut Lab, engine: &Path) -> Outcome<Vec<Contender>> {
         Ok(path)
     };
     let haproxy = text("haproxy.cfg", haproxy(&socket))?;
-    let nginx = text("nginx.conf", nginx(&socket, &folder.join("nginx.pid")))?;
+    let shared = text("nginx.conf", nginx(&socket, &folder.join("nginx.pid"), 2404, "keepalive 32;"))?;
+    let unshared = text("nginx-unshared.conf", nginx(&socket, &folder.join("nginx-unshared.pid"), 2405, ""))?;
     let node = lab.spawn_node(engine, "tcp://127.0.0.1:2377", &[])?;
     let ours = Address::Tcp(([127, 0, 0, 1], 2377).into());
     let all = vec![
@@ -161,7 +164,8 @@ pub(crate) fn between(lab: &mut Lab, engine: &Path) -> Outcome<Vec<Contender>> {
         Contender::spawn(COPY_MANY, 2402, &log, &own, &["copy", "many", "127.0.0.1:2402", &socket])?,
         Contender { name: CALICO, address: ours, process: Some(node), child: None },
         Contender::spawn(HAPROXY, 2403, &log, "haproxy", &["-db", "-f", &haproxy])?,
-        Contender::spawn(NGINX, 2404, &log, "nginx", &["-c", &nginx, "-g", "daemon off;"])?,
+        Contender::spawn(NGINX, 2404, &log, "nginx", &["-c", &shared, "-g", "daemon off;"])?,
+        Contender::spawn(NGINX_UNSHARED, 2405, &log, "nginx", &["-c", &unshared, "-g", "daemon off;"])?,
     ];
     for contender in &all {
         until(&format!("connect to {}", contender.name), Duration::from_mins(1), || contender.address.connect())?;
@@ -176,10 +180,11 @@ fn haproxy(engine: &str) -> String {
     )
 }
 
-/// As it is commonly put before a Docker socket: nothing buffered, upgrades passed on, connections kept.
-fn nginx(engine: &str, pid: &Path) -> String {
+/// As it is commonly put before a Docker socket: nothing buffered, upgrades passed on. `keepalive`: how connections to it are
+/// kept, for all clients in common.
+fn nginx(engine: &str, pid: &Path, port: u16, keepalive: &str) -> String {
     format!(
-        "user root;\nworker_processes auto;\nworker_rlimit_nofile 20000;\npid {};\nerror_log stderr warn;\nevents {{ worker_connections 19900; }}\nhttp {{\n  access_log off;\n  keepalive_requests 100000000;\n  keepalive_timeout 24h;\n  client_max_body_size 0;\n  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n  upstream engine {{ server unix:{engine}; keepalive 32; }}\n  server {{\n    listen 127.0.0.1:2404 backlog=1024;\n    location / {{\n      proxy_pass http://engine;\n      proxy_http_version 1.1;\n      proxy_set_header Host $http_host;\n      proxy_set_header Upgrade $http_upgrade;\n      proxy_set_header Connection $connection_upgrade;\n      proxy_buffering off;\n      proxy_request_buffering off;\n      proxy_read_timeout 24h;\n      proxy_send_timeout 24h;\n    }}\n  }}\n}}\n",
+        "user root;\nworker_processes auto;\nworker_rlimit_nofile 20000;\npid {};\nerror_log stderr warn;\nevents {{ worker_connections 19900; }}\nhttp {{\n  access_log off;\n  keepalive_requests 100000000;\n  keepalive_timeout 24h;\n  client_max_body_size 0;\n  map $http_upgrade $connection_upgrade {{ default upgrade; '' ''; }}\n  upstream engine {{ server unix:{engine}; {keepalive} }}\n  server {{\n    listen 127.0.0.1:{port} backlog=1024;\n    location / {{\n      proxy_pass http://engine;\n      proxy_http_version 1.1;\n      proxy_set_header Host $http_host;\n      proxy_set_header Upgrade $http_upgrade;\n      proxy_set_header Connection $connection_upgrade;\n      proxy_buffering off;\n      proxy_request_buffering off;\n      proxy_read_timeout 24h;\n      proxy_send_timeout 24h;\n    }}\n  }}\n}}\n",
         pid.display()
     )
 }

@@ -23,7 +23,7 @@ use super::framing::Framing;
 use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
 use super::upstream::{Behind, Upstream};
 use crate::edge::clock::{sleep, sleep_until, timeout};
-use crate::edge::relay::{self, End, Failed, Flow};
+use crate::edge::relay::{self, End, Failed, Flow, Toward};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::plan::call::Call;
 
@@ -314,7 +314,8 @@ where
         }
         let Connection { client, inbound, client_ended, upstream, .. } = self;
         let (Some(wire), outbound) = upstream.parts() else { return Then::Drop };
-        let mut up = Up { flow: Flow::new(inbound, request.length, request.body.clone()), client_ended };
+        let flow = Flow::new(Toward::Dockerd, inbound, request.length, request.body.clone());
+        let mut up = Up { flow, client_ended };
         let (is_sent, flowed) = {
             let mut down = pin!(flow_down(client, wire, outbound, request.is_head));
             let early = tokio::select! {
@@ -559,7 +560,7 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
                 Ok(0) | Err(_) => break Flowed::Cut,
             },
         };
-        let mut down = Flow::new(outbound, reply.length, reply.body.clone());
+        let mut down = Flow::new(Toward::Client, outbound, reply.length, reply.body.clone());
         sent -= down.has_gone();
         match down.carry(wire, client).await {
             Ok(true) if down.bounds.is_done() => {}
