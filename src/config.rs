@@ -127,7 +127,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "CALICO_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
-    /// error, warn, info, debug, trace, or a tracing filter; unset: what LogSeverityScreen in the datastore says, or info
+    /// error, warn, info, debug, trace, or levels of targets, as in info,calico=debug; unset: what LogSeverityScreen in the datastore says, or info
     #[arg(long, env = "CALICO_LOG_LEVEL", value_name = "LEVEL")]
     pub(crate) log_level: Option<String>,
 }

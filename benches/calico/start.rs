@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::docker::{BY_NODE, Engine};
 use crate::figures::{Dice, Samples, ms, signed, span, table};
-use crate::lab::{Lab, get};
+use crate::lab::{self, Lab, get};
 use crate::{Arguments, Outcome, programmed};
 
 /// `start [--n SAMPLES] [--sizes ENDPOINTS,…]`: what the life of a container costs.
@@ -22,6 +22,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     lab.start_node(&[])?;
     measure(&lab, samples)?;
     report_wiring()?;
+    measure_runs(&lab, samples.div_ceil(4))?;
     measure_at_once(&lab, samples.div_ceil(AT_ONCE))?;
     programmed::measure(&mut lab, samples, &sizes)
 }
@@ -52,6 +53,19 @@ impl fmt::Display for Kind {
     }
 }
 
+impl Kind {
+    /// Network, runtime and environment of a container.
+    fn asks_for(self) -> (&'static str, &'static str, &'static [&'static str]) {
+        const WISH: &[&str] = &["CALICO_IP=auto", "CALICO_PROFILE=bench"];
+        match self {
+            Kind::None | Kind::NoneAgain => ("none", "", &[]),
+            Kind::Bridge => ("bridge", "", &[]),
+            Kind::Runtime => ("default", "", WISH),
+            Kind::Node => ("default", BY_NODE, WISH),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Times {
     create: Samples,
@@ -70,17 +84,35 @@ impl Engines {
         Engines { dockerd: Engine::new(&lab.docker_socket()), proxy: Engine::new(&lab.proxy_socket()) }
     }
 
+    /// The engine that a kind's calls go to.
+    fn of_kind(&self, kind: Kind) -> &Engine {
+        match kind {
+            Kind::None | Kind::NoneAgain | Kind::Bridge => &self.dockerd,
+            Kind::Runtime | Kind::Node => &self.proxy,
+        }
+    }
+
     /// Creates a container of a kind; the engine that starts it, its id and the time that it took.
     fn create(&self, kind: Kind) -> Outcome<(&Engine, String, Duration)> {
-        const WISH: &[&str] = &["CALICO_IP=auto", "CALICO_PROFILE=bench"];
-        let (engine, network, runtime, env) = match kind {
-            Kind::None | Kind::NoneAgain => (&self.dockerd, "none", "", &[][..]),
-            Kind::Bridge => (&self.dockerd, "bridge", "", &[][..]),
-            Kind::Runtime => (&self.proxy, "default", "", WISH),
-            Kind::Node => (&self.proxy, "default", BY_NODE, WISH),
-        };
+        let engine = self.of_kind(kind);
+        let (network, runtime, env) = kind.asks_for();
         let (id, took) = engine.create(network, runtime, env)?;
         Ok((engine, id, took))
+    }
+
+    /// Docker's own client runs a container that ends at once, and waits until it is gone.
+    fn run(&self, kind: Kind) -> Outcome<Duration> {
+        let host = format!("unix://{}", self.of_kind(kind).socket().display());
+        let (network, runtime, env) = kind.asks_for();
+        let mut arguments = vec!["--host", &host, "run", "--rm", "--network", network];
+        if !runtime.is_empty() {
+            arguments.extend(["--runtime", runtime]);
+        }
+        arguments.extend(env.iter().flat_map(|one| ["--env", one]));
+        arguments.extend(["busybox", "/bin/busybox", "true"]);
+        let start = Instant::now();
+        lab::run("docker", &arguments)?;
+        Ok(start.elapsed())
     }
 }
 
@@ -132,6 +164,26 @@ fn measure(lab: &Lab, samples: usize) -> Outcome<()> {
     let head =
         ["kind", "n", "start p50 ms", "start p99 ms", "over A, p50", "95 % of that", "create p50 ms", "remove p50 ms"];
     table("`docker start`, kinds in turns", &head, &rows);
+    Ok(())
+}
+
+/// `docker run --rm` of a process that ends at once, as Docker's client sees it.
+fn measure_runs(lab: &Lab, rounds: usize) -> Outcome<()> {
+    let engines = Engines::of(lab);
+    let mut dice = Dice::new();
+    let mut took: [Samples; KINDS.len()] = Default::default();
+    let mut turn: [usize; KINDS.len()] = std::array::from_fn(|which| which);
+    for _ in 0..rounds {
+        dice.shuffle(&mut turn);
+        for &which in &turn {
+            took[which].push(engines.run(KINDS[which])?);
+        }
+    }
+    let rows = KINDS.iter().zip(&took).map(|(kind, own)| {
+        let ratio = format!("{:.3}", own.median() / took[0].median());
+        vec![kind.to_string(), own.len().to_string(), ms(own.median()), ms(own.quantile(990)), ratio]
+    });
+    table("`docker run --rm`", &["kind", "n", "p50 ms", "p99 ms", "over A, ratio"], &rows.collect::<Vec<_>>());
     Ok(())
 }
 
