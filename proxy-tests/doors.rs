@@ -308,6 +308,16 @@ fn the_default_doors_are_both_loopbacks_and_no_page_comes_in() {
 
     h1.spawn_node_with(&["--allow-host", "docker1"]);
     h1.await_ready();
+    // Who is not told rightly what to do takes nobody's place.
+    let etcd = "--etcd-endpoints";
+    for (wrong, why) in [
+        (&["--metrics-listen", "nonsense"][..], "it must be ADDR:PORT"),
+        (&[etcd, "http://127.0.0.1"], "it must be http://HOST:PORT"),
+        (&[etcd, "https://127.0.0.1:2379", "--etcd-cacert", "/etc/hostname"], "prepare the connection to etcd"),
+    ] {
+        let refused = h1.calico_node(&[&["--take-over"][..], wrong].concat()).run().fails_with(1);
+        assert!(refused.contains(why), "no {why} in {refused}");
+    }
     for host in ["127.0.0.1", "[::1]", "localhost"] {
         assert_eq!(curl(h1, &[&format!("http://{host}:2377/_ping")]).ok(), "200", "{host}");
         h1.docker_to(&format!("tcp://{host}:2377"), &["version"]).run().ok();

@@ -258,8 +258,8 @@ fn settings_and_next_hops_that_somebody_changes_are_put_right_at_once_where_the_
 fn a_container_whose_link_cannot_be_made_is_an_error_with_the_reason_until_it_can() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
-    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
-    reach_each_other(&[&ann, &bob]);
+    let (ann, bob, cat) = (h1.run("ann", WEB), h1.run("bob", WEB), h1.run("cat", WEB));
+    reach_each_other(&[&ann, &bob, &cat]);
     let (link, id, address) = (ann.link(), ann.endpoint_id(), ann.ip());
     let report = format!("/calico/felix/v1/host/h1/workload/docker/{}/endpoint/{id}", ann.id);
     let says = |what: &str| lab.etcd().get(&report).is_some_and(|text| text.contains(what));
@@ -276,8 +276,8 @@ fn a_container_whose_link_cannot_be_made_is_an_error_with_the_reason_until_it_ca
     assert!(h1.sh("curl -s http://127.0.0.1:9091/metrics").contains("calico_faults{kind=\"container\"} 1"));
     // It runs on, and dark, since nobody waits for its start; others are not concerned.
     assert_eq!(ann.raw_inspect()["State"]["Running"], true);
-    assert!(h1.cali_links() == [bob.link()].into() && !h1.has_route(&address.to_string()));
-    bob.comes_to_reach(bob.ip());
+    assert!(h1.cali_links() == [bob.link(), cat.link()].into() && !h1.has_route(&address.to_string()));
+    bob.comes_to_reach(cat.ip());
     // It is tried ever more seldom, and told of once.
     assert_eq!(h1.node_log_text().matches("network is not as it should be; trying again").count(), 1);
     h1.sh(&format!("{inside} link del eth1"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::edge::etcd::EtcdAddress;
+use crate::edge::etcd::{EtcdAddress, parse_authority, parse_endpoints};
 use crate::model::bgp::AsNumber;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
@@ -68,6 +68,10 @@ pub(crate) struct Flags {
     #[arg(long, env = "ETCD_AUTHORITY", value_name = "HOST:PORT", hide = true)]
     etcd_authority: Option<String>,
 
+    /// http or https, for that member
+    #[arg(long, env = "ETCD_SCHEME", value_name = "SCHEME", hide = true)]
+    etcd_scheme: Option<String>,
+
     /// File with the authority that signed etcd's certificate (PEM)
     #[arg(long, env = "ETCD_CA_CERT_FILE", value_name = "FILE")]
     etcd_cacert: Option<PathBuf>,
@@ -124,6 +128,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub(crate) take_over: bool,
 
+    /// Lines for people, or JSON for machines
     #[arg(long, env = "CALICO_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 
@@ -235,22 +240,13 @@ impl Flags {
 
     /// The etcd that is named; `None`: the embedded one.
     pub(crate) fn etcd(&self) -> Result<Option<EtcdAddress>, Fault> {
-        let endpoints = match (&self.etcd_endpoints[..], &self.etcd_authority) {
-            ([], None) => return Ok(None),
-            ([], Some(authority)) => vec![format!("http://{authority}")],
-            (endpoints, _) => endpoints.iter().map(|url| url.trim().to_owned()).filter(|url| !url.is_empty()).collect(),
+        let said_of =
+            |text: &Option<String>| text.iter().map(|text| text.trim().to_owned()).find(|text| !text.is_empty());
+        let endpoints = match (said(&self.etcd_endpoints), said_of(&self.etcd_authority)) {
+            (named, _) if !named.is_empty() => parse_endpoints("--etcd-endpoints", &named.join(","))?,
+            (_, Some(authority)) => vec![parse_authority(&authority, said_of(&self.etcd_scheme).as_deref())?],
+            (_, None) => return Ok(None),
         };
-        for url in &endpoints {
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                return Err(Fault::Refusal(format!("etcd endpoint {url:?} must begin with http:// or https://")));
-            }
-        }
-        if endpoints.iter().any(|url| url.starts_with("https://") != endpoints[0].starts_with("https://")) {
-            return Err(Fault::Refusal(format!(
-                "etcd endpoints {} must all be http or all https",
-                endpoints.join(", ")
-            )));
-        }
         let read = |path: &PathBuf| {
             std::fs::read_to_string(path).map_err(|error| Fault::Refusal(format!("read {}: {error}", path.display())))
         };
@@ -280,7 +276,12 @@ mod tests {
         let endpoints = |args: &[&str]| flags(args).etcd().unwrap().map(|etcd| etcd.endpoints);
         assert_eq!(endpoints(&["--etcd-endpoints=http://a:1,http://b:2"]).unwrap(), ["http://a:1", "http://b:2"]);
         assert_eq!(endpoints(&["--etcd-authority=a:1"]).unwrap(), ["http://a:1"]);
+        assert_eq!(endpoints(&["--etcd-authority=a:1", "--etcd-scheme=https"]).unwrap(), ["https://a:1"]);
+        // A variable that is set to nothing says nothing.
+        assert_eq!(endpoints(&["--etcd-endpoints=", "--etcd-authority=a:1"]).unwrap(), ["http://a:1"]);
+        assert_eq!(endpoints(&["--etcd-endpoints=", "--etcd-authority="]), None);
         assert!(flags(&["--etcd-endpoints=a:1"]).etcd().is_err());
+        assert!(flags(&["--etcd-endpoints=http://a"]).etcd().is_err());
         assert!(flags(&["--etcd-endpoints=http://a:1,https://b:1"]).etcd().is_err());
         assert!(flags(&["--etcd-endpoints=https://a:1", "--etcd-cert=/x"]).etcd().is_err());
     }

@@ -1,4 +1,5 @@
-//! The hands: each file touches one part of the world and names the one outside crate that it takes.
+//! The hands: each file touches one part of the world. What stands for a whole system (etcd-client, bollard, rustls) is
+//! named in one file.
 //!
 //! Kinds of kernel state share three verbs: `observe` the world into what is provably ours, compute the `steps` purely
 //! (in `plan`), `apply` them.

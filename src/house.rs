@@ -41,7 +41,7 @@ fn files() -> Vec<(String, PathBuf, String)> {
             continue;
         }
         let text = std::fs::read_to_string(&path).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
+        let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap().to_owned();
         files.push((module, inner, code));
     }
     assert!(files.len() > 40, "only {} files were read", files.len());
@@ -95,4 +95,19 @@ fn children_are_started_in_one_file_only() {
         let starts = code_lines(&text).any(|line| line.contains("Command::new"));
         assert!(!starts || path == Path::new("edge/exec.rs"), "{}", path.display());
     }
+}
+
+#[test]
+fn the_tests_that_the_table_of_transparency_names_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "proxy-tests"] {
+        sources(&root.join(folder), &mut found);
+    }
+    let code: String = found.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let table = std::fs::read_to_string(root.join("docs/transparency.md")).unwrap();
+    let named: Vec<&str> = table.split('`').filter_map(|word| word.rsplit_once("::")?.1.strip_suffix('…')).collect();
+    assert!(named.len() > 40, "only {} are named", named.len());
+    let absent: Vec<&&str> = named.iter().filter(|name| !code.contains(&format!("fn {name}"))).collect();
+    assert!(absent.is_empty(), "{absent:?}");
 }

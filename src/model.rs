@@ -1,7 +1,7 @@
 //! The words of the field: every value that this software speaks of, as a type that cannot hold a wrong one.
 //!
 //! Text from outside (an etcd value, a create body, a command line) is parsed here once, at the door; inside there are
-//! only these types. The module is pure: no clock, no file, no network. `key` and the `value` codecs are the data model
+//! only these types. The module is pure: no clock, no file, no network. `key` and the records are the data model
 //! of the original Calico, kept so that records written by its tools are still read.
 
 pub(crate) mod bgp;

@@ -110,7 +110,6 @@ pub(crate) fn node() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            tracing::error!("{fault}");
             eprintln!("calico-node: {fault}");
             ExitCode::FAILURE
         }
@@ -146,6 +145,16 @@ async fn check(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Resul
     let engine: Engine = flags.docker_host.parse()?;
     fail_point::look_in(&flags.run_dir);
     let etcd = flags.etcd()?;
+    if let Some(address) = &etcd {
+        // It is not dialled yet.
+        Etcd::connect(address).await?;
+    }
+    if port_of(&flags.metrics_listen).is_none() {
+        let place = &flags.metrics_listen;
+        return Err(Fault::Refusal(format!(
+            "use --metrics-listen {place:?}: it must be ADDR:PORT, as in 127.0.0.1:9091"
+        )));
+    }
     let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);
     let (predecessor, taken) = flags.take_over.then(|| taken_over(&flags.run_dir.join(HANDOVER))).transpose()?.unzip();
     let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
@@ -206,12 +215,9 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     });
-    let control_door = open_unix(&flags.run_dir.join(SOCKET), docker_group())?;
+    let control_door = Door::Unix(open_unix(&flags.run_dir.join(SOCKET), docker_group())?);
     let metrics_door = open_tcp(&flags.metrics_listen).await?;
-    let handover_path = flags.run_dir.join(HANDOVER);
-    let Door::Unix(handover_door) = open_unix(&handover_path, None)? else {
-        return Err(Fault::World(format!("listen on {}: it is no unix socket", handover_path.display())));
-    };
+    let handover_door = open_unix(&flags.run_dir.join(HANDOVER), None)?;
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 

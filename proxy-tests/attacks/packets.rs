@@ -74,7 +74,8 @@ fn what_is_not_a_packet_of_an_allowed_flow_is_dropped_whatever_it_looks_like() {
     let quiet = ["iptables", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST", "-j", "DROP"];
     crate::lab::command::Run::new("nsenter").arg(nsenter).args(quiet).run().ok();
     let servers = ann.serve(&[7000, 7001]);
-    let (port, at_ann, at_eve) = (Port::of(&eve), Listener::at(&ann.space()), Listener::at(&eve.space()));
+    let (port, at_eve) = (Port::of(&eve), Listener::at(&eve.space()));
+    let (at_ann, at_dan) = (Listener::at(&ann.space()), Listener::at(&dan.space()));
     let (from, to) = ((eve.ip(), 5000), (ann.ip(), 7000));
 
     let mut silent: Vec<(String, Vec<u8>)> = Vec::new();
@@ -173,7 +174,9 @@ fn what_is_not_a_packet_of_an_allowed_flow_is_dropped_whatever_it_looks_like() {
         [("too late a number", late), ("an acknowledgement of nothing", unseen)]
             .map(|(what, words)| (what.to_owned(), words)),
     );
-    let at_dan = Listener::at(&dan.space());
+    let open = words();
+    port.send(&Packet::udp(from, (dan.ip(), 7000), &open));
+    at_dan.comes_to_hear("a packet to one who is open", &open);
     for (what, words) in &silent {
         assert!(!at_ann.heard(words) && !at_dan.heard(words), "{what} arrives");
     }

@@ -36,8 +36,13 @@ pub(crate) enum BirdState {
 }
 
 impl BirdState {
-    pub(crate) fn is_up(&self) -> bool {
-        *self == BirdState::Up
+    /// Why it does not do it, where it should.
+    pub(crate) fn missing(&self) -> Option<&str> {
+        match self {
+            BirdState::Off => Some("it has not been started yet"),
+            BirdState::Up => None,
+            BirdState::Down(why) => Some(why),
+        }
     }
 }
 
@@ -103,7 +108,7 @@ impl Bird {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         // -R: a graceful restart, so that what peers and kernel still hold is kept until the sessions are up again.
         let args = vec!["-f".to_owned(), "-R".to_owned(), "-c".to_owned(), text(file), "-s".to_owned(), text(&socket)];
-        let start = Start { program: "bird".to_owned(), args, input: false, output: true };
+        let start = Start { program: "bird".to_owned(), args, input: false };
         let mut daemon = self.spawner.start(start).await?;
         let opened = async {
             while ask(&socket, "show status").await.is_err() {

@@ -102,6 +102,55 @@ pub(crate) struct Watch {
     address: String,
 }
 
+/// Reads the addresses of etcd's members, separated by commas, all http or all https. `source` names them.
+///
+/// # Errors
+/// `Refusal`.
+pub(crate) fn parse_endpoints(source: &str, list: &str) -> Result<Vec<String>, Fault> {
+    let endpoints: Vec<String> =
+        list.split(',').map(|item| parse_endpoint(source, item.trim())).collect::<Result<_, _>>()?;
+    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+    if secure != 0 && secure != endpoints.len() {
+        return Err(Fault::Refusal(format!(
+            "read {source}: {list:?} mixes http and https: all endpoints must have one scheme"
+        )));
+    }
+    Ok(endpoints)
+}
+
+/// Reads the address of one member as the original's tools are told it: `ETCD_AUTHORITY` is `host:port`, `ETCD_SCHEME` what
+/// stands before it.
+///
+/// # Errors
+/// `Refusal`.
+pub(crate) fn parse_authority(authority: &str, scheme: Option<&str>) -> Result<String, Fault> {
+    let scheme = scheme.unwrap_or("http");
+    if !matches!(scheme, "http" | "https") {
+        return Err(Fault::Refusal(format!("read ETCD_SCHEME: {scheme:?} must be http or https")));
+    }
+    parse_endpoint("ETCD_AUTHORITY", &format!("{scheme}://{authority}"))
+}
+
+/// Checks `http://host:port` and takes a closing slash off. `source` named it.
+fn parse_endpoint(source: &str, text: &str) -> Result<String, Fault> {
+    let wrong = || {
+        let right = "it must be http://HOST:PORT or https://HOST:PORT";
+        let right = if source == "ETCD_AUTHORITY" { "it must be HOST:PORT" } else { right };
+        Fault::Refusal(format!("read {source}: {text:?} is not the address of an etcd: {right}"))
+    };
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let (scheme, authority) = text.split_once("://").ok_or_else(wrong)?;
+    let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
+    // An IPv6 address stands in brackets; without them its last group would be taken for a port.
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let good_host = match bracketed {
+        Some(inside) => inside.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
+    };
+    let good = matches!(scheme, "http" | "https") && good_host && port.parse::<u16>().is_ok_and(|port| port > 0);
+    if good { Ok(text.to_owned()) } else { Err(wrong()) }
+}
+
 /// The JSON of a value that always has one.
 ///
 /// # Errors
@@ -114,7 +163,7 @@ impl Etcd {
     /// Prepares a connection; it is made with the first call and again whenever it broke.
     ///
     /// # Errors
-    /// `Refusal` for an address or certificate that cannot be used, `Away` if the client cannot be made.
+    /// `Refusal` for an address or certificate that cannot be used.
     pub(crate) async fn connect(address: &EtcdAddress) -> Result<Etcd, Fault> {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
@@ -131,9 +180,8 @@ impl Etcd {
             options = options.with_tls(tls);
         }
         let text = address.endpoints.join(",");
-        let client = Client::connect(&address.endpoints, Some(options))
-            .await
-            .map_err(|error| Fault::Away(format!("connect to etcd at {text}: {error}")))?;
+        let unusable = |error| Fault::Refusal(format!("prepare the connection to etcd at {text}: {error}"));
+        let client = Client::connect(&address.endpoints, Some(options)).await.map_err(unusable)?;
         Ok(Etcd { client, address: text })
     }
 

@@ -100,8 +100,6 @@ pub(crate) struct Start {
     pub(crate) args: Vec<String>,
     /// Whether its input is a pipe that we hold; else it has none.
     pub(crate) input: bool,
-    /// Whether what it writes comes to our own error output; else it is thrown away.
-    pub(crate) output: bool,
 }
 
 struct Order {
@@ -156,13 +154,12 @@ impl Spawner {
 
 fn spawn(start: &Start) -> std::io::Result<Child> {
     let mut command = command(&start.program);
-    let output = || if start.output { Stdio::inherit() } else { Stdio::null() };
     command
         .args(&start.args)
         .stdin(if start.input { Stdio::piped() } else { Stdio::null() })
         // What a child says belongs beside our log, and standard output may be somebody's data.
         .stdout(Stdio::null())
-        .stderr(output())
+        .stderr(Stdio::inherit())
         .kill_on_drop(true);
     let parent = Pid::this();
     // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls are allowed:
@@ -239,7 +236,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_child_holds_on_to_its_input_and_takes_signals() {
         let spawner = Spawner::new().unwrap();
-        let start = Start { program: "cat".to_owned(), args: Vec::new(), input: true, output: false };
+        let start = Start { program: "cat".to_owned(), args: Vec::new(), input: true };
         let mut child = spawner.start(start.clone()).await.unwrap();
         let input = child.take_input();
         assert!(child.pid().is_some() && input.is_some());
@@ -254,7 +251,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_child_dies_with_the_thread_that_started_it() {
         let spawner = Spawner::new().unwrap();
-        let start = Start { program: "sleep".to_owned(), args: vec!["60".to_owned()], input: false, output: false };
+        let start = Start { program: "sleep".to_owned(), args: vec!["60".to_owned()], input: false };
         let mut child = spawner.start(start).await.unwrap();
         drop(spawner);
         assert!(child.wait().await.contains('9'));

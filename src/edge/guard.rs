@@ -57,7 +57,7 @@ fn script(owner: u32) -> String {
 impl Guard {
     /// Makes the table and waits until the kernel shows it.
     pub(crate) async fn raise(spawner: &Spawner) -> Result<Self, Fault> {
-        let start = Start { program: "nft".to_owned(), args: vec!["-i".to_owned()], input: true, output: true };
+        let start = Start { program: "nft".to_owned(), args: vec!["-i".to_owned()], input: true };
         let mut keeper = spawner.start(start).await?;
         let mut input =
             keeper.take_input().ok_or_else(|| Fault::World("raise the guard: nft has no input".to_owned()))?;

@@ -72,9 +72,9 @@ pub(crate) async fn open_tcp(address: &str) -> Result<Door, Fault> {
     listener.map(Door::Tcp).map_err(|error| Fault::World(format!("listen on {address}: {error}")))
 }
 
-/// A unix door that only root and the group may use. A socket file that an earlier run left is replaced; the caller has
+/// A unix socket that only root and the group may use. A socket file that an earlier run left is replaced; the caller has
 /// made sure that there is no second node with this run folder.
-pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<Door, Fault> {
+pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<UnixListener, Fault> {
     use std::os::unix::fs::PermissionsExt as _;
     let fault = |cause: &dyn std::fmt::Display| Fault::World(format!("listen on {}: {cause}", path.display()));
     // Made aside with the right mode before anybody can reach it under its name.
@@ -91,7 +91,7 @@ pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<Door, Fault> 
         std::os::unix::fs::chown(&aside, None, Some(group)).map_err(|error| fault(&error))?;
     }
     std::fs::rename(&aside, path).map_err(|error| fault(&error))?;
-    Ok(Door::Unix(listener))
+    Ok(listener)
 }
 
 /// Answers until told to stop; then finishes what is under way.

@@ -25,11 +25,15 @@ pub(crate) type Steps = BTreeMap<&'static str, Vec<ChainStep>>;
 /// How long the tool waits for the lock that all users of legacy iptables share: seconds. Then it fails, and is tried again.
 const LOCK_WAIT_S: &str = "10";
 
-fn tool(family: Family, verb: &str) -> String {
+fn program(family: Family) -> &'static str {
     match family {
-        Family::V4 => format!("iptables-{verb}"),
-        Family::V6 => format!("ip6tables-{verb}"),
+        Family::V4 => "iptables",
+        Family::V6 => "ip6tables",
     }
+}
+
+fn tool(family: Family, verb: &str) -> String {
+    format!("{}-{verb}", program(family))
 }
 
 async fn save(family: Family, table: &[&str]) -> Result<BTreeMap<String, SeenTable>, Fault> {
@@ -85,10 +89,7 @@ pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
 ///
 /// The other back end's tool is asked without a table's name: with one it would make the table.
 pub(crate) async fn mix(family: Family) -> Result<Option<String>, Fault> {
-    let program = match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    };
+    let program = program(family);
     let version = run(program, &["-V"], "").await?.stdout;
     let version = version.trim();
     let other = if version.contains("nf_tables") { "legacy" } else { "nft" };
@@ -107,10 +108,7 @@ pub(crate) async fn mix(family: Family) -> Result<Option<String>, Fault> {
 /// # Errors
 /// `World`, naming the chain whose jump is not there.
 pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
-    let program = match family {
-        Family::V4 => "iptables",
-        Family::V6 => "ip6tables",
-    };
+    let program = program(family);
     let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(family, &BTreeSet::new()));
     for (table, kernel) in
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))

@@ -55,7 +55,7 @@ impl Netns {
     /// Runs a closure inside, on a thread of its own, with the caller's tokio runtime at hand.
     ///
     /// # Errors
-    /// `Away`: there is no thread to be had.
+    /// `Away`: there is no thread to be had. `World`: the namespace cannot be entered, or the work panicked.
     #[expect(clippy::disallowed_methods, reason = "the one place that enters a namespace")]
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Fault> {
         let enter = |cause: String| Fault::World(format!("enter the network of {}: {cause}", self.what));

@@ -1,5 +1,6 @@
 //! Pools: the address ranges that containers are given addresses from.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -51,6 +52,8 @@ pub(crate) struct Pool {
     /// Being removed: no new address is taken from it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) disabled: bool,
+    #[serde(flatten)]
+    pub(crate) rest: BTreeMap<String, serde_json::Value>,
 }
 
 fn yes() -> bool {
@@ -69,7 +72,7 @@ fn is_false(value: &bool) -> bool {
 
 impl Pool {
     pub(crate) fn new(cidr: IpNet) -> Self {
-        Pool { cidr: cidr.trunc(), ipip: None, masquerade: false, ipam: true, disabled: false }
+        Pool { cidr: cidr.trunc(), ipip: None, masquerade: false, ipam: true, disabled: false, rest: BTreeMap::new() }
     }
 
     pub(crate) fn family(&self) -> Family {
@@ -132,6 +135,9 @@ mod tests {
         let text = serde_json::to_string(&pool).unwrap();
         assert_eq!(text, r#"{"cidr":"192.168.0.0/16","masquerade":true}"#);
         assert_eq!(serde_json::from_str::<Pool>(&text).unwrap(), pool);
+        // What others have written is not lost.
+        let text = r#"{"cidr":"192.168.0.0/16","masquerade":true,"blockSize":26}"#;
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<Pool>(text).unwrap()).unwrap(), text);
     }
 
     #[test]

@@ -204,10 +204,18 @@ impl Network {
         Ok(())
     }
 
+    /// What this host's disk says of a container; nothing where it cannot be read, so that nothing is wired by it.
+    fn kept_here(&self, id: &ContainerId) -> Vec<Recorded> {
+        self.reserved_here(id).unwrap_or_else(|fault| {
+            tracing::warn!(container = id.short(), %fault, "what was kept of a container tells nothing");
+            Vec::new()
+        })
+    }
+
     /// The endpoints of a container on this host. Until the datastore is heard of, this host's disk is asked.
     fn recorded(&self, id: &ContainerId) -> Vec<Recorded> {
         if !self.is_loaded() {
-            return self.reserved_here(id).unwrap_or_default();
+            return self.kept_here(id);
         }
         self.store.read(|snapshot| {
             let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
@@ -234,7 +242,10 @@ impl Network {
     /// The ids of the containers that this host has endpoints of, readable or not.
     fn containers(&self) -> Vec<ContainerId> {
         if !self.is_loaded() {
-            return self.reservations.containers().unwrap_or_default();
+            return self.reservations.containers().unwrap_or_else(|fault| {
+                tracing::warn!(%fault, "which containers are this host's is not known until etcd answers");
+                Vec::new()
+            });
         }
         self.store.read(|snapshot| {
             let ours =

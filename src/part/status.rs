@@ -15,6 +15,9 @@ use crate::part::metrics::Now;
 use crate::part::network::Network;
 use crate::part::store::Store;
 
+/// BIRD, as an object that has a fault.
+const BIRD: &str = "BIRD";
+
 /// What a status is gathered from.
 pub(crate) struct Gauge {
     pub(crate) host: HostName,
@@ -53,9 +56,7 @@ impl Gauge {
         if programmed.faults.contains_key("guard") {
             missing.push("the guard".to_owned());
         }
-        if self.bird_socket.is_some() && !programmed.bird.is_up() {
-            missing.push("BIRD".to_owned());
-        }
+        missing.extend(self.without_bird(&programmed).map(|why| format!("{BIRD}: {why}")));
         missing
     }
 
@@ -86,11 +87,18 @@ impl Gauge {
         })
     }
 
+    /// Why BIRD does not run here where it should.
+    fn without_bird<'p>(&self, programmed: &'p Programmed) -> Option<&'p str> {
+        self.bird_socket.as_ref().and_then(|_| programmed.bird.missing())
+    }
+
     /// What cannot be read, of any host, and what is not in this host's kernel as it should be.
     fn faults(&self) -> Vec<ReportedFault> {
         let mut faults = self.store.read(Snapshot::unreadable);
         faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
-        faults.extend(self.programmed.borrow().faults.clone());
+        let programmed = self.programmed.borrow().clone();
+        faults.extend(self.without_bird(&programmed).map(|why| (BIRD.to_owned(), why.to_owned())));
+        faults.extend(programmed.faults);
         let short = |id: &str| format!("container {}", id.get(..12).unwrap_or(id));
         faults.extend(self.network.failing().borrow().iter().map(|(id, why)| (short(id), why.clone())));
         faults.into_iter().map(|(object, why)| ReportedFault { object, why }).collect()
@@ -104,7 +112,9 @@ impl Gauge {
             Some(socket) => Some(match session_status(socket).await {
                 Ok(sessions) => BirdStatus { up: true, sessions },
                 Err(fault) => {
-                    faults.push(ReportedFault { object: "BIRD".to_owned(), why: fault.to_string() });
+                    if !faults.iter().any(|fault| fault.object == BIRD) {
+                        faults.push(ReportedFault { object: BIRD.to_owned(), why: fault.to_string() });
+                    }
                     BirdStatus { up: false, sessions: Vec::new() }
                 }
             }),

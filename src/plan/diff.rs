@@ -85,7 +85,7 @@ impl ChainStep {
     }
 }
 
-/// The steps for the chains named in `only`, or for all. Jumps are always looked at: there are three.
+/// The steps for the chains named in `only`, or for all. Jumps are always looked at: a table has one or two.
 pub(crate) fn steps(wanted: &Table, seen: &SeenTable, only: Option<&BTreeSet<ChainName>>) -> Vec<ChainStep> {
     let mut steps = Vec::new();
     let mut look = |name: &ChainName| match (wanted.chains.get(name), seen.chains.get(name)) {

@@ -1,4 +1,4 @@
-//! Wiring: what the network of a container looks like, as values. `edge::links` makes it so.
+//! Wiring: what the network of a container looks like, as values. `edge::wiring` makes it so.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -59,7 +59,7 @@ impl Server {
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), Fault> {
         let mut wait = RETRY.0;
         while !stop.is_cancelled() {
-            let start = Start { program: "etcd".to_owned(), args: self.arguments(), input: false, output: true };
+            let start = Start { program: "etcd".to_owned(), args: self.arguments(), input: false };
             let mut etcd = self.spawner.start(start).await?;
             tokio::select! {
                 ended = etcd.wait() => tracing::error!(?ended, "the embedded etcd ended; starting it again"),

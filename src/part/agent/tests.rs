@@ -492,7 +492,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             folder.path().join("etcd").display()
         );
         let args = args.split_whitespace().map(str::to_owned).collect();
-        let start = crate::edge::exec::Start { program: "etcd".to_owned(), args, input: false, output: false };
+        let start = crate::edge::exec::Start { program: "etcd".to_owned(), args, input: false };
         let etcd_child = spawner.start(start).await.unwrap();
         let address = crate::edge::etcd::EtcdAddress {
             endpoints: vec!["http://127.0.0.1:2379".to_owned()],

@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::edge::etcd::EtcdAddress;
+use crate::edge::etcd::{EtcdAddress, parse_authority, parse_endpoints};
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
 
@@ -65,29 +65,16 @@ impl Place<'_> {
 
     fn endpoints(&self) -> Result<(Vec<String>, String), Fault> {
         if let Some(list) = self.set("ETCD_ENDPOINTS") {
-            let endpoints: Result<Vec<_>, _> =
-                list.split(',').map(|item| endpoint("ETCD_ENDPOINTS", item.trim())).collect();
-            let endpoints = endpoints?;
-            let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
-            if secure != 0 && secure != endpoints.len() {
-                return Err(Fault::Refusal(format!(
-                    "read ETCD_ENDPOINTS: {list:?} mixes http and https: all endpoints must have one scheme"
-                )));
-            }
-            return Ok((endpoints, "ETCD_ENDPOINTS".to_owned()));
+            return Ok((parse_endpoints("ETCD_ENDPOINTS", &list)?, "ETCD_ENDPOINTS".to_owned()));
         }
         if let Some(authority) = self.set("ETCD_AUTHORITY") {
-            let scheme = self.set("ETCD_SCHEME").unwrap_or_else(|| "http".to_owned());
-            if !matches!(scheme.as_str(), "http" | "https") {
-                return Err(Fault::Refusal(format!("read ETCD_SCHEME: {scheme:?} must be http or https")));
-            }
-            let endpoint = endpoint("ETCD_AUTHORITY", &format!("{scheme}://{authority}"))?;
+            let endpoint = parse_authority(&authority, self.set("ETCD_SCHEME").as_deref())?;
             return Ok((vec![endpoint], "ETCD_AUTHORITY".to_owned()));
         }
         let file = self.run_dir().join(ETCD_FILE);
         let name = file.display().to_string();
         match (self.read)(&file) {
-            Ok(text) => Ok((vec![endpoint(&name, text.trim())?], name)),
+            Ok(text) => Ok((parse_endpoints(&name, &text)?, name)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Ok((vec![DEFAULT_ETCD.to_owned()], format!("the default, as there is no {name}")))
             }
@@ -121,26 +108,6 @@ impl Place<'_> {
 
 fn half(set: &str, unset: &str) -> Fault {
     Fault::Refusal(format!("connect to etcd by https: {set} is set without {unset}: both or neither must be"))
-}
-
-/// Checks `http://host:port` and takes a closing slash off.
-fn endpoint(source: &str, text: &str) -> Result<String, Fault> {
-    let wrong = || {
-        let right = "it must be http://HOST:PORT or https://HOST:PORT";
-        let right = if source == "ETCD_AUTHORITY" { "it must be HOST:PORT" } else { right };
-        Fault::Refusal(format!("read {source}: {text:?} is not the address of an etcd: {right}"))
-    };
-    let text = text.strip_suffix('/').unwrap_or(text);
-    let (scheme, authority) = text.split_once("://").ok_or_else(wrong)?;
-    let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
-    // An IPv6 address stands in brackets; without them its last group would be taken for a port.
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let good_host = match bracketed {
-        Some(inside) => inside.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
-    };
-    let good = matches!(scheme, "http" | "https") && good_host && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if good { Ok(text.to_owned()) } else { Err(wrong()) }
 }
 
 #[cfg(test)]

@@ -97,16 +97,27 @@ fn interfaces_of(endpoint: &EndpointId) -> Result<(IfName, IfName), Fault> {
 impl Network {
     /// Keeps a lease for pending claims until told to stop.
     pub(crate) async fn keep_lease(&self, stop: &CancellationToken) {
+        let mut told = String::new();
         while !stop.is_cancelled() {
             let mut synced = self.store.synced();
             let round = async {
                 // The sender lives as long as the store, so waiting only ends with a connection.
-                let connected = synced.wait_for(|synced| synced.connected).await.is_ok();
-                if connected && let Ok(lease) = self.etcd.lease(LEASE_S).await {
-                    self.lease.send_replace(Some(lease));
-                    let fault = self.etcd.keep_lease(lease, LEASE_RENEWAL).await;
-                    self.lease.send_replace(None);
-                    tracing::warn!(%fault, "lost the lease that pending claims hang on");
+                let _ = synced.wait_for(|synced| synced.connected).await;
+                match self.etcd.lease(LEASE_S).await {
+                    Ok(lease) => {
+                        self.lease.send_replace(Some(lease));
+                        let fault = self.etcd.keep_lease(lease, LEASE_RENEWAL).await;
+                        self.lease.send_replace(None);
+                        tracing::warn!(%fault, "lost the lease that pending claims hang on");
+                        told.clear();
+                    }
+                    Err(fault) => {
+                        let fault = fault.to_string();
+                        if fault != told {
+                            tracing::warn!(fault, "no lease for pending claims: no address can be claimed");
+                            told = fault;
+                        }
+                    }
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
             };

@@ -4,7 +4,7 @@
 //! that nobody knows to be ours. So a note is written before the create is forwarded and removed when it is settled;
 //! at start a container that fits a note is bound as it would have been.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +19,9 @@ use crate::model::name::ProfileName;
 use crate::model::recreation::RecreationLabels;
 use crate::model::wish::{AddressWish, Wish};
 use crate::plan::body::Ask;
+
+/// The folder of the notes, in the state folder.
+const NOTES: &str = "creating";
 
 /// How long a note waits for its container: dockerd may finish a create whose client is gone.
 const WAIT: Duration = Duration::from_mins(2);
@@ -45,7 +48,7 @@ fn now_s() -> u64 {
 
 impl Network {
     fn note_path(&self, request: &str) -> PathBuf {
-        self.ground.state_dir.join("creating").join(format!("{request}.json"))
+        self.ground.state_dir.join(NOTES).join(format!("{request}.json"))
     }
 
     /// Writes the note of a create that is about to be forwarded. It is whole or not there: written aside, then renamed.
@@ -64,7 +67,7 @@ impl Network {
         };
         let text = crate::edge::etcd::to_json(&note)?;
         let aside = path.with_extension("new");
-        std::fs::create_dir_all(self.ground.state_dir.join("creating")).map_err(fault)?;
+        std::fs::create_dir_all(self.ground.state_dir.join(NOTES)).map_err(fault)?;
         std::fs::write(&aside, text).map_err(fault)?;
         std::fs::rename(&aside, &path).map_err(fault)?;
         fail_point("create: the note is written");
@@ -115,21 +118,13 @@ impl Network {
         }
     }
 
-    fn notes(&self) -> Vec<Note> {
-        let Ok(entries) = std::fs::read_dir(self.ground.state_dir.join("creating")) else { return Vec::new() };
-        let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
-        paths
-            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-            .filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
-            .collect()
-    }
-
     /// Finishes the creates of notes whose container is there, those of an earlier run and those that were lost sight of;
     /// keeps the notes that may still get one.
     pub(super) async fn finish_creates(&self, listed: &[Listed]) -> Result<(), Fault> {
         // A create of whose container the list tells has a note until it is recorded: so they are read in this order.
-        let (under_way, left): (Vec<Note>, Vec<Note>) =
-            self.notes().into_iter().partition(|note| self.is_under_way(&note.request));
+        let (under_way, left): (Vec<Note>, Vec<Note>) = read_notes(&self.ground.state_dir.join(NOTES))?
+            .into_iter()
+            .partition(|note| self.is_under_way(&note.request));
         let mut known = self.containers();
         for note in left {
             let mut found = None;
@@ -207,9 +202,64 @@ impl Note {
     }
 }
 
+/// The notes that lie in a folder, which need not be there. One that cannot be understood is told of and put aside: nobody
+/// can finish its create, so its claim is to be released like any that has no note.
+fn read_notes(folder: &Path) -> Result<Vec<Note>, Fault> {
+    let fault = |path: &Path, error: std::io::Error| {
+        Fault::World(format!("read what was noted of creates in {}: {error}", path.display()))
+    };
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if absent(&error) => return Ok(Vec::new()),
+        entries => entries.map_err(|error| fault(folder, error))?,
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|error| fault(folder, error))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let text = match std::fs::read(&path) {
+            // Its create has ended meanwhile.
+            Err(error) if absent(&error) => continue,
+            text => text.map_err(|error| fault(&path, error))?,
+        };
+        match serde_json::from_slice(&text) {
+            Ok(note) => notes.push(note),
+            Err(error) => {
+                let aside = path.with_extension("unreadable");
+                std::fs::rename(&path, &aside).map_err(|error| fault(&path, error))?;
+                let path = aside.display();
+                tracing::warn!(%error, %path, "a note of a create was put aside, since it cannot be understood");
+            }
+        }
+    }
+    Ok(notes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_that_cannot_be_understood_is_put_aside_and_holds_up_no_other() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().join(NOTES);
+        assert!(read_notes(&folder).unwrap().is_empty());
+        std::fs::create_dir(&folder).unwrap();
+        let good = r#"{"request":"a","since_s":1,"name":"","wished":[],"addresses":[],"profiles":[],"requested":{}}"#;
+        for (name, text) in [("a.json", good), ("b.json", "{"), ("c.new", "{")] {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        for _ in 0..2 {
+            let read = read_notes(&folder).unwrap();
+            assert_eq!(read.iter().map(|note| note.request.as_str()).collect::<Vec<_>>(), ["a"]);
+        }
+        assert!(!folder.join("b.json").exists() && folder.join("b.unreadable").exists());
+        std::fs::create_dir(folder.join("d.json")).unwrap();
+        let told = read_notes(&folder).unwrap_err().to_string();
+        assert!(told.contains("d.json"), "{told}");
+    }
 
     #[test]
     fn a_note_waits_while_a_create_is_under_way_whose_container_it_would_fit() {

@@ -132,11 +132,7 @@ impl Network {
     fn ends(&self, id: &ContainerId) -> Ends {
         let keys = self.keys(id).into_iter().map(|(key, _)| key);
         let mut ends: Ends = keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
-        let reserved = self.reserved_here(id).unwrap_or_else(|fault| {
-            tracing::warn!(container = id.short(), %fault, "what was kept of a container that is gone tells nothing");
-            Vec::new()
-        });
-        ends.extend(reserved.into_iter().chain(self.recorded(id)).map(|one| {
+        ends.extend(self.kept_here(id).into_iter().chain(self.recorded(id)).map(|one| {
             let Recorded { key, endpoint, .. } = one;
             (key, Some(endpoint.interface))
         }));

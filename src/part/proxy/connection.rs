@@ -82,6 +82,16 @@ enum Then {
     Reset,
 }
 
+impl From<End> for Then {
+    fn from(end: End) -> Self {
+        match end {
+            End::ClientGone => Then::Drop,
+            End::Finished => Then::Close,
+            End::Broken => Then::Reset,
+        }
+    }
+}
+
 /// How the reply to a request that flows came to its end.
 enum Flowed {
     Whole,
@@ -347,11 +357,7 @@ where
                 // Whether dockerd still reads, the stream tells.
                 let _ = up.flow.flush(wire).await;
                 let (inbound, outbound) = (std::mem::take(up.flow.buffer), std::mem::take(outbound));
-                match relay::tunnel(client, wire, inbound, outbound).await {
-                    End::ClientGone => Then::Drop,
-                    End::Finished => Then::Close,
-                    End::Broken => Then::Reset,
-                }
+                relay::tunnel(client, wire, inbound, outbound).await.into()
             }
             Flowed::Cut => Then::Close,
             Flowed::ClientGone => Then::Drop,
@@ -399,11 +405,7 @@ where
                 let inbound = std::mem::take(&mut self.inbound);
                 let (Some(wire), outbound) = self.upstream.parts() else { return Then::Drop };
                 let outbound = std::mem::take(outbound);
-                match relay::tunnel(&self.client, wire, inbound, outbound).await {
-                    End::ClientGone => Then::Drop,
-                    End::Finished => Then::Close,
-                    End::Broken => Then::Reset,
-                }
+                relay::tunnel(&self.client, wire, inbound, outbound).await.into()
             }
         }
     }

@@ -123,9 +123,8 @@ fn request_line(line: &[u8]) -> Option<(&str, &[u8], u8)> {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let mut words = line.splitn(3, |byte| *byte == b' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     let method =
-        std::str::from_utf8(method).ok().filter(|method| !method.is_empty() && method.bytes().all(|b| is_token(&b)))?;
+        std::str::from_utf8(method).ok().filter(|method| !method.is_empty() && method.bytes().all(is_of_token))?;
     let [minor @ b'0'..=b'9'] = version.strip_prefix(b"HTTP/1.")? else { return None };
     let is_target = (!target.is_empty() || method == "CONNECT") && !target.iter().any(|byte| byte.is_ascii_control());
     is_target.then_some((method, target, minor - b'0'))
@@ -146,7 +145,7 @@ fn with_room<'h, T>(
 }
 
 /// Whether a byte is one of a token, as a method is. Source: RFC 9110, 5.6.2; Go `httpguts.IsTokenRune`.
-fn begins_method(byte: u8) -> bool {
+fn is_of_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
@@ -180,7 +179,7 @@ impl Heads {
         if ends < 4 && ends == bytes.len() {
             return None;
         }
-        if bytes.get(ends).is_some_and(|first| !begins_method(*first)) {
+        if bytes.get(ends).is_some_and(|first| !is_of_token(*first)) {
             // Go reads one line and says what it thinks of it: the greeting of a client that wants TLS has no blank line
             // behind it, but a line feed in it.
             let line = bytes[ends..].iter().position(|byte| *byte == b'\n')?;
