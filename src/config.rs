@@ -134,7 +134,7 @@ pub(crate) struct Flags {
 
     /// error, warn, info, debug, trace, or levels of targets, as in info,calico=debug; unset: what LogSeverityScreen in the datastore says, or info
     #[arg(long, env = "CALICO_LOG_LEVEL", value_name = "LEVEL")]
-    pub(crate) log_level: Option<String>,
+    log_level: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -169,6 +169,9 @@ pub(crate) enum LogFormat {
 /// The proxy's doors where none are named. Without IPv6 on the machine the second one is no loss.
 const DEFAULT_LISTEN: [&str; 2] = ["tcp://127.0.0.1:2377", "tcp://[::1]:2377"];
 
+/// What a certificate is called in PEM.
+const CERTIFICATE: &str = "CERTIFICATE";
+
 /// A variable of the environment that is no setting of ours.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment beside clap")]
 pub(crate) fn variable(name: &str) -> Option<OsString> {
@@ -194,6 +197,11 @@ impl Flags {
             return DEFAULT_LISTEN.map(|text| (text.to_owned(), text.contains("[::1]"))).to_vec();
         }
         named.into_iter().map(|text| (text, false)).collect()
+    }
+
+    /// How much the log is to say, if that was said.
+    pub(crate) fn log_level(&self) -> Option<&str> {
+        self.log_level.as_deref().map(str::trim).filter(|level| !level.is_empty())
     }
 
     /// By which names clients may call us.
@@ -247,15 +255,23 @@ impl Flags {
             (_, Some(authority)) => vec![parse_authority(&authority, said_of(&self.etcd_scheme).as_deref())?],
             (_, None) => return Ok(None),
         };
-        let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).map_err(|error| Fault::Refusal(format!("read {}: {error}", path.display())))
+        let read = |path: &PathBuf, what: &str| {
+            let wrong = |cause: &str| Fault::Refusal(format!("read {}: {cause}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
+            // Where there is none, the client would go on without.
+            let is_there = text.contains(&format!("{what}-----"));
+            if is_there { Ok(text) } else { Err(wrong(&format!("it holds no {what} in PEM"))) }
         };
         let identity = match (&self.etcd_cert, &self.etcd_key) {
-            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+            (Some(cert), Some(key)) => Some((read(cert, CERTIFICATE)?, read(key, "PRIVATE KEY")?)),
             (None, None) => None,
             _ => return Err(Fault::Refusal("--etcd-cert and --etcd-key go together: give both or neither".to_owned())),
         };
-        Ok(Some(EtcdAddress { endpoints, ca: self.etcd_cacert.as_ref().map(read).transpose()?, identity }))
+        Ok(Some(EtcdAddress {
+            endpoints,
+            ca: self.etcd_cacert.as_ref().map(|path| read(path, CERTIFICATE)).transpose()?,
+            identity,
+        }))
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) fn node() -> ExitCode {
     }
     // Before anything of ours opens a descriptor.
     let passed = activation::take(|name| config::variable(name).and_then(|value| value.into_string().ok()));
-    let ended = log::start(flags.log_format, flags.log_level.as_deref()).and_then(|level| {
+    let ended = log::start(flags.log_format, flags.log_level()).and_then(|level| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -234,7 +234,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     };
-    start_tellers(&mut parts, reporter, flags.log_level.is_none().then_some(level));
+    start_tellers(&mut parts, reporter, flags.log_level().is_none().then_some(level));
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),

@@ -3,21 +3,19 @@
 //! A connection is not kept: a command asks once or twice, and a connection of its own for each question needs no task
 //! beside the request.
 
-use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
+use hyper::{Method, Request, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::http;
 use crate::model::control::{Failed, SOCKET};
 use crate::model::fault::Fault;
 
@@ -103,9 +101,7 @@ impl Control {
         method: Method,
         target: &str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), Unanswered> {
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(target, &error))?;
+    ) -> Result<(u16, Bytes), Unanswered> {
         let request = Request::builder()
             .method(method)
             .uri(target)
@@ -113,39 +109,18 @@ impl Control {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.broken(target, &error))?;
-        let answer = async {
-            let answer = sender.send_request(request).await.map_err(|error| self.broken(target, &error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| self.broken(target, &error))?;
-            Ok((status, body.to_bytes()))
-        };
-        // The connection moves the bytes. Its end, good or bad, is not the answer's: what arrived is still to be read,
-        // and a failure reaches the answer too.
-        let driven = async {
-            let _ = connection.await;
-            std::future::pending::<Infallible>().await
-        };
-        tokio::select! {
-            answer = answer => answer,
-            never = driven => match never {},
-        }
+        http::ask(stream, request, ANSWER_BYTES).await.map_err(|error| self.broken(target, &error))
     }
 
-    fn read<Answer: DeserializeOwned>(
-        &self,
-        target: &str,
-        status: StatusCode,
-        body: &[u8],
-    ) -> Result<Answer, Unanswered> {
-        if status.is_success() {
+    fn read<Answer: DeserializeOwned>(&self, target: &str, status: u16, body: &[u8]) -> Result<Answer, Unanswered> {
+        if (200..300).contains(&status) {
             return serde_json::from_slice(body).map_err(|error| self.broken(target, &error));
         }
         let message = match serde_json::from_slice::<Failed>(body) {
             Ok(failed) => failed.message,
             Err(_) => format!("ask calico-node on {} for {target}: it answered {status}", self.socket.display()),
         };
-        Err(Unanswered::Said(match status.as_u16() {
+        Err(Unanswered::Said(match status {
             409 => Fault::Conflict(message),
             502 => Fault::DockerAway(message),
             503 => Fault::Away(message),

@@ -3,13 +3,23 @@
 //! Never on the proxy's path: a typed client drops fields that it does not know. The API version is negotiated with the
 //! first answer, so dockerd may be away when this process starts.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectContainerOptions, InspectNetworkOptions, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+    EventsOptionsBuilder, InspectNetworkOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
+    StartContainerOptions, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt};
+use http_body_util::Full;
+use hyper::{Request, header};
+use serde::Deserialize;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
+use super::http;
+use super::wire::Engine;
 use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
@@ -18,6 +28,9 @@ use crate::plan::runtime::Runtimes;
 
 /// How long one of our own calls may take, in seconds; `stop` adds its grace.
 const CALL_TIMEOUT_S: u64 = 30;
+
+/// How long the description of a container may be, far above any.
+const MOST_BYTES: usize = 64 << 20;
 
 /// How long a container whose wiring failed may take to stop, in seconds.
 const STOP_GRACE_S: i32 = 5;
@@ -73,6 +86,70 @@ pub(crate) enum Event {
     Ended(ContainerId),
     /// dockerd has read its configuration again.
     Reloaded,
+}
+
+/// What dockerd says of a container, as far as it concerns us. Source: Engine API, `ContainerInspect`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    id: String,
+    name: Option<String>,
+    hosts_path: Option<String>,
+    state: Option<InspectedState>,
+    config: Option<InspectedConfig>,
+    host_config: Option<InspectedHostConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedState {
+    pid: i32,
+    running: bool,
+    restarting: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedConfig {
+    hostname: Option<String>,
+    env: Option<Vec<String>>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedHostConfig {
+    network_mode: Option<String>,
+    runtime: Option<String>,
+    restart_policy: Option<InspectedRestartPolicy>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedRestartPolicy {
+    name: Option<String>,
+}
+
+impl Inspected {
+    fn read(self) -> Result<Container, String> {
+        let id = self.id.parse().map_err(|error| format!("it has no id: {error}"))?;
+        let (state, config) = (self.state.unwrap_or_default(), self.config.unwrap_or_default());
+        let host = self.host_config.unwrap_or_default();
+        let policy = host.restart_policy.and_then(|policy| policy.name);
+        Ok(Container {
+            id,
+            name: self.name.unwrap_or_default().trim_start_matches('/').to_owned(),
+            pid: Some(state.pid).filter(|pid| state.running && *pid > 0),
+            is_up: state.running || state.restarting,
+            hostname: config.hostname.unwrap_or_default(),
+            hosts_path: self.hosts_path.filter(|path| !path.is_empty()),
+            network_mode: host.network_mode.unwrap_or_default(),
+            env: config.env.unwrap_or_default(),
+            labels: config.labels.into_iter().flatten().collect(),
+            restarts: policy.is_some_and(|policy| !matches!(policy.as_str(), "" | "no")),
+            runtime: host.runtime.unwrap_or_default(),
+        })
+    }
 }
 
 /// A name as one segment of a path, which bollard puts together from it as it is.
@@ -149,35 +226,48 @@ impl Docker {
         }
     }
 
-    /// A container by name, id or part of an id; `None` if there is none.
+    /// A container by name, id or part of an id; `None` if that names none.
     pub(crate) async fn inspect(&self, name: &str) -> Result<Option<Container>, Fault> {
-        let client = self.client().await?;
-        let found = match client.inspect_container(&segment(name), None::<InspectContainerOptions>).await {
-            Ok(found) => found,
-            Err(error) if status_of(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(self.fault(&format!("inspect container {name}"), &error)),
+        let late = || Fault::DockerAway(format!("inspect container {name} at dockerd {}: no answer yet", self.host));
+        timeout(Duration::from_secs(CALL_TIMEOUT_S), self.look_up(name)).await.map_err(|_| late())?
+    }
+
+    /// The same for somebody who waits for dockerd anyhow, however long it takes.
+    ///
+    /// Read here and not by bollard, whose types know every value that a field may have: dockerd keeps some as the client
+    /// spelled them, and a newer one has more.
+    pub(crate) async fn look_up(&self, name: &str) -> Result<Option<Container>, Fault> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let doing = || format!("inspect container {name} at dockerd {}", self.host);
+        let request = Request::get(format!("/containers/{}/json", segment(name)))
+            .header(header::HOST, "docker")
+            .body(Full::default())
+            .map_err(|error| Fault::World(format!("{}: {error}", doing())))?;
+        let away = |error: &dyn std::fmt::Display| Fault::DockerAway(format!("{}: {error}", doing()));
+        let answer = match self.host.parse()? {
+            Engine::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|error| away(&error))?;
+                http::ask(stream, request, MOST_BYTES).await
+            }
+            Engine::Tcp(address) => {
+                let stream = TcpStream::connect(address).await.map_err(|error| away(&error))?;
+                http::ask(stream, request, MOST_BYTES).await
+            }
         };
-        let id = found.id.unwrap_or_default();
-        let id = id.parse().map_err(|error| Fault::World(format!("inspect container {name}: {error}")))?;
-        let state = found.state.unwrap_or_default();
-        let running = state.running.unwrap_or(false);
-        let pid = state.pid.and_then(|pid| i32::try_from(pid).ok()).filter(|pid| running && *pid > 0);
-        let config = found.config.unwrap_or_default();
-        let host = found.host_config.unwrap_or_default();
-        let policy = host.restart_policy.and_then(|policy| policy.name).map(|name| name.to_string());
-        Ok(Some(Container {
-            id,
-            name: found.name.unwrap_or_default().trim_start_matches('/').to_owned(),
-            pid,
-            is_up: running || state.restarting.unwrap_or(false),
-            hostname: config.hostname.unwrap_or_default(),
-            hosts_path: found.hosts_path.filter(|path| !path.is_empty()),
-            network_mode: host.network_mode.unwrap_or_default(),
-            env: config.env.unwrap_or_default(),
-            labels: config.labels.into_iter().flatten().collect(),
-            restarts: policy.is_some_and(|policy| !matches!(policy.as_str(), "" | "no")),
-            runtime: host.runtime.unwrap_or_default(),
-        }))
+        match answer.map_err(|error| away(&error))? {
+            (200, body) => {
+                let found = serde_json::from_slice::<Inspected>(&body).map_err(|error| error.to_string());
+                found.and_then(Inspected::read).map(Some).map_err(|error| Fault::World(format!("{}: {error}", doing())))
+            }
+            // A part of several ids is as good as none, and so is what is no name at all.
+            (300..500, _) => Ok(None),
+            (status, body) => {
+                let said = String::from_utf8_lossy(&body);
+                Err(Fault::World(format!("{}: it answered {status} {}", doing(), said.trim())))
+            }
+        }
     }
 
     /// The name and the id of a network that is named by either; `None` if there is none.
@@ -267,7 +357,23 @@ impl Docker {
 
 #[cfg(test)]
 mod tests {
-    use super::segment;
+    use super::*;
+
+    #[test]
+    fn a_container_is_read_whatever_spellings_dockerd_has_kept_of_it() {
+        let id = "a".repeat(64);
+        let text = format!(
+            r#"{{"Id":"{id}","Name":"/web","HostsPath":"","State":{{"Status":"stopping","Running":true,"Pid":7}},
+              "Config":{{"Hostname":"h","Env":null,"Labels":null}},
+              "HostConfig":{{"Isolation":"Default","NetworkMode":"none","RestartPolicy":{{"Name":"Sometimes"}}}}}}"#
+        );
+        let found = serde_json::from_str::<Inspected>(&text).unwrap().read().unwrap();
+        assert_eq!((found.id.as_str(), found.name.as_str(), found.pid), (id.as_str(), "web", Some(7)));
+        assert_eq!((found.hosts_path, found.network_mode.as_str(), found.restarts), (None, "none", true));
+        let bare = serde_json::from_str::<Inspected>(&format!(r#"{{"Id":"{id}","State":{{"Pid":7}}}}"#)).unwrap();
+        assert_eq!(bare.read().unwrap().pid, None, "a process that has ended has no pid");
+        assert!(serde_json::from_str::<Inspected>(r#"{"Id":"x"}"#).unwrap().read().is_err());
+    }
 
     #[test]
     fn a_name_does_not_leave_its_segment_of_the_path() {

@@ -1,13 +1,15 @@
-//! The HTTP that ends here: the control socket and the metrics address, served by hyper.
+//! The HTTP that ends here: the control socket and the metrics address, served by hyper, and what is asked in one exchange.
 //!
 //! Not the proxy's: what passes to dockerd must not be parsed and written again (see `part::proxy`).
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -94,6 +96,34 @@ pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<UnixListener,
     Ok(listener)
 }
 
+/// Asks on a new connection, and reads an answer of up to so many bytes.
+///
+/// # Errors
+/// What broke.
+pub(crate) async fn ask(
+    stream: impl Stream + 'static,
+    request: Request<Full<Bytes>>,
+    most_bytes: usize,
+) -> Result<(u16, Bytes), String> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let answer = async {
+        let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let status = answer.status().as_u16();
+        let body = Limited::new(answer.into_body(), most_bytes).collect().await.map_err(|error| error.to_string())?;
+        Ok((status, body.to_bytes()))
+    };
+    // The connection moves the bytes. Its end, good or bad, is not the answer's: what arrived is still to be read, and a
+    // failure reaches the answer too.
+    let driven = async {
+        let _ = connection.await;
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        answer = answer => answer,
+        never = driven => match never {},
+    }
+}
+
 /// Answers until told to stop; then finishes what is under way.
 pub(crate) async fn serve<S: Service>(door: Door, service: Arc<S>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
@@ -117,7 +147,7 @@ pub(crate) async fn serve<S: Service>(door: Door, service: Arc<S>, stop: Cancell
 }
 
 /// A stream of either kind.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 async fn accept(door: &Door) -> std::io::Result<Box<dyn Stream>> {

@@ -8,11 +8,11 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
     sockopt,
@@ -81,6 +81,24 @@ impl std::fmt::Display for Engine {
     }
 }
 
+/// What tells a unix socket from another one at the same path. Numbers of inodes are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SocketIdentity {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Engine {
+    /// The unix socket that is there now.
+    pub(crate) fn socket(&self) -> Option<SocketIdentity> {
+        let Engine::Unix(path) = self else { return None };
+        let found = std::fs::metadata(path).ok()?;
+        let changed = (found.ctime(), found.ctime_nsec());
+        Some(SocketIdentity { device: found.dev(), inode: found.ino(), changed })
+    }
+}
+
 /// One end of a stream.
 #[derive(Debug)]
 pub(crate) enum Wire {
@@ -100,17 +118,21 @@ pub(crate) fn set_up_tcp(listener: &impl AsFd) -> io::Result<()> {
     Ok(setsockopt(listener, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?)
 }
 
-/// Connects at once, as unix sockets do; tokio's own connect waits for a turn of the event loop, and fails where the
-/// queue is full, in which a blocking client would wait.
-async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    let address = UnixAddr::new(path)?;
+/// Connects at once, as unix sockets do, or fails: with `EAGAIN` where the queue is full, in which a blocking client would
+/// wait. tokio's own connect waits for a turn of the event loop.
+fn try_connect_unix(path: &Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    UnixStream::from_std(socket.into())
+}
+
+/// The same, waiting in the queue.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     loop {
-        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        match connect(socket.as_raw_fd(), &address) {
-            Ok(()) => return UnixStream::from_std(socket.into()),
-            Err(Errno::EAGAIN) => clock::sleep(QUEUE_PAUSE).await,
-            Err(error) => return Err(error.into()),
+        match try_connect_unix(path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => clock::sleep(QUEUE_PAUSE).await,
+            connected => return connected,
         }
     }
 }
@@ -125,6 +147,14 @@ impl Wire {
                 stream.set_nodelay(true)?;
                 Ok(Wire::Tcp(stream))
             }
+        }
+    }
+
+    /// A connection to an engine at a unix socket that takes one at once.
+    pub(crate) fn connect_at_once(engine: &Engine) -> Option<Wire> {
+        match engine {
+            Engine::Unix(path) => try_connect_unix(path).ok().map(Wire::Unix),
+            Engine::Tcp(_) => None,
         }
     }
 

@@ -267,7 +267,8 @@ impl Network {
         {
             return Ok(known.contains(&id).then_some(id));
         }
-        let Some(container) = self.docker.inspect(name).await? else { return Ok(None) };
+        // Whoever asks waits for dockerd, and so do we.
+        let Some(container) = self.docker.look_up(name).await? else { return Ok(None) };
         if known.contains(&container.id) {
             return Ok(Some(container.id));
         }

@@ -22,7 +22,6 @@ use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
 use crate::model::recreation::Replaceable;
-use crate::model::snapshot::Record;
 use crate::model::wish::AddressWish;
 use crate::plan::body::Ask;
 
@@ -142,19 +141,10 @@ impl Network {
     ///
     /// # Errors
     /// `Conflict` with the reason. `Ok` says nothing of what happens between this look and the start.
-    pub(crate) async fn check_start(&self, name: &str) -> Result<(), Fault> {
-        let concerned = self.store.read(|snapshot| {
-            let mut here = snapshot.endpoints_of(&self.ground.host).filter_map(|(_, record)| record.readable());
-            here.any(|endpoint| endpoint.handed_over.is_some())
-                || snapshot.claims.values().filter_map(Record::readable).any(|claim| claim.successor.is_some())
-        });
-        if !concerned {
-            return Ok(());
-        }
-        let Some(id) = self.ours(name).await? else { return Ok(()) };
+    pub(crate) async fn check_start(&self, id: &ContainerId, name: &str) -> Result<(), Fault> {
         let doing = format!("start container {name}");
-        self.recorded(&id).iter().try_for_each(has_lost_nothing).map_err(|fault| fault.during(&doing))?;
-        for (key, held) in self.awaited(&id) {
+        self.recorded(id).iter().try_for_each(has_lost_nothing).map_err(|fault| fault.during(&doing))?;
+        for (key, held) in self.awaited(id) {
             if let Some(holder) = self.still_there(&held.claim.owner).await? {
                 is_down(&holder, key.address).map_err(|fault| fault.during(&doing))?;
             }

@@ -234,28 +234,23 @@ async fn start(
     request: &[u8],
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
-    network.check_start(container).await?;
+    // Before the start, while to say that it cannot be told is no lie.
+    let Some(id) = network.ours(container).await? else { return Ok(Said::docker(upstream.exchange(request).await?)) };
+    network.check_start(&id, container).await?;
     let begun = Instant::now();
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
         // The hook may have wired it before the start failed, and of such a start there may be no event.
-        let settled = match network.ours(container).await {
-            Ok(Some(id)) => network.settle(&id, Waits::All).await,
-            Ok(None) => Ok(()),
-            Err(fault) => Err(fault),
-        };
-        if let Err(fault) = settled {
+        if let Err(fault) = network.settle(&id, Waits::All).await {
             tracing::error!(%fault, container, "the network of a container that did not start is not settled yet");
         }
         return Ok(Said::docker(reply));
     }
     fail_point("start: dockerd has started the container");
-    let settled = match network.ours(container).await {
-        Ok(Some(id)) if reply.status == 204 => network.started(&id, begun).await,
+    let settled = match reply.status {
+        204 => network.started(&id, begun).await,
         // What ran before this call is not stopped by it.
-        Ok(Some(id)) => network.settle(&id, Waits::All).await,
-        Ok(None) => Ok(()),
-        Err(fault) => Err(fault),
+        _ => network.settle(&id, Waits::All).await,
     };
     Ok(match settled {
         Ok(()) => Said::docker(reply),

@@ -179,7 +179,7 @@ where
             }
             if std::mem::take(&mut self.is_new) {
                 // The client has its answer, so this costs it nothing.
-                self.upstream.dialer().prepare().await;
+                self.upstream.dialer().prepare();
             }
         };
         match then {

@@ -5,47 +5,65 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
 use super::framing::Framing;
 use super::head::{self, Reply};
-use crate::edge::wire::{Engine, READ_BYTES, Wire};
+use crate::edge::wire::{Engine, READ_BYTES, SocketIdentity, Wire};
 use crate::model::fault::Fault;
 
 /// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a
-/// connection than to answer on it. Nothing was said on it, so it is as good as a new one; one that dockerd has closed
-/// meanwhile is seen before it is used.
+/// connection than to answer on it. Nothing was said on it, so it is as good as a new one, as long as a new one would come to
+/// the same daemon.
 #[derive(Debug)]
 pub(crate) struct Dialer {
     engine: Arc<Engine>,
-    spare: Mutex<Option<Wire>>,
+    spare: Mutex<Option<Spare>>,
 }
+
+#[derive(Debug)]
+struct Spare {
+    wire: Wire,
+    /// The socket that it was made at: a daemon that is about to end takes its own away, and another makes a new one.
+    socket: SocketIdentity,
+    since: Instant,
+}
+
+/// How long a spare connection is kept: newer engines close one on which nothing is said for five minutes (moby cmd/dockerd,
+/// `ReadHeaderTimeout`), and might while it is being used.
+const SPARE_TIME: Duration = Duration::from_mins(1);
 
 impl Dialer {
     pub(crate) fn new(engine: Arc<Engine>) -> Self {
         Dialer { engine, spare: Mutex::default() }
     }
 
-    fn spare(&self) -> MutexGuard<'_, Option<Wire>> {
+    fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn dial(&self) -> io::Result<Wire> {
-        let spare = self.spare().take().filter(Wire::is_open);
-        match spare {
-            Some(wire) => Ok(wire),
+        let spare = self.spare().take();
+        let good = spare.filter(|spare| {
+            spare.wire.is_open()
+                && spare.since.elapsed() < SPARE_TIME
+                && self.engine.socket().is_some_and(|socket| socket == spare.socket)
+        });
+        match good {
+            Some(spare) => Ok(spare.wire),
             None => Wire::connect(&self.engine).await,
         }
     }
 
-    /// Makes a connection for the next client, where there is none.
-    pub(crate) async fn prepare(&self) {
+    /// Makes a connection for the next client, where there is none and one is to be had at once: nobody is to wait for it.
+    pub(crate) fn prepare(&self) {
         if self.spare().is_none()
-            // Where dockerd is away, the next client is told.
-            && let Ok(wire) = Wire::connect(&self.engine).await
+            && let Some(socket) = self.engine.socket()
+            && let Some(wire) = Wire::connect_at_once(&self.engine)
         {
-            *self.spare() = Some(wire);
+            *self.spare() = Some(Spare { wire, socket, since: Instant::now() });
         }
     }
 }
