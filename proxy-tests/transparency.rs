@@ -239,3 +239,36 @@ fn what_a_wish_overrides_is_told_and_docker_s_own_firewall_does_not_stand_in_the
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// dockerd reads some values whatever their case, and keeps them as the client spelled them.
+#[test]
+fn a_container_starts_whatever_spellings_dockerd_has_kept_of_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let body = |env: &[&str]| {
+        let host = json!({"Isolation": "Default", "NetworkMode": "none"});
+        json!({"Image": "busybox", "Cmd": ["sh", "-c", IDLE], "Env": env, "HostConfig": host})
+    };
+    let other = h1.api("POST", "/containers/create?name=other", Some(&body(&[])));
+    assert_eq!(other.status, 201, "{}", other.message());
+    let wish = body(&["CALICO_IP=auto", "CALICO_PROFILE=web"]);
+    let bob = h1.api("POST", "/containers/create?name=bob", Some(&wish));
+    assert_eq!(bob.status, 201, "{}", bob.message());
+    for name in ["other", "bob"] {
+        for verb in ["start", "restart?t=0", "stop?t=0", "start"] {
+            let reply = h1.api("POST", &format!("/containers/{name}/{verb}"), None);
+            assert_eq!(reply.status, 204, "{verb} {name}: {}", reply.message());
+        }
+    }
+    assert_eq!(h1.container("other").raw_inspect()["HostConfig"]["Isolation"], "Default", "dockerd keeps no spelling");
+    let bob = h1.container("bob");
+    ann.comes_to_reach(bob.ip());
+    // Nor does a name that is none become a question of ours.
+    let nobody = json!({"Container": ""});
+    let [raw, through] = [h1.raw_socket(), h1.proxy_socket()]
+        .map(|socket| Host::try_exchange(&socket, "POST", "/networks/none/connect", Some(&nobody)).unwrap());
+    assert_eq!((through.status, through.message()), (raw.status, raw.message()));
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -237,6 +237,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_spare_connection_is_used_only_where_a_new_one_would_come_to_the_same_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let dialer = Dialer::new(Arc::new(Engine::Unix(path.clone())));
+        dialer.prepare();
+        assert!(dialer.spare().is_none(), "dockerd is away");
+        let first = UnixListener::bind(&path).unwrap();
+        dialer.prepare();
+        let _kept = first.accept().await.unwrap();
+        let used = dialer.dial().await.unwrap();
+        assert!(dialer.spare().is_none() && used.is_open());
+        // The daemon is about to end: it keeps its connections, and takes its socket away.
+        dialer.prepare();
+        let _kept = first.accept().await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(dialer.dial().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        // Another one has made a new socket at the same path.
+        dialer.prepare();
+        let second = UnixListener::bind(&path).unwrap();
+        dialer.prepare();
+        let _kept = second.accept().await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let third = UnixListener::bind(&path).unwrap();
+        let (dialled, accepted) = tokio::join!(dialer.dial(), third.accept());
+        assert!(dialled.unwrap().is_open() && accepted.is_ok());
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_spare_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let engine = tokio::net::UnixSocket::new_stream().unwrap();
+        engine.bind(&path).unwrap();
+        let _engine = engine.listen(0).unwrap();
+        let mut queued = Vec::new();
+        let engine = Engine::Unix(path);
+        while let Some(wire) = Wire::connect_at_once(&engine) {
+            queued.push(wire);
+        }
+        let dialer = Dialer::new(Arc::new(engine));
+        dialer.prepare();
+        assert!(dialer.spare().is_none() && !queued.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_reply_is_gathered_however_it_is_framed() {
         for (reply, closes, then) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", false, Behind::Next),
