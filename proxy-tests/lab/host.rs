@@ -307,7 +307,12 @@ impl Host {
         self.raw_docker_run(&words(line)).run()
     }
 
-    pub(crate) fn try_exchange(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> std::io::Result<Reply> {
+    pub(crate) fn try_exchange(
+        socket: &Path,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> std::io::Result<Reply> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_mins(1)))?;
         http::exchange(stream, method, path, body)
