@@ -220,6 +220,10 @@ fn changing(text: &str) -> Option<(usize, &'static str)> {
     if digits == word && matches!(digits, 10 | 19) && matches!(bytes[0], b'1') {
         return Some((word, "<when>"));
     }
+    // The share of the time that a process has had: C before STIME, as ps -ef has them.
+    if is_at(b"0\",\"00:00\",") || is_at(b"00\",\"00:00\",") {
+        return Some((digits, "<share>"));
+    }
     for age in [" seconds ago", " minutes ago", " second ago", "About a minute ago", "Less than a second ago"] {
         let number = if age.starts_with(' ') { digits } else { 0 };
         if digits == number && text[number..].starts_with(age) {
