@@ -300,6 +300,15 @@ fn the_default_doors_are_both_loopbacks_and_no_page_comes_in() {
     for word in ["tcp://0.0.0.0:2377", "root on this host", "tls://", "--insecure-root-for-anyone-who-connects"] {
         assert!(refused.contains(word), "no {word} in {refused}");
     }
+    // In a log for machines it is a line like any other.
+    let refused = h1.calico_node(&["--listen", "tcp://0.0.0.0:2377", "--log-format", "json"]).run().fails_with(1);
+    let lines: Vec<serde_json::Value> = refused.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let is_it = |line: &serde_json::Value| line["level"] == "ERROR" && line.to_string().contains("root on this host");
+    assert_eq!(
+        (lines.iter().filter(|line| is_it(line)).count(), refused.matches("calico-node: ").count()),
+        (1, 0),
+        "{refused}"
+    );
     let missing = ["--listen=tls://0.0.0.0:2376", "--tlscert=/no/cert.pem", "--tlskey=/no/key.pem"];
     let refused = h1.calico_node(&missing).run().fails_with(1);
     for word in ["/no/cert.pem", "/no/key.pem", "No such file", "--tlscacert"] {

@@ -31,7 +31,7 @@ use self::checks::Only;
 use self::doors::Doors;
 use self::parts::{Cause, Parts, Signals};
 
-use crate::config::{self, Command, Flags};
+use crate::config::{self, Command, Flags, LogFormat};
 use crate::edge::activation::{self, Passed};
 use crate::edge::docker::Docker;
 use crate::edge::etcd::{Etcd, EtcdAddress};
@@ -87,7 +87,10 @@ pub(crate) fn node() -> ExitCode {
     }
     // Before anything of ours opens a descriptor.
     let passed = activation::take(|name| config::variable(name).and_then(|value| value.into_string().ok()));
-    let ended = log::start(flags.log_format, flags.log_level()).and_then(|level| {
+    let started = log::start(flags.log_format, flags.log_level());
+    // Whoever reads a node's log by machine is told there what ended it; people are told as by any command.
+    let is_logged = started.is_ok() && flags.log_format == LogFormat::Json && flags.command.is_none();
+    let ended = started.and_then(|level| {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
@@ -110,7 +113,11 @@ pub(crate) fn node() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            eprintln!("calico-node: {fault}");
+            if is_logged {
+                tracing::error!("{fault}");
+            } else {
+                eprintln!("calico-node: {fault}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -81,21 +81,26 @@ impl std::fmt::Display for Engine {
     }
 }
 
-/// What tells a unix socket from another one at the same path. Numbers of inodes are used again.
+/// What tells a unix socket from another one at the same path. Numbers of inodes are used again; a change of its owner or
+/// mode is none of its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SocketIdentity {
     device: u64,
     inode: u64,
-    changed: (i64, i64),
+    made: (i64, i64),
+}
+
+impl From<std::fs::Metadata> for SocketIdentity {
+    fn from(found: std::fs::Metadata) -> Self {
+        SocketIdentity { device: found.dev(), inode: found.ino(), made: (found.mtime(), found.mtime_nsec()) }
+    }
 }
 
 impl Engine {
     /// The unix socket that is there now.
     pub(crate) fn socket(&self) -> Option<SocketIdentity> {
         let Engine::Unix(path) = self else { return None };
-        let found = std::fs::metadata(path).ok()?;
-        let changed = (found.ctime(), found.ctime_nsec());
-        Some(SocketIdentity { device: found.dev(), inode: found.ino(), changed })
+        std::fs::metadata(path).ok().map(SocketIdentity::from)
     }
 }
 

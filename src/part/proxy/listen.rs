@@ -12,14 +12,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixSocket, UnixStream};
 use tokio::time::sleep;
 
 use crate::edge::tls::Certificates;
-use crate::edge::wire::{Wire, set_up_tcp};
+use crate::edge::wire::{SocketIdentity, Wire, set_up_tcp};
 use crate::model::fault::Fault;
 
 /// How many connections may wait to be accepted.
@@ -139,7 +139,7 @@ impl Door {
 pub(crate) struct SocketFile {
     path: PathBuf,
     /// `None`: it is not ours any more.
-    seen: Option<(u64, u64, SystemTime)>,
+    seen: Option<SocketIdentity>,
 }
 
 impl SocketFile {
@@ -158,10 +158,9 @@ impl SocketFile {
     }
 }
 
-/// What tells a file from another one at the same path. Numbers of inodes are used again.
-fn identity(path: &Path) -> io::Result<(u64, u64, SystemTime)> {
-    let found = std::fs::symlink_metadata(path)?;
-    Ok((found.dev(), found.ino(), found.modified()?))
+/// What lies at a path itself.
+fn identity(path: &Path) -> io::Result<SocketIdentity> {
+    Ok(std::fs::symlink_metadata(path)?.into())
 }
 
 impl Drop for SocketFile {
