@@ -5,7 +5,7 @@ export CARGO_TERM_COLOR ?= auto
 export PATH := $(PATH):$(HOME)/.cargo/bin
 BIN = $${CARGO_TARGET_DIR:-target}/release
 
-.PHONY: help build demo demo-stop run test soak fuzz bench bench-agent bench-proxy lint setup image
+.PHONY: help build demo demo-stop run test soak fuzz bench bench-many bench-agent bench-proxy lint setup image
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,10 @@ fuzz: ## fuzz heads, framing, bodies and calls; longer than make test does: make
 bench: ## what a container's life costs, measured interleaved in one run; prints tables for docs/benchmarks.md
 	@tools/setup.sh run
 	@tools/bench.sh start $(ARGS)
+
+bench-many: ## what the life of one container costs beside thousands of others
+	@tools/setup.sh run
+	@tools/bench.sh many $(ARGS)
 
 bench-agent: ## what the agent and its rules cost, beside the same calls by hand; a part: make bench-agent ARGS="--only add --sizes 10,1000 --n 50"
 	@tools/setup.sh run

@@ -56,6 +56,10 @@ impl Engine {
         self.call("GET", "/_ping", "").map(|_| ())
     }
 
+    pub(crate) fn get(&self, path: &str) -> Outcome<Duration> {
+        Ok(self.call("GET", path, "")?.took)
+    }
+
     /// Creates a container that waits for ever; its id and the time that it took.
     pub(crate) fn create(&self, network: &str, runtime: &str, env: &[&str]) -> Outcome<(String, Duration)> {
         let body = json!({

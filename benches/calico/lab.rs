@@ -35,9 +35,13 @@ impl Drop for Lab {
     }
 }
 
+/// A program with the environment that it has outside of cargo, which names dozens of its own folders for the dynamic linker to look
+/// for every library in.
 #[expect(clippy::disallowed_methods, reason = "a benchmark starts its lab's programs; this is its one place for that")]
 pub(crate) fn command(program: &str) -> Command {
-    Command::new(program)
+    let mut command = Command::new(program);
+    command.env_remove("LD_LIBRARY_PATH");
+    command
 }
 
 #[expect(clippy::disallowed_methods, reason = "no runtime is running on the benchmark's threads")]

@@ -12,6 +12,8 @@
 //! - **programmed**: from the acknowledged put of an endpoint's record to its chain in the kernel, as the kernel tells it on netlink; beside
 //!   it, in turns, the very calls that the node made for that, fed by hand to the same tools in a copy of the same rule set.
 //!
+//! `make bench-many`: see [`many`].
+//!
 //! `make bench-proxy`: see [`proxy`]. `make bench-agent`: see [`agent`].
 
 mod agent;
@@ -20,6 +22,7 @@ mod docker;
 mod figures;
 mod hand;
 mod lab;
+mod many;
 mod namespace;
 mod programmed;
 mod proxy;
@@ -51,12 +54,13 @@ fn run() -> Outcome<()> {
     let mut arguments = Arguments(words.into_iter());
     match arguments.next().as_deref() {
         Some("start") => start::run(&mut arguments),
+        Some("many") => many::run(&mut arguments),
         Some("proxy") => proxy::run(&mut arguments),
         Some("agent") => agent::run(&mut arguments),
         // What `proxy` starts beside itself.
         Some("copy") => proxy::copy::run(&mut arguments),
         Some("engine") => proxy::engine::run(&mut arguments),
-        other => Err(format!("what is to be measured is {other:?}: it must be start, proxy or agent").into()),
+        other => Err(format!("what is to be measured is {other:?}: it must be start, many, proxy or agent").into()),
     }
 }
 

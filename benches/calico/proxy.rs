@@ -6,7 +6,7 @@
 //! - **bulk**: an archive into a container and out of it; the processor time and the growth of memory are those of the process in between.
 //! - **idle streams**: upgraded attaches without a byte, before an engine that is nothing but sockets.
 //!
-//! Options: `--n` samples of each kind of call, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how
+//! Options: `--n` samples of each kind of call, `--creates` of creates, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how
 //! many, `--etcd-in-memory` for an etcd that waits for no disk.
 
 mod bulk;
@@ -27,17 +27,18 @@ use crate::lab::Lab;
 use crate::{Arguments, Outcome};
 
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
-    let (mut samples, mut bulk_mib, mut rounds, mut streams) = (5000, 1024, 3, vec![1000, 9000]);
+    let (mut samples, mut creates, mut bulk_mib, mut rounds, mut streams) = (5000, 100, 1024, 3, vec![1000, 9000]);
     let mut is_etcd_in_memory = false;
     while let Some(option) = arguments.next() {
         match option.as_str() {
             "--etcd-in-memory" => is_etcd_in_memory = true,
             "--n" => samples = arguments.value(&option)?.parse()?,
+            "--creates" => creates = arguments.value(&option)?.parse()?,
             "--bulk-mib" => bulk_mib = arguments.value(&option)?.parse()?,
             "--rounds" => rounds = arguments.value(&option)?.parse()?,
             "--streams" => streams = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             other => {
-                let known = "--n, --bulk-mib, --rounds, --streams or --etcd-in-memory";
+                let known = "--n, --creates, --bulk-mib, --rounds, --streams or --etcd-in-memory";
                 return Err(format!("unknown option {other:?}: it must be {known}").into());
             }
         }
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
         // Its memory before it has carried anything.
         let idle: Vec<f64> =
             all.iter().map(|one| one.usage().map(|usage| usage.resident_kib)).collect::<Outcome<_>>()?;
-        calls(&all, &Engine::new(&dockerd), samples, &idle)?;
+        calls(&all, &Engine::new(&dockerd), samples, creates, &idle)?;
         keystrokes(&all, &Engine::new(&dockerd), samples)?;
         if rounds > 0 {
             bulk::measure(&all, &Engine::new(&dockerd), bulk_mib, rounds)?;
@@ -125,7 +126,7 @@ fn create(address: &Address, env: &str, network: &str, dockerd: &Engine) -> Outc
     Ok(took)
 }
 
-fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> Outcome<()> {
+fn calls(all: &[Contender], dockerd: &Engine, samples: usize, creates: usize, idle: &[f64]) -> Outcome<()> {
     let (mut dice, mut order) = (Dice::new(), (0..all.len()).collect::<Vec<_>>());
     let mut figures = vec![Calls::default(); all.len()];
     let mut kept: Vec<Box<dyn Stream>> = all.iter().map(|one| one.address.connect()).collect::<Outcome<_>>()?;
@@ -146,7 +147,7 @@ fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> O
         }
     }
     let (mut wished, mut unwished) = (Samples::default(), Samples::default());
-    for _ in 0..samples.div_ceil(50) {
+    for _ in 0..creates {
         dice.shuffle(&mut order);
         for at in &order {
             figures[*at].create.push(create(&all[*at].address, "", "none", dockerd)?);
@@ -186,7 +187,7 @@ fn calls(all: &[Contender], dockerd: &Engine, samples: usize, idle: &[f64]) -> O
             ]
         })
         .collect();
-    let title = format!("Calls, {samples} of each, µs added to dockerd's unix socket");
+    let title = format!("Calls, {samples} of each ({creates} creates), µs added to dockerd's unix socket");
     let head = ["way", "ping p50", "ping p99", "new conn. p50", "p99", "req/s at 16", "create p50", "RSS before, MiB"];
     table(&title, &head, &rows);
     let find = |name| all.iter().position(|one| one.name == name).ok_or("a contender is missing");
