@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -208,12 +208,26 @@ impl Wire {
         }
     }
 
+    /// Reads what has arrived. A read that does not fill its room has taken all there was, and the event loop is told so, as
+    /// a read that finds nothing would, without that read.
     fn try_read_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Wire::Tcp(stream) => stream.try_read(bytes),
-            Wire::Unix(stream) => stream.try_read(bytes),
-            Wire::Tls(stream) => stream.try_read(bytes),
-        }
+        let mut short = None;
+        // Within the event loop's own look at the socket: it forgets only what it knew before the read. Another thread than
+        // the one that hears of events may read, and what comes meanwhile is an event of its own.
+        let mut receive = |socket: RawFd| match recv(socket, bytes, MsgFlags::MSG_DONTWAIT)? {
+            count if (1..bytes.len()).contains(&count) => {
+                short = Some(count);
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            count => Ok(count),
+        };
+        let read = match self {
+            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, || receive(stream.as_raw_fd())),
+            Wire::Unix(stream) => stream.try_io(Interest::READABLE, || receive(stream.as_raw_fd())),
+            // What has been read of it says nothing of the socket.
+            Wire::Tls(stream) => return stream.try_read(bytes),
+        };
+        short.map_or(read, Ok)
     }
 
     /// Appends what has arrived, up to so many bytes.
@@ -238,23 +252,7 @@ impl Wire {
             buffer.truncate(held + read.as_ref().map_or(0, |count| *count));
             read?
         };
-        if (1..most).contains(&count) {
-            self.note_drained();
-        }
         Ok(count)
-    }
-
-    /// Tells the event loop that everything has been read, as a read that finds nothing would, without that read. What
-    /// comes from now on is an event of its own.
-    fn note_drained(&self) {
-        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        // The error is the message.
-        let _ = match self {
-            Wire::Tcp(stream) => stream.try_io(Interest::READABLE, nothing),
-            Wire::Unix(stream) => stream.try_io(Interest::READABLE, nothing),
-            // What has been read of it says nothing of the socket.
-            Wire::Tls(_) => Ok(()),
-        };
     }
 
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {

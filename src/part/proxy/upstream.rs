@@ -44,15 +44,18 @@ impl Dialer {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn dial(&self) -> io::Result<Wire> {
-        let spare = self.spare().take();
-        let good = spare.filter(|spare| {
+    fn take_spare(&self) -> Option<Wire> {
+        let spare = self.spare().take().filter(|spare| {
             spare.wire.is_open()
                 && spare.since.elapsed() < SPARE_TIME
                 && self.engine.socket().is_some_and(|socket| socket == spare.socket)
         });
-        match good {
-            Some(spare) => Ok(spare.wire),
+        spare.map(|spare| spare.wire)
+    }
+
+    async fn dial(&self) -> io::Result<Wire> {
+        match self.take_spare() {
+            Some(wire) => Ok(wire),
             None => Wire::connect(&self.engine).await,
         }
     }
@@ -139,6 +142,14 @@ impl Upstream {
             self.wire = Some(self.dialer.dial().await.map_err(away)?);
         }
         Ok(())
+    }
+
+    /// Connects where that has not been done and takes no time. The events of a connection come to the thread that makes it:
+    /// that is to be the one that carries the client, whoever calls dockerd on it first.
+    pub(crate) fn connect_at_once(&mut self) {
+        if self.wire.is_none() {
+            self.wire = self.dialer.take_spare().or_else(|| Wire::connect_at_once(&self.dialer.engine));
+        }
     }
 
     /// The connection, if there is one, and the bytes that came over it.
