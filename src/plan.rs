@@ -17,6 +17,7 @@ pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod raw;
 pub(crate) mod reports;
+pub(crate) mod rota;
 pub(crate) mod routes;
 pub(crate) mod rules;
 pub(crate) mod runtime;

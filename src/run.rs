@@ -47,6 +47,7 @@ use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
+use crate::model::pool::Family;
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
@@ -456,7 +457,7 @@ async fn host_address(flags: &Flags) -> Result<Ipv4Addr, Fault> {
         tracing::info!(%ip, "no --ip given: using the detected address");
         return Ok(ip);
     };
-    let own = netlink.host_addresses().await?;
+    let own = netlink.host_addresses(Family::V4).await?;
     if !own.iter().any(|address| address.net.addr() == ip) {
         tracing::warn!(%ip, "the address given with --ip is on no interface of this host");
     }

@@ -39,7 +39,12 @@ fn a_container_that_is_on_a_network_of_dockers_too_is_reported_until_it_is_not()
     wait_until("it is shown with its endpoint", TOLD, || shown().contains(&words));
     assert!(!shown().contains(&format!("Endpoint {}", bob.endpoint_id())));
     assert!(h1.node_log_text().contains("container ann is on Docker's network bridge"));
-    h1.raw_docker("network disconnect bridge ann").ok();
+    // Clients see it too, beside her address; and what the words ask for can be done where everything else is done.
+    let networks = || h1.api("GET", "/containers/ann/json", None).json()["NetworkSettings"]["Networks"].clone();
+    assert_ne!(networks()["bridge"]["IPAddress"], "", "{}", networks());
+    assert_eq!(networks()["none"]["IPAddress"], "192.168.1.1", "{}", networks());
+    h1.docker("network disconnect bridge ann").ok();
+    assert_eq!(networks()["bridge"], serde_json::Value::Null);
     wait_until("ann is told of no more", TOLD, || !told("ann", "bridge") && !escaping(h1));
     wait_until("and shown so no more", TOLD, || !shown().contains("is not all"));
     // (To connect a running one around the proxy is refused by dockerd itself: there is a default route already.)

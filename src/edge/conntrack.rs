@@ -160,7 +160,7 @@ mod tests {
             assert_eq!((flows[3].protocol, flows[3].ports), (17, (53, 5353)));
             assert_eq!((flows[4].src, flows[4].dst), ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()));
 
-            assert_eq!(cut(Family::V4, |flow| flow.protocol == 17 || flow.touches(host)).await, Ok(2));
+            assert_eq!(cut(Family::V4, |flow| flow.protocol == 17 || flow.touches(&[host].into())).await, Ok(2));
             let mut left = 0;
             cut(Family::V4, |_| {
                 left += 1;

@@ -63,6 +63,15 @@ pub(crate) struct Container {
     pub(crate) restarts: bool,
     /// The runtime that dockerd starts it with.
     pub(crate) runtime: String,
+    /// Docker's networks that it is in, each with its id; `none` is no network.
+    pub(crate) networks: BTreeMap<String, String>,
+}
+
+impl Container {
+    /// Whether it is in a network of Docker's that is named by name, id or part of an id.
+    pub(crate) fn is_in(&self, network: &str) -> bool {
+        self.networks.iter().any(|(name, id)| name == network || !network.is_empty() && id.starts_with(network))
+    }
 }
 
 /// A line of the container list.
@@ -98,6 +107,20 @@ struct Inspected {
     state: Option<InspectedState>,
     config: Option<InspectedConfig>,
     host_config: Option<InspectedHostConfig>,
+    network_settings: Option<InspectedNetworkSettings>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedNetworkSettings {
+    networks: Option<BTreeMap<String, Option<InspectedNetwork>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedNetwork {
+    #[serde(rename = "NetworkID")]
+    network_id: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,6 +158,7 @@ impl Inspected {
         let id = self.id.parse().map_err(|error| format!("it has no id: {error}"))?;
         let (state, config) = (self.state.unwrap_or_default(), self.config.unwrap_or_default());
         let host = self.host_config.unwrap_or_default();
+        let networks = self.network_settings.unwrap_or_default().networks.into_iter().flatten();
         let policy = host.restart_policy.and_then(|policy| policy.name);
         Ok(Container {
             id,
@@ -148,9 +172,16 @@ impl Inspected {
             labels: config.labels.into_iter().flatten().collect(),
             restarts: policy.is_some_and(|policy| !matches!(policy.as_str(), "" | "no")),
             runtime: host.runtime.unwrap_or_default(),
+            networks: networks
+                .filter(|(name, _)| name != "none")
+                .map(|(name, network)| (name, network.unwrap_or_default().network_id.unwrap_or_default()))
+                .collect(),
         })
     }
 }
+
+/// The longest name that is looked up, in bytes: a path of `http::Uri`, of 65,534, with each byte of the name written as three.
+const LONGEST_NAME: usize = 21_000;
 
 /// A name as one segment of a path, which bollard puts together from it as it is.
 fn segment(name: &str) -> String {
@@ -237,7 +268,8 @@ impl Docker {
     /// Read here and not by bollard, whose types know every value that a field may have: dockerd keeps some as the client
     /// spelled them, and a newer one has more.
     pub(crate) async fn look_up(&self, name: &str) -> Result<Option<Container>, Fault> {
-        if name.is_empty() {
+        // No name, and one that is longer than a path of our client's can be.
+        if name.is_empty() || name.len() > LONGEST_NAME {
             return Ok(None);
         }
         let doing = || format!("inspect container {name} at dockerd {}", self.host);

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, PutOptions, SortOrder,
-    SortTarget, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, GetResponse, Identity, PutOptions,
+    SortOrder, SortTarget, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
 use tokio::time::timeout;
 
@@ -159,6 +159,15 @@ pub(crate) fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
     serde_json::to_vec(value).map_err(|error| Fault::World(format!("write a record as JSON: {error}")))
 }
 
+/// The end of the range of all keys with a prefix: the prefix with its last byte one higher.
+fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
 impl Etcd {
     /// Prepares a connection; it is made with the first call and again whenever it broke.
     ///
@@ -226,19 +235,10 @@ impl Etcd {
     /// meanwhile.
     pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
         let mut from = ROOT.as_bytes().to_vec();
-        // The end of a range of all keys with a prefix: the prefix with its last byte one higher.
-        let mut end = from.clone();
-        if let Some(last) = end.last_mut() {
-            *last += 1;
-        }
+        let end = end_of(ROOT);
         let (mut revision, mut cluster) = (0, 0);
         loop {
-            let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
-            if revision > 0 {
-                options = options.with_revision(revision);
-            }
-            let mut kv = self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
-            let mut page = self.call("load the datastore", kv.get(from.clone(), Some(options))).await?;
+            let mut page = self.page("load the datastore", &from, &end, revision).await?;
             if revision == 0 {
                 revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
                 cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
@@ -267,6 +267,13 @@ impl Etcd {
         Ok((standing, snapshot.packed()))
     }
 
+    /// The first keys of a range, with their values, at a revision; 0 is the newest.
+    async fn page(&self, doing: &str, from: &[u8], end: &[u8], revision: i64) -> Result<GetResponse, Fault> {
+        let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
+        let mut kv = self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
+        self.call(doing, kv.get(from, Some(options))).await
+    }
+
     /// All changes after a revision.
     pub(crate) async fn watch_after(&self, revision: i64) -> Result<Watch, Fault> {
         let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
@@ -285,16 +292,27 @@ impl Etcd {
         }))
     }
 
-    /// Everything below a path, with the paths. For some thousand keys at most.
+    /// Everything below a path, with the paths, at one revision.
     pub(crate) async fn below(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, Fault> {
-        let mut kv = self.client.kv_client();
-        let options = GetOptions::new().with_prefix();
-        let mut answer = self.call(&format!("read what is below {path}"), kv.get(path, Some(options))).await?;
-        let pairs = answer.take_kvs().into_iter().filter_map(|pair| {
-            let (path, value) = pair.into_key_value();
-            Some((String::from_utf8(path).ok()?, value))
-        });
-        Ok(pairs.collect())
+        let doing = format!("read what is below {path}");
+        let (mut from, end, mut revision) = (path.as_bytes().to_vec(), end_of(path), 0);
+        let mut found = Vec::new();
+        loop {
+            let mut page = self.page(&doing, &from, &end, revision).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = page.more();
+            for pair in page.take_kvs() {
+                let (path, value) = pair.into_key_value();
+                from.clone_from(&path);
+                from.push(0);
+                found.extend(String::from_utf8(path).ok().map(|path| (path, value)));
+            }
+            if !more {
+                return Ok(found);
+            }
+        }
     }
 
     /// The revision at which the newest of the keys below a path was written; 0 if there is none.

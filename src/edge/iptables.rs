@@ -158,7 +158,7 @@ mod tests {
     fn whatever_the_rules_are_the_tool_takes_them_and_shows_them_again() {
         in_own_network(|| async {
             let mut runner = TestRunner::deterministic();
-            for family in [Family::V4, Family::V6] {
+            for family in Family::BOTH {
                 let (prefix, inet) = if family == Family::V4 { (4, "inet") } else { (6, "inet6") };
                 for tag in ["t-t0", "t-t1", "t-none", "pools", "masq"] {
                     sh(&format!("ipset create calico{prefix}-{tag} hash:net family {inet}")).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use nix::net::if_::if_indextoname;
@@ -290,7 +290,7 @@ impl Netlink {
     /// Whether everything is routed over an interface in each family that it has an address of: that is the last of what
     /// [`address`](Self::address) does.
     pub(crate) async fn is_addressed(&self, index: u32, wiring: &Wiring) -> Result<bool, Fault> {
-        for family in [Family::V4, Family::V6] {
+        for family in Family::BOTH {
             if wiring.has(family) && !self.has_default(index, family).await? {
                 return Ok(false);
             }
@@ -318,29 +318,21 @@ impl Netlink {
         self.handle.route().add(message).replace().execute().await.map_err(fault(doing))
     }
 
-    /// The addresses of all interfaces but our own.
-    pub(crate) async fn host_addresses(&self) -> Result<Vec<Connected>, Fault> {
-        let _dumping = self.dumping.lock().await;
-        let doing = || fault("list the host's addresses".to_owned());
+    /// The addresses of a family of all interfaces but our own, without those of one link alone.
+    pub(crate) async fn host_addresses(&self, family: Family) -> Result<Vec<Connected>, Fault> {
         let mut names = std::collections::HashMap::new();
         let mut addresses = Vec::new();
-        let mut found = self.handle.address().get().execute();
-        while let Some(message) = found.try_next().await.map_err(doing())? {
-            let index = message.header.index;
-            let interface = names.entry(index).or_insert_with(|| name_of(index).unwrap_or_default()).clone();
-            if interface.starts_with(INTERFACE_PREFIX) {
-                continue;
+        self.addresses(family, |message| {
+            // Those of all our own interfaces, which may be thousands, are among them.
+            if message.header.scope == AddressScope::Link {
+                return;
             }
-            // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            let peer = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            for address in [local, peer].into_iter().flatten() {
+            let index = message.header.index;
+            let interface = names.entry(index).or_insert_with(|| name_of(index).unwrap_or_default());
+            if interface.starts_with(INTERFACE_PREFIX) {
+                return;
+            }
+            for address in local(message).into_iter().chain(peer(message)) {
                 if let Ok(net) = IpNet::new(address, message.header.prefix_len) {
                     let connected = Connected { interface: interface.clone(), net };
                     if !addresses.contains(&connected) {
@@ -348,54 +340,66 @@ impl Netlink {
                     }
                 }
             }
-        }
+        })
+        .await?;
         Ok(addresses)
     }
 
     /// The addresses of a family that this host itself answers to.
     pub(crate) async fn own_addresses(&self, family: Family) -> Result<BTreeSet<IpAddr>, Fault> {
-        let _dumping = self.dumping.lock().await;
         let mut own = BTreeSet::new();
+        self.addresses(family, |message| own.extend(local(message).or_else(|| peer(message)))).await?;
+        Ok(own)
+    }
+
+    async fn addresses(&self, family: Family, mut hear: impl FnMut(&AddressMessage)) -> Result<(), Fault> {
+        let _dumping = self.dumping.lock().await;
         let mut request = self.handle.address().get();
         request.message_mut().header.family = match family {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
         };
         let mut found = request.execute();
-        let doing = fault("list the host's addresses".to_owned());
-        while let Some(message) = found.try_next().await.map_err(&doing)? {
-            let of = |local| {
-                message.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) if local => Some(*address),
-                    AddressAttribute::Address(address) if !local => Some(*address),
-                    _ => None,
-                })
-            };
-            // On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
-            own.extend(of(true).or_else(|| of(false)));
+        while let Some(message) = found.try_next().await.map_err(fault("list the host's addresses".to_owned()))? {
+            hear(&message);
         }
-        Ok(own)
+        Ok(())
     }
 
     /// The address that this host would speak to the world from: that of its default route, else the first that is
     /// not of a bridge or tunnel of some other tool.
     pub(crate) async fn detect_ipv4(&self) -> Result<Option<Ipv4Addr>, Fault> {
-        let addresses = self.host_addresses().await?;
+        let addresses = self.host_addresses(Family::V4).await?;
         let by_route = default_interface();
         let usable = |address: &&Connected| {
             let name = address.interface.as_str();
             let foreign = ["lo", "docker", "cbr", "br-", "virbr", "lxcbr", "veth", "tunl", "flannel"];
-            address.net.addr().is_ipv4() && !foreign.iter().any(|prefix| name.starts_with(prefix))
+            !foreign.iter().any(|prefix| name.starts_with(prefix))
         };
         let best = addresses
             .iter()
-            .find(|address| Some(&address.interface) == by_route.as_ref() && address.net.addr().is_ipv4())
+            .find(|address| Some(&address.interface) == by_route.as_ref())
             .or_else(|| addresses.iter().find(usable));
         Ok(best.and_then(|address| match address.net.addr() {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(_) => None,
         }))
     }
+}
+
+/// The interface's own address. On a point-to-point link ADDRESS is the peer's and LOCAL our own (linux/if_addr.h).
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    })
+}
+
+fn peer(message: &AddressMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    })
 }
 
 /// The interface of the IPv4 default route. Source of the columns: linux net/ipv4/fib_trie.c, `fib_route_seq_show`.
@@ -430,7 +434,7 @@ mod tests {
     #[tokio::test]
     async fn the_hosts_own_addresses_are_seen() {
         let netlink = Netlink::open().unwrap();
-        let addresses = netlink.host_addresses().await.unwrap();
+        let addresses = netlink.host_addresses(Family::V4).await.unwrap();
         let loopback: IpNet = "127.0.0.1/8".parse().unwrap();
         assert!(addresses.iter().any(|address| address.interface == "lo" && address.net == loopback), "{addresses:?}");
     }
@@ -438,7 +442,7 @@ mod tests {
     #[tokio::test]
     async fn many_may_ask_for_the_hosts_addresses_at_once() {
         let netlink = Netlink::open().unwrap();
-        let asked = (0..32).map(|_| netlink.host_addresses());
+        let asked = (0..32).map(|_| netlink.host_addresses(Family::V4));
         for answer in futures_util::future::join_all(asked).await {
             assert!(answer.is_ok(), "{answer:?}");
         }

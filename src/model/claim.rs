@@ -130,6 +130,11 @@ impl Claim {
         Some(claim)
     }
 
+    /// Its owner, and who is to have it next.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = &Owner> {
+        [Some(&self.owner), self.successor.as_ref().map(|successor| &successor.owner)].into_iter().flatten()
+    }
+
     /// The requests of creates that are under way for it.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (&Owner, &str)> {
         let own = (&self.owner, self.request.as_str());

@@ -163,6 +163,11 @@ impl ContainerId {
 }
 
 impl EndpointId {
+    /// The one before all others: what is in order is looked up from here on.
+    pub(crate) fn first() -> Self {
+        EndpointId("-".to_owned())
+    }
+
     /// A new id of 32 hex digits from 16 random bytes.
     pub(crate) fn from_random(bytes: [u8; 16]) -> Self {
         EndpointId(hex(&bytes))

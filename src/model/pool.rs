@@ -16,6 +16,8 @@ pub(crate) enum Family {
 }
 
 impl Family {
+    pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
     pub(crate) fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Family::V4 } else { Family::V6 }
     }

@@ -18,7 +18,7 @@ use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
 use super::claim::Claim;
 use super::endpoint::{Endpoint, Remote};
 use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
-use super::name::{HostName, ProfileName, TagName};
+use super::name::{EndpointId, HostName, IfName, Orchestrator, ProfileName, TagName, WorkloadId};
 use super::pool::{Family, Pool};
 use super::profile::Rules;
 
@@ -93,12 +93,16 @@ pub(crate) struct Snapshot {
     pub(crate) endpoints: Records<EndpointKey, Endpoint>,
     /// The others.
     pub(crate) remote: Remotes,
+    /// Of those that are kept in whole: who names an interface as its own.
+    named: BTreeMap<IfName, BTreeSet<EndpointKey>>,
     /// How many endpoints have an address as their next hop.
     next_hops: BTreeMap<IpAddr, usize>,
     pub(crate) tags: Records<ProfileName, Vec<TagName>>,
     pub(crate) rules: Records<ProfileName, Rules>,
     pub(crate) pools: Records<IpNet, Pool>,
     pub(crate) claims: Records<AssignmentKey, Claim>,
+    /// The claims in which endpoints that are kept in whole have a part, by the endpoint's id.
+    parts: BTreeMap<EndpointId, BTreeSet<AssignmentKey>>,
     pub(crate) bgp_as: Records<BgpScope, AsNumber>,
     pub(crate) bgp_mesh: Option<Record<Mesh>>,
     pub(crate) bgp_peers: Records<(BgpScope, IpAddr), Peer>,
@@ -155,6 +159,26 @@ fn store<K: Ord, T>(map: &mut Records<K, T>, key: K, change: &Change, read: impl
     }
 }
 
+/// Takes a key out of the sets of some names and puts it into those of others; a set without any is not kept.
+fn move_in<N: Ord, K: Ord + Clone>(
+    sets: &mut BTreeMap<N, BTreeSet<K>>,
+    from: impl IntoIterator<Item = N>,
+    to: impl IntoIterator<Item = N>,
+    key: &K,
+) {
+    for name in from {
+        if let Some(set) = sets.get_mut(&name) {
+            set.remove(key);
+            if set.is_empty() {
+                sets.remove(&name);
+            }
+        }
+    }
+    for name in to {
+        sets.entry(name).or_default().insert(key.clone());
+    }
+}
+
 fn store_one<T>(slot: &mut Option<Record<T>>, change: &Change, read: impl FnOnce(&[u8]) -> Result<T, String>) {
     if slot.as_ref().is_some_and(|record| record.revision > change.revision) {
         return;
@@ -177,12 +201,12 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
-            Key::Endpoint(key) if self.keeps_whole(&key) => self.store_endpoint(&key, change),
+            Key::Endpoint(key) if self.keeps_whole(&key.host) => self.store_endpoint(&key, change),
             Key::Endpoint(_) => self.store_remote(change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
             Key::ProfileRules(profile) => store(&mut self.rules, profile, change, json),
             Key::Pool(net) => store(&mut self.pools, net, change, |value| pool(value, net)),
-            Key::Assignment(key) => store(&mut self.claims, key, change, json),
+            Key::Assignment(key) => self.store_claim(&key, change),
             Key::BgpAs(scope) => store(&mut self.bgp_as, scope, change, plain),
             Key::BgpMesh => store_one(&mut self.bgp_mesh, change, json),
             Key::BgpPeer(scope, ip) => store(&mut self.bgp_peers, (scope, ip), change, json),
@@ -214,19 +238,33 @@ impl Snapshot {
         stale
     }
 
-    fn keeps_whole(&self, key: &EndpointKey) -> bool {
-        self.host.as_ref().is_none_or(|host| *host == key.host)
+    fn keeps_whole(&self, host: &HostName) -> bool {
+        self.host.as_ref().is_none_or(|own| own == host)
     }
 
     fn store_endpoint(&mut self, key: &EndpointKey, change: &Change) {
-        let next_hops = |snapshot: &Self| -> Vec<IpAddr> {
+        let derived = |snapshot: &Self| -> (Vec<IpAddr>, Option<IfName>) {
             let endpoint = snapshot.endpoints.get(key).and_then(Record::readable);
-            endpoint.into_iter().flat_map(Endpoint::next_hops).collect()
+            let next_hops = endpoint.into_iter().flat_map(Endpoint::next_hops).collect();
+            (next_hops, endpoint.map(|endpoint| endpoint.interface.clone()))
         };
-        let before = next_hops(self);
+        let (hops_before, named_before) = derived(self);
         store(&mut self.endpoints, key.clone(), change, json);
-        let after = next_hops(self);
-        self.count_next_hops(&after, &before);
+        let (hops, named) = derived(self);
+        self.count_next_hops(&hops, &hops_before);
+        move_in(&mut self.named, named_before, named, key);
+    }
+
+    fn store_claim(&mut self, key: &AssignmentKey, change: &Change) {
+        let parts = |snapshot: &Self| -> BTreeSet<EndpointId> {
+            let claim = snapshot.claims.get(key).and_then(Record::readable);
+            let own = claim.into_iter().flat_map(Claim::owners).filter(|owner| snapshot.keeps_whole(&owner.host));
+            own.map(|owner| owner.endpoint.clone()).collect()
+        };
+        let before = parts(self);
+        store(&mut self.claims, key.clone(), change, json);
+        let after = parts(self);
+        move_in(&mut self.parts, before.difference(&after).cloned(), after.difference(&before).cloned(), key);
     }
 
     fn store_remote(&mut self, change: &Change) {
@@ -277,6 +315,52 @@ impl Snapshot {
     /// The next hops of all containers.
     pub(crate) fn next_hops(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.next_hops.keys().copied()
+    }
+
+    /// The endpoints of one workload that are kept in whole, readable or not.
+    pub(crate) fn endpoints_of_workload(
+        &self,
+        host: HostName,
+        orchestrator: Orchestrator,
+        workload: WorkloadId,
+    ) -> impl Iterator<Item = (&EndpointKey, &Record<Endpoint>)> {
+        let first = EndpointKey { host, orchestrator, workload, endpoint: EndpointId::first() };
+        self.endpoints.range(first.clone()..).take_while(move |(key, _)| {
+            key.workload == first.workload && key.orchestrator == first.orchestrator && key.host == first.host
+        })
+    }
+
+    /// The endpoints, among those that are kept in whole, whose records name an interface as theirs.
+    pub(crate) fn endpoints_at(&self, interface: &IfName) -> impl Iterator<Item = (&EndpointKey, &Record<Endpoint>)> {
+        let keys = self.named.get(interface).into_iter().flatten();
+        keys.filter_map(|key| self.endpoints.get_key_value(key))
+    }
+
+    /// The readable claims in which an endpoint has a part, by its id, if those that have it are kept in whole.
+    pub(crate) fn parts_of(&self, endpoint: &EndpointId) -> impl Iterator<Item = (&AssignmentKey, i64, &Claim)> {
+        self.claims_at(self.parts.get(endpoint).into_iter().flatten())
+    }
+
+    /// The readable claims in which any endpoint has a part that is kept in whole.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&AssignmentKey, i64, &Claim)> {
+        self.claims_at(self.parts.values().flatten())
+    }
+
+    fn claims_at<'s>(
+        &'s self,
+        keys: impl Iterator<Item = &'s AssignmentKey> + 's,
+    ) -> impl Iterator<Item = (&'s AssignmentKey, i64, &'s Claim)> {
+        keys.filter_map(|key| {
+            let record = self.claims.get(key)?;
+            Some((key, record.revision, record.readable()?))
+        })
+    }
+
+    /// The claims of a pool from an address on, in order, readable or not.
+    pub(crate) fn claims_of_pool(&self, pool: IpNet, from: IpAddr) -> impl Iterator<Item = (IpAddr, &Record<Claim>)> {
+        let last = AssignmentKey { pool, address: pool.broadcast() };
+        let range = (from <= last.address).then(|| self.claims.range(AssignmentKey { pool, address: from }..=last));
+        range.into_iter().flatten().map(|(key, record)| (key.address, record))
     }
 
     /// The endpoints of one host that are kept in whole, readable or not.
@@ -336,6 +420,7 @@ impl Snapshot {
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -379,6 +464,7 @@ pub(crate) mod tests {
             "/calico/v1/policy/profile/[ab]/(tags|rules)",
             "/calico/v1/host/h[12]/workload/docker/[cd]/endpoint/[ef]",
             "/calico/v1/config/[XY]",
+            "/calico/v1/ipam/v4/assignment/10.[01].0.0-16/10.[01].0.[123]",
         ];
         let value = prop_oneof![
             Just(None),
@@ -387,6 +473,15 @@ pub(crate) mod tests {
             Just(Some(
                 br#"{"state":"active","name":"cali1","ipv4_nets":["10.0.0.1/32"],"ipv4_gateway":"10.1.0.1"}"#.to_vec()
             )),
+            Just(Some(br#"{"state":"inactive","name":"cali2","ipv4_nets":["10.0.0.2/32"]}"#.to_vec())),
+            ("h[12]", "[ef]", proptest::option::of(("h[12]", "[ef]"))).prop_map(|(host, endpoint, next)| {
+                let owner = |host: String, endpoint: String| {
+                    json!({"host": host, "orchestrator": "docker", "workload": "c", "endpoint": endpoint, "name": "", "since": ""})
+                };
+                let next = next.map(|(host, endpoint)| json!({"owner": owner(host, endpoint), "request": ""}));
+                let claim = json!({"v": 1, "state": "bound", "owner": owner(host, endpoint), "request": "", "successor": next});
+                Some(claim.to_string().into_bytes())
+            }),
         ];
         (path, value).prop_map(|(path, value)| Change { revision: 0, path, value })
     }
@@ -483,6 +578,40 @@ pub(crate) mod tests {
             own.chain(others).for_each(|address| *next_hops.entry(address).or_default() += 1);
             prop_assert_eq!(&whole.next_hops, &next_hops);
             prop_assert_eq!(whole, short);
+        }
+
+        /// What is looked up is what a look at everything finds.
+        #[test]
+        fn what_is_looked_up_is_all_that_is_there(changes in prop::collection::vec(change(), 0..60)) {
+            let mut snapshot = Snapshot::of("h1".parse().unwrap());
+            changes.iter().for_each(|change| drop(snapshot.apply(change)));
+            let keys = |found: Vec<(&EndpointKey, &Record<Endpoint>)>| -> Vec<EndpointKey> {
+                found.into_iter().map(|(key, _)| key.clone()).collect()
+            };
+            for workload in ["c", "d", "e"].map(|name| name.parse::<WorkloadId>().unwrap()) {
+                let all = snapshot.endpoints.iter().filter(|(key, _)| key.workload == workload).collect();
+                let (host, docker) = ("h1".parse().unwrap(), Orchestrator::docker());
+                prop_assert_eq!(keys(snapshot.endpoints_of_workload(host, docker, workload).collect()), keys(all));
+            }
+            for interface in ["cali1", "cali2", "cali3"].map(|name| name.parse::<IfName>().unwrap()) {
+                let names = |record: &Record<Endpoint>| record.readable().is_some_and(|one| one.interface == interface);
+                let all = snapshot.endpoints.iter().filter(|(_, record)| names(record)).collect();
+                prop_assert_eq!(keys(snapshot.endpoints_at(&interface).collect()), keys(all));
+            }
+            let is_here = |owner: &&crate::model::claim::Owner| owner.host.as_str() == "h1";
+            for endpoint in ["e", "f", "g"].map(|name| name.parse::<EndpointId>().unwrap()) {
+                let has_part = |claim: &Claim| claim.owners().filter(is_here).any(|owner| owner.endpoint == endpoint);
+                let all = snapshot.claims.iter().filter(|(_, record)| record.readable().is_some_and(has_part));
+                let found: Vec<&AssignmentKey> = snapshot.parts_of(&endpoint).map(|(key, _, _)| key).collect();
+                prop_assert_eq!(found, all.map(|(key, _)| key).collect::<Vec<_>>());
+            }
+            for pool in ["10.0.0.0/16", "10.1.0.0/16"].map(|text| text.parse::<IpNet>().unwrap()) {
+                for from in ["10.0.0.2", "10.1.0.0", "10.1.0.2", "10.2.0.0"].map(|text| text.parse::<IpAddr>().unwrap()) {
+                    let all = snapshot.claims.keys().filter(|key| key.pool == pool && key.address >= from);
+                    let found: Vec<IpAddr> = snapshot.claims_of_pool(pool, from).map(|(address, _)| address).collect();
+                    prop_assert_eq!(found, all.map(|key| key.address).collect::<Vec<_>>());
+                }
+            }
         }
     }
 }

@@ -27,6 +27,16 @@ pub(crate) struct Wish {
     pub(crate) profiles: Vec<ProfileName>,
 }
 
+impl AddressWish {
+    pub(crate) fn family(&self) -> Family {
+        match self {
+            AddressWish::Exactly(address) => Family::of(*address),
+            AddressWish::Any(family) => *family,
+            AddressWish::From(net) => Family::of_net(*net),
+        }
+    }
+}
+
 impl std::str::FromStr for AddressWish {
     type Err = String;
     /// One item, trimmed: an address (`/32` and `/128` allowed), `auto`, `ipv4`, `ipv6` or a CIDR.

@@ -47,6 +47,7 @@ use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
 use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::raw::desired_raw;
+use crate::plan::rota::Rota;
 use crate::plan::settings::Settings;
 use crate::plan::sysctl::HOST;
 
@@ -63,9 +64,10 @@ pub(crate) use programmed::{EndpointProgrammed, Programmed};
 /// How often the sizes of sets are looked at (decided: a flushed set is repaired within 2 s).
 const SIZES_EVERY: Duration = Duration::from_secs(1);
 
-/// How far apart the looks are that somebody else's changes of the firewall, or of settings, lead to: one who changes them
-/// without end must not keep us busy without end.
-const LOOKS_APART: Duration = Duration::from_millis(500);
+/// How far apart the looks are that somebody else's changes of the firewall, or of settings, lead to, at least and at most,
+/// and in between as many times as long as a look takes: one who changes them without end must not keep us busy without end.
+const LOOKS_APART: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+const LOOKS_SHARE: u32 = 10;
 
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
 const REST: Duration = Duration::from_millis(20);
@@ -185,6 +187,7 @@ pub(crate) async fn run(
         strangers: BTreeSet::new(),
         may_be_strange: true,
         touched: Touched::default(),
+        rota: Rota::default(),
         speech,
         speaker: None,
         audit_every: Settings::default().refresh,
@@ -226,6 +229,8 @@ struct Agent {
     ear: Ear,
     /// Interfaces whose settings and next hops somebody may have changed.
     touched: Touched,
+    /// The interfaces that are looked at whether or not anything was told of them.
+    rota: Rota<String>,
     /// Why there is no guard.
     guard_lost: Option<String>,
     /// Interfaces with our prefix that no endpoint of this host has.
@@ -260,13 +265,20 @@ enum Wake {
 /// The looks that somebody else's changes of something lead to.
 struct Looks {
     last: Instant,
+    /// How long a look took.
+    took: Duration,
     next: Option<Instant>,
 }
 
 impl Looks {
+    fn none() -> Self {
+        Looks { last: Instant::now(), took: Duration::ZERO, next: None }
+    }
+
     /// Something was changed.
     fn ask(&mut self) {
-        let soonest = Instant::now().max(self.last + LOOKS_APART);
+        let apart = (self.took * LOOKS_SHARE).clamp(LOOKS_APART.0, LOOKS_APART.1);
+        let soonest = Instant::now().max(self.last + apart);
         self.next.get_or_insert(soonest);
     }
 
@@ -302,8 +314,8 @@ impl Clocks {
         Clocks {
             sizes: now + SIZES_EVERY,
             audited: now,
-            ruleset: Looks { last: now, next: None },
-            settings: Looks { last: now, next: None },
+            ruleset: Looks::none(),
+            settings: Looks::none(),
             rested: now,
             retry: None,
             wait: RETRY.0,
@@ -352,13 +364,16 @@ impl Agent {
             let due = self.known.is_some() && clocks.retry.is_none();
             let rests = clocks.rests(self.is_pressing());
             if due && !rests {
-                let news = self.has_news();
+                let (news, began) = (self.has_news(), Instant::now());
                 if self.apply().await {
                     clocks.well();
                 } else {
                     clocks.failed();
                 }
                 clocks.applied(news);
+                if self.planes.iter().any(|plane| plane.kernel.looked_at_all()) {
+                    clocks.ruleset.took = began.elapsed();
+                }
             }
             // The interval may have changed with the snapshot.
             let audit = clocks.audited + self.audit_every;
@@ -434,12 +449,16 @@ impl Agent {
             }
             Wake::Settings => clocks.settings.ask(),
             Wake::LookAtSettings => {
+                let began = Instant::now();
                 self.check_host();
                 self.check_interfaces().await;
                 clocks.settings.done();
+                clocks.settings.took = began.elapsed();
             }
             Wake::Sizes => {
                 self.check_host();
+                self.touch_next();
+                self.check_interfaces().await;
                 self.look_at_sizes().await;
                 if self.may_be_strange || !self.strangers.is_empty() {
                     self.look_for_strangers();
@@ -451,8 +470,6 @@ impl Agent {
             }
             Wake::Audit => {
                 self.doubt(Why::Clock);
-                self.touched.everything = true;
-                self.check_interfaces().await;
                 self.may_be_strange = true;
                 clocks.audited = Instant::now();
             }
@@ -547,7 +564,7 @@ impl Agent {
         for Plane { desired, kernel, pending } in &mut self.planes {
             let Some(key) = desired.owner(name).cloned() else { return };
             if let Some((_, endpoint)) = desired.endpoint(&key) {
-                kernel.forget_routes(&endpoint.interface);
+                kernel.forget_routes(endpoint);
                 pending.routes.extend(&endpoint.addresses);
                 pending.endpoints.insert(key);
             }

@@ -20,10 +20,10 @@ pub(crate) async fn run() -> Result<(), Fault> {
     let mut done = |result: Result<(), Fault>| faults.extend(result.err().map(|fault| fault.to_string()));
     done(remove_links().await);
     done(remove_routes().await);
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         done(remove_chains(family).await);
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         done(remove_sets(family).await);
     }
     done(guard::remove().await);
@@ -38,7 +38,7 @@ async fn remove_links() -> Result<(), Fault> {
 
 async fn remove_routes() -> Result<(), Fault> {
     let kernel = KernelRoutes::open()?;
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         let steps = routes::steps(&Routes::new(), &kernel.observe(family).await?, |_| false);
         kernel.apply(&steps).await.into_iter().collect::<Result<(), Fault>>()?;
     }

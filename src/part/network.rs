@@ -41,7 +41,7 @@ use crate::model::key::EndpointKey;
 use crate::model::name::{ContainerId, HostName, Orchestrator};
 use crate::model::pool::Family;
 use crate::model::report::Beside;
-use crate::model::snapshot::Record;
+use crate::model::snapshot::{Record, Snapshot};
 use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
@@ -218,7 +218,7 @@ impl Network {
             return self.kept_here(id);
         }
         self.store.read(|snapshot| {
-            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
+            let of_container = self.endpoints_in(snapshot, id);
             of_container
                 .filter_map(|(key, record)| {
                     let endpoint = usable(key, record).ok()?.clone();
@@ -234,9 +234,34 @@ impl Network {
             return self.recorded(id).into_iter().map(|one| (one.key, None)).collect();
         }
         self.store.read(|snapshot| {
-            let of_container = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| is_of(key, id));
+            let of_container = self.endpoints_in(snapshot, id);
             of_container.map(|(key, record)| (key.clone(), usable(key, record).err())).collect()
         })
+    }
+
+    fn endpoints_in<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        id: &ContainerId,
+    ) -> impl Iterator<Item = (&'s EndpointKey, &'s Record<Endpoint>)> + use<'s> {
+        snapshot.endpoints_of_workload(self.ground.host.clone(), Orchestrator::docker(), id.workload())
+    }
+
+    /// Whether this host has an endpoint of a container, readable or not.
+    fn is_ours(&self, id: &ContainerId) -> bool {
+        if !self.is_loaded() {
+            return self.is_reserved(id);
+        }
+        self.store.read(|snapshot| self.endpoints_in(snapshot, id).next().is_some())
+    }
+
+    /// Whether this host has an endpoint of any container.
+    fn has_any(&self) -> bool {
+        let docker = Orchestrator::docker();
+        !self.is_loaded()
+            || self
+                .store
+                .read(|snapshot| snapshot.endpoints_of(&self.ground.host).any(|(key, _)| key.orchestrator == docker))
     }
 
     /// The ids of the containers that this host has endpoints of, readable or not.
@@ -258,18 +283,19 @@ impl Network {
 
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
     pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
-        let known = self.containers();
-        if known.is_empty() && self.is_loaded() {
+        if !self.has_any() {
             return Ok(None);
         }
+        // dockerd takes what looks like an id for one first, and for a name then.
         if let Ok(id) = name.parse::<ContainerId>()
             && self.is_loaded()
+            && self.is_ours(&id)
         {
-            return Ok(known.contains(&id).then_some(id));
+            return Ok(Some(id));
         }
         // Whoever asks waits for dockerd, and so do we.
         let Some(container) = self.docker.look_up(name).await? else { return Ok(None) };
-        if known.contains(&container.id) {
+        if self.is_ours(&container.id) {
             return Ok(Some(container.id));
         }
         if self.is_loaded() {
@@ -307,15 +333,23 @@ impl Network {
         })
     }
 
-    /// The addresses that no container may have.
-    async fn reserved(&self) -> Result<Reserved, Fault> {
-        let connected = self.wirer.links.host_addresses().await?;
+    /// Whether dockerd has a container in a network, whatever it shows.
+    pub(crate) async fn is_in_network(&self, id: &ContainerId, network: &str) -> Result<bool, Fault> {
+        Ok(self.docker.look_up(id.as_str()).await?.is_some_and(|container| container.is_in(network)))
+    }
+
+    /// The addresses of some families that no container may have.
+    async fn reserved(&self, families: impl IntoIterator<Item = Family>) -> Result<Reserved, Fault> {
+        let mut connected = Vec::new();
+        for family in families {
+            connected.extend(self.wirer.links.host_addresses(family).await?);
+        }
         Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
     }
 
     /// What an operator should know of the pools, in words.
     pub(crate) async fn pool_warnings(&self) -> Result<Vec<String>, Fault> {
-        let reserved = self.reserved().await?;
+        let reserved = self.reserved(Family::BOTH).await?;
         Ok(self.store.read(|snapshot| {
             let pools = snapshot.pools.values().filter_map(Record::readable);
             reserved.overlapping(pools)

@@ -217,7 +217,7 @@ async fn kept(
             )));
         }
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::BOTH {
         if endpoints.values().any(|endpoint| endpoint.is_of(family)) {
             iptables::has_jumps(family).await.map_err(|fault| fault.during(why))?;
         }

@@ -141,12 +141,13 @@ impl Store {
         }
     }
 
-    fn write(&self, change: impl FnOnce(&mut Snapshot, &mut News)) {
+    fn write<T>(&self, change: impl FnOnce(&mut Snapshot, &mut News) -> T) -> T {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut view, &mut self.news());
+        let answer = change(&mut view, &mut self.news());
         let synced = Synced { revision: view.revision, connected: true };
         drop(view);
         self.synced.send_replace(synced);
+        answer
     }
 
     /// Follows etcd until told to stop.
@@ -208,7 +209,12 @@ impl Store {
             };
             *known = Some(standing);
             since.get_or_insert_with(Instant::now);
-            self.write(|view, news| (*view, *news) = (snapshot, News::All));
+            let old = self.write(|view, news| {
+                *news = News::All;
+                std::mem::replace(view, snapshot)
+            });
+            // Outside of the lock: it takes its time with a hundred thousand records.
+            drop(old);
             self.tell_settings();
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");

@@ -76,13 +76,14 @@ impl Reserved {
 
 /// The next free address of a pool after the last one given out, going round at the end.
 ///
-/// Never the network's address or the last one, which in IPv4 is the broadcast address. `taken` and `reserved` say what is
-/// not free. Subnets that are nobody's or connected are stepped over as a whole, and what is taken one by one: a pool of
-/// IPv6 is never walked.
-pub(crate) fn choose(
+/// Never the network's address or the last one, which in IPv4 is the broadcast address. What is not free is told by
+/// `claimed`, which answers those of the pool from an address on, in order, by `besides` and by `reserved`. Subnets that are
+/// nobody's or connected are stepped over as a whole, and what is taken one by one: a pool of IPv6 is never walked.
+pub(crate) fn choose<C: Iterator<Item = IpAddr>>(
     pool: IpNet,
     after: Option<IpAddr>,
-    taken: &dyn Fn(IpAddr) -> bool,
+    claimed: impl Fn(IpAddr) -> C,
+    besides: &BTreeSet<IpAddr>,
     reserved: &Reserved,
 ) -> Option<IpAddr> {
     let (mut first, mut last) = (number(pool.network()), number(pool.broadcast()));
@@ -96,18 +97,22 @@ pub(crate) fn choose(
         IpNet::V4(_) => IpAddr::V4(Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX))),
         IpNet::V6(_) => IpAddr::V6(Ipv6Addr::from(number)),
     };
+    // The last address to be stepped over with one that is not to be had, claimed or not.
+    let unfit = |candidate: IpAddr| {
+        let near = reserved.near(candidate).map(|near| near.net);
+        match near.or_else(|| nobodys(candidate).map(|(net, _)| *net)) {
+            Some(subnet) => Some(number(subnet.broadcast())),
+            None => (besides.contains(&candidate) || reserved.reason(candidate).is_some()).then(|| number(candidate)),
+        }
+    };
     let free_among = |from: u128, to: u128| {
+        let mut claimed = claimed(address(from)).map(number).peekable();
         let mut next = from;
         while next <= to {
-            let candidate = address(next);
-            let subnet =
-                reserved.near(candidate).map(|near| near.net).or_else(|| nobodys(candidate).map(|(net, _)| *net));
-            let stepped_over = match subnet {
-                Some(subnet) => number(subnet.broadcast()),
-                None if taken(candidate) || reserved.reason(candidate).is_some() => next,
-                None => return Some(candidate),
-            };
-            next = stepped_over.checked_add(1)?;
+            while claimed.next_if(|one| *one < next).is_some() {}
+            let stepped_over = if claimed.peek() == Some(&next) { Some(next) } else { unfit(address(next)) };
+            let Some(last) = stepped_over else { return Some(address(next)) };
+            next = last.checked_add(1)?;
         }
         None
     };
@@ -127,8 +132,12 @@ mod tests {
 
     fn pick(pool: &str, after: Option<&str>, taken: &[&str], reserved: &Reserved) -> Option<String> {
         let taken: BTreeSet<IpAddr> = taken.iter().map(|text| text.parse().unwrap()).collect();
-        choose(pool.parse().unwrap(), after.map(|text| text.parse().unwrap()), &|ip| taken.contains(&ip), reserved)
-            .map(|address| address.to_string())
+        let after = after.map(|text| text.parse().unwrap());
+        let claimed = |from| taken.range(from..).copied();
+        let chosen = choose(pool.parse().unwrap(), after, claimed, &BTreeSet::new(), reserved);
+        // Who has it matters not.
+        assert_eq!(chosen, choose(pool.parse().unwrap(), after, |_| std::iter::empty(), &taken, reserved));
+        chosen.map(|address| address.to_string())
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! survives with every byte. A body that dockerd would not read (no JSON, a wrong type) has no wish: the original bytes
 //! go on and dockerd says why not.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -445,6 +446,17 @@ pub(crate) fn created_id(reply: &[u8]) -> Option<ContainerId> {
     id_of(reply, &json::members(reply, &top)?)
 }
 
+/// The ids in the reply to a prune of containers.
+pub(crate) fn deleted_ids(reply: &[u8]) -> Vec<ContainerId> {
+    let deleted = || {
+        let top = json::document(reply)?;
+        let members = json::members(reply, &top)?;
+        json::elements(reply, &member(&members, "ContainersDeleted")?.value)
+    };
+    let ids = deleted().unwrap_or_default();
+    ids.iter().filter_map(|id| json::string(reply, id)?.parse().ok()).collect()
+}
+
 fn id_of(bytes: &[u8], members: &[Member]) -> Option<ContainerId> {
     json::string(bytes, &member(members, "Id")?.value)?.parse().ok()
 }
@@ -544,23 +556,30 @@ fn address_members(shown: &Appearance) -> Vec<(&'static str, Vec<u8>)> {
     members
 }
 
-/// The text of `Networks`: one endpoint for each network that was asked for, `none` if none was.
+/// The text of `Networks`: one endpoint for each network that was asked for, `none` if none was, beside those that dockerd
+/// really has the container in.
 fn networks_text(reply: &[u8], old: &Span, shown: &Appearance, id: &ContainerId) -> Vec<u8> {
     let shown_by_docker = json::members(reply, old).unwrap_or_default();
-    let base = match member(&shown_by_docker, "none").or(shown_by_docker.first()) {
+    let base = match member(&shown_by_docker, "none") {
         Some(network) if reply.get(network.value.start) == Some(&b'{') => &reply[network.value.clone()],
         _ => BARE_ENDPOINT,
     };
     let none = BTreeMap::from([("none".to_owned(), Vec::new())]);
     let networks = if shown.requested.networks.is_empty() { &none } else { &shown.requested.networks };
+    let mut all: BTreeMap<&str, Cow<'_, [u8]>> = networks
+        .iter()
+        .map(|(name, aliases)| (&**name, endpoint_text(base, name, aliases, shown, id).into()))
+        .collect();
+    let joined = shown_by_docker.iter().filter(|network| network.key != "none");
+    all.extend(joined.map(|network| (&*network.key, Cow::from(&reply[network.value.clone()]))));
     let mut text = vec![b'{'];
-    for (name, aliases) in networks {
+    for (name, endpoint) in all {
         if text.len() > 1 {
             text.push(b',');
         }
         text.extend_from_slice(&json::quote(name));
         text.push(b':');
-        text.extend_from_slice(&endpoint_text(base, name, aliases, shown, id));
+        text.extend_from_slice(&endpoint);
     }
     text.push(b'}');
     text

@@ -27,9 +27,9 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Whether an address has any part in it.
-    pub(crate) fn touches(&self, address: IpAddr) -> bool {
-        [self.src, self.dst, self.outer.0, self.outer.1].contains(&address)
+    /// Whether one of some addresses has any part in it.
+    pub(crate) fn touches(&self, addresses: &BTreeSet<IpAddr>) -> bool {
+        [self.src, self.dst, self.outer.0, self.outer.1].iter().any(|address| addresses.contains(address))
     }
 }
 

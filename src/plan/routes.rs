@@ -44,6 +44,13 @@ pub(crate) enum RouteStep {
     Remove(Route),
 }
 
+/// Those of the routes that lead to one address and no other.
+pub(crate) fn to(seen: &BTreeSet<Route>, address: IpAddr) -> impl Iterator<Item = &Route> {
+    let net = IpNet::from(address);
+    let first = Route { net, interface: None, table: 0, metric: 0 };
+    seen.range(first..).take_while(move |route| route.net == net)
+}
+
 /// The steps for one address. A route that nobody wants stays if it `may_stay`.
 pub(crate) fn steps_for(
     address: IpAddr,
@@ -52,11 +59,9 @@ pub(crate) fn steps_for(
     may_stay: impl Fn(&Route) -> bool,
 ) -> Vec<RouteStep> {
     let right = wanted.get(&address).map(|name| Route::to(address, name.clone()));
-    let net = IpNet::from(address);
-    let first = Route { net, interface: None, table: 0, metric: 0 };
-    let there = seen.range(first..).take_while(|route| route.net == net);
     let stays = |route: &Route| right.as_ref().map_or_else(|| may_stay(route), |right| route == right);
-    let mut steps: Vec<RouteStep> = there.filter(|route| !stays(route)).cloned().map(RouteStep::Remove).collect();
+    let mut steps: Vec<RouteStep> =
+        to(seen, address).filter(|route| !stays(route)).cloned().map(RouteStep::Remove).collect();
     if let (Some(right), Some(name)) = (right, wanted.get(&address))
         && !seen.contains(&right)
     {

@@ -122,7 +122,7 @@ mod tests {
             format!(r#"[{{"src_ports": [{}], "dst_ports": [{}]}}]"#, ports(31), ports(16)),
             format!(r#"[{{"protocol": "tcp", "!src_ports": [{}], "dst_ports": ["1:2", "4:5"]}}]"#, ports(31)),
         ] {
-            for family in [Family::V4, Family::V6] {
+            for family in Family::BOTH {
                 let rules = rules(&json);
                 let made: usize = rules.iter().map(|rule| entries(family, rule, &ChainName::fixed("x")).len()).sum();
                 assert_eq!(count(family, &rules), made, "{json}");

@@ -19,7 +19,6 @@ use crate::edge::ruleset::RulesetEvents;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
-use crate::model::name::IfName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::plan::chain::{ChainName, ChainText, Line};
@@ -188,15 +187,24 @@ impl Kernel {
         })
     }
 
-    /// Something happened to an interface: its routes may be gone.
-    pub(super) fn forget_routes(&mut self, interface: &IfName) {
-        self.routes.retain(|route| route.interface.as_ref() != Some(interface));
+    /// Something happened to the interface of an endpoint: its routes may be gone.
+    pub(super) fn forget_routes(&mut self, endpoint: &Endpoint) {
+        for address in &endpoint.addresses {
+            self.forget_route(*address, |route| route.interface.as_ref() == Some(&endpoint.interface));
+        }
     }
 
     /// Somebody else has taken away the route to an address, or has put another in its place.
     pub(super) fn doubt_route(&mut self, address: IpAddr) {
-        self.routes.retain(|route| route.net != address.into());
+        self.forget_route(address, |_| true);
         self.tampered.insert(address);
+    }
+
+    fn forget_route(&mut self, address: IpAddr, is_it: impl Fn(&Route) -> bool) {
+        let to_it = routes::to(&self.routes, address).filter(|route| is_it(route));
+        for route in to_it.cloned().collect::<Vec<_>>() {
+            self.routes.remove(&route);
+        }
     }
 
     /// Doubts everything if the sizes of sets are not what was left.

@@ -210,7 +210,7 @@ fn the_two_families_stand_side_by_side_and_neither_touches_the_others() {
         sh("ip link set caliaaaa2222aaa up; ip link set caliaaaa4444aaa up").await;
         sh("ip6tables -N DOCKER; ip6tables -A FORWARD -j DOCKER; ip6tables -t raw -A PREROUTING -j RETURN").await;
         sh("ipset create calico6x hash:ip family inet6; ip -6 route add fd99::9/128 dev lo proto static").await;
-        let wanted = [Family::V4, Family::V6].map(|family| desired_of(family, DUAL));
+        let wanted = Family::BOTH.map(|family| desired_of(family, DUAL));
         let (mut four, mut six) = (hands(Family::V4), hands(Family::V6));
         assert!(four.apply(&wanted[0], &Changes::default()).await);
         assert!(six.apply(&wanted[1], &Changes::default()).await);

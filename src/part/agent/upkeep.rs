@@ -1,6 +1,6 @@
 //! Upkeep: kernel settings and interfaces, which no snapshot speaks of, looked at when the kernel tells of them and on a clock.
 
-use super::{Agent, Plane};
+use super::{Agent, Plane, SIZES_EVERY};
 use crate::edge::sysctl;
 use crate::model::name::INTERFACE_PREFIX;
 use crate::model::pool::Family;
@@ -38,6 +38,17 @@ impl Agent {
                 Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),
             }
         }
+    }
+
+    /// Has some interfaces looked at, whatever the kernel has told of them: each in its turn, as often as everything is
+    /// looked at. All at once, thousands of them would keep everybody waiting.
+    pub(super) fn touch_next(&mut self) {
+        let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
+        let mut names: Vec<String> = placed.map(|(_, endpoint)| endpoint.interface.to_string()).collect();
+        names.sort_unstable();
+        let rounds = self.audit_every.as_secs() / SIZES_EVERY.as_secs();
+        let turn = self.rota.next(&names, rounds, usize::MAX);
+        self.touched.interfaces.extend(turn);
     }
 
     /// Puts right what somebody has changed of the settings, and of the IPv6 next hops, of those interfaces of containers

@@ -313,7 +313,7 @@ No pools added."
 
     #[test]
     fn pools_are_shown_by_family() {
-        let answer = show(&snapshot(), &[Family::V4, Family::V6]);
+        let answer = show(&snapshot(), &Family::BOTH);
         assert_eq!(
             answer.text,
             "\

@@ -1,7 +1,6 @@
 //! Adopting: a running container that did not come through the proxy is taken into Calico, and let go again.
 
 use std::net::IpAddr;
-use std::sync::PoisonError;
 
 use super::Network;
 use super::settle::Waits;
@@ -90,7 +89,7 @@ impl Network {
             self.free(&one.key).await?;
         }
         self.reservations.remove(&id)?;
-        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.forget_process(&id);
         Ok(id)
     }
 }

@@ -1,5 +1,6 @@
 //! Claims: an address is held before its container exists, and given back when that container is destroyed.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
@@ -163,7 +164,8 @@ impl Network {
                 ask.requested.know(&named, name, id);
             }
         }
-        let reserved = self.reserved().await?;
+        let families: BTreeSet<Family> = ask.wish.addresses.iter().map(AddressWish::family).collect();
+        let reserved = self.reserved(families).await?;
         let endpoint = EndpointId::from_random(random()?);
         let (interface, container_interface) = interfaces_of(&endpoint)?;
         let mac = Mac::from_random(random()?);
@@ -250,7 +252,7 @@ impl Network {
         inheritance: &Inheritance,
         lost: &BTreeSet<IpAddr>,
     ) -> Result<Vec<Picked>, Fault> {
-        let mut picked: Vec<Picked> = Vec::new();
+        let (mut picked, mut besides) = (Vec::new(), lost.clone());
         let mut errors = Vec::new();
         // Addresses asked for by name first, so that an automatic choice does not take one of them.
         let (exact, any): (Vec<&AddressWish>, Vec<&AddressWish>) =
@@ -258,11 +260,14 @@ impl Network {
         for wish in exact.into_iter().chain(any) {
             let one = match wish {
                 AddressWish::Exactly(address) => self.pick_exactly(*address, reserved, inheritance),
-                AddressWish::Any(family) => self.pick_any(*family, None, reserved, lost, &picked),
-                AddressWish::From(net) => self.pick_any(Family::of_net(*net), Some(*net), reserved, lost, &picked),
+                AddressWish::Any(family) => self.pick_any(*family, None, reserved, &besides),
+                AddressWish::From(net) => self.pick_any(Family::of_net(*net), Some(*net), reserved, &besides),
             };
             match one {
-                Ok(one) => picked.push(one),
+                Ok(one) => {
+                    besides.insert(one.address);
+                    picked.push(one);
+                }
                 Err(fault) => errors.push(fault),
             }
         }
@@ -314,8 +319,7 @@ impl Network {
         family: Family,
         only: Option<IpNet>,
         reserved: &Reserved,
-        lost: &BTreeSet<IpAddr>,
-        picked: &[Picked],
+        besides: &BTreeSet<IpAddr>,
     ) -> Result<Picked, Fault> {
         self.gives(family).map_err(|fault| fault.during("claim an address"))?;
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
@@ -326,13 +330,12 @@ impl Network {
                 if !wanted {
                     continue;
                 }
-                let taken = |address: IpAddr| {
-                    lost.contains(&address)
-                        || picked.iter().any(|one| one.address == address)
-                        || snapshot.claims.contains_key(&AssignmentKey { pool: pool.cidr, address })
+                let after = match cursors.entry(pool.cidr) {
+                    Entry::Occupied(cursor) => Some(*cursor.get()),
+                    Entry::Vacant(cursor) => last_given(snapshot, pool.cidr).map(|last| *cursor.insert(last)),
                 };
-                let after = cursors.get(&pool.cidr).copied().or_else(|| last_given(snapshot, pool.cidr));
-                if let Some(address) = choose(pool.cidr, after, &taken, reserved) {
+                let claimed = |from| snapshot.claims_of_pool(pool.cidr, from).map(|(address, _)| address);
+                if let Some(address) = choose(pool.cidr, after, claimed, besides, reserved) {
                     cursors.insert(pool.cidr, address);
                     return Ok(Picked { pool: pool.cidr, address, exactly: false, held: None });
                 }
@@ -591,8 +594,8 @@ fn with_undo(fault: Fault, undone: Result<(), Fault>) -> Fault {
 
 /// The newest claim of a pool: where an automatic choice goes on after a restart.
 fn last_given(snapshot: &crate::model::snapshot::Snapshot, pool: IpNet) -> Option<IpAddr> {
-    let of_pool = snapshot.claims.iter().filter(|(key, _)| key.pool == pool);
-    of_pool.max_by_key(|(_, record)| record.revision).map(|(key, _)| key.address)
+    let of_pool = snapshot.claims_of_pool(pool, pool.network());
+    of_pool.max_by_key(|(_, record)| record.revision).map(|(address, _)| address)
 }
 
 fn taken(address: IpAddr, value: &[u8]) -> Fault {

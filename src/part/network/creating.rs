@@ -87,8 +87,7 @@ impl Network {
     /// run that died before it wrote its note. Renewed with the others, their lease would never end.
     pub(super) async fn release_orphans(&self) -> Result<(), Fault> {
         let requests: Vec<String> = self.store.read(|snapshot| {
-            let claims = snapshot.claims.values().filter_map(crate::model::snapshot::Record::readable);
-            let pending = claims.flat_map(crate::model::claim::Claim::pending);
+            let pending = snapshot.parts().flat_map(|(_, _, claim)| claim.pending());
             let ours = pending.filter(|(owner, _)| owner.host == self.ground.host);
             ours.map(|(_, request)| request.to_owned()).collect()
         });
@@ -128,7 +127,7 @@ impl Network {
         let mut known = self.containers();
         for note in left {
             let mut found = None;
-            let fitting = listed.iter().filter(|one| !known.contains(&one.id) && note.fits(one));
+            let fitting = listed.iter().filter(|one| note.fits(one) && !known.contains(&one.id));
             // It looks just like one that another create has made this moment.
             let is_contested = under_way.iter().any(|other| note.may_be_taken_for(other));
             for one in fitting.filter(|_| !is_contested) {

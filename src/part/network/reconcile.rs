@@ -13,7 +13,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
+use std::future::ready;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -22,10 +23,12 @@ use super::Network;
 use super::settle::Waits;
 use crate::edge::docker::{Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
+use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
-use crate::model::name::{ContainerId, Orchestrator};
+use crate::model::name::{ContainerId, IfName, Orchestrator};
 use crate::model::report::Beside;
+use crate::plan::rota::Rota;
 
 /// How often all containers are compared with the records though no event asked for it.
 const AUDIT: Duration = Duration::from_secs(10);
@@ -52,8 +55,8 @@ struct Work {
     waits: HashMap<ContainerId, Duration>,
     /// Those whose links something happened to.
     resting: HashSet<ContainerId>,
-    /// Who was looked at last in turn.
-    turn: Option<ContainerId>,
+    /// Those whose inside is looked at.
+    rota: Rota<ContainerId>,
     stop: CancellationToken,
 }
 
@@ -66,7 +69,7 @@ impl Network {
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             waits: HashMap::new(),
             resting: HashSet::new(),
-            turn: None,
+            rota: Rota::default(),
             stop: stop.clone(),
         };
         let mut wait = RETRY.0;
@@ -90,15 +93,21 @@ impl Network {
         }
     }
 
-    /// Settles every container of ours whose record and whose look in the list of containers do not agree.
-    pub(crate) async fn settle_all(&self) -> Result<(), Fault> {
-        let listed = self.docker.list().await?;
-        let mut faults = Vec::new();
-        for id in self.unsettled(&listed).await? {
-            if let Err(fault) = self.settle(&id, Waits::All).await {
-                faults.push(fault.to_string());
-            }
-        }
+    /// Frees the addresses of containers that dockerd says are gone, those that are ours.
+    ///
+    /// # Errors
+    /// What was not freed within the time that a start may wait for the agent; the events of their ends lead to other tries.
+    ///
+    /// # Cancel safety
+    /// What is cut off goes on with the next look, as after a crash.
+    pub(crate) async fn ended(&self, gone: Vec<ContainerId>) -> Result<(), Fault> {
+        let settle = |id: ContainerId| async move { self.settle(&id, Waits::Destroy).await };
+        let settled = stream::iter(gone).filter(|id| ready(self.is_ours(id))).map(settle).buffer_unordered(AT_ONCE);
+        let faults = settled.filter_map(|settled| ready(settled.err())).map(|fault| fault.to_string()).collect();
+        let limit = self.ground.apply_timeout;
+        let faults: Vec<String> = tokio::time::timeout(limit, faults).await.map_err(|_| {
+            Fault::Away(format!("free the addresses of containers: not done within {} s", limit.as_secs_f32()))
+        })?;
         if faults.is_empty() { Ok(()) } else { Err(Fault::World(faults.join("; "))) }
     }
 
@@ -146,21 +155,28 @@ impl Network {
         });
     }
 
-    /// The containers that are recorded as running here.
+    /// The containers that are recorded as running here, in order.
     fn running(&self) -> Vec<ContainerId> {
-        let mut ids = self.containers();
-        ids.retain(|id| self.recorded(id).iter().any(|one| one.endpoint.is_active()));
-        ids
+        let docker = Orchestrator::docker();
+        self.store.read(|snapshot| {
+            let active = snapshot.endpoints_of(&self.ground.host).filter(|(key, record)| {
+                key.orchestrator == docker && record.readable().is_some_and(Endpoint::is_active)
+            });
+            let mut ids: Vec<ContainerId> = active.filter_map(|(key, _)| key.workload.as_str().parse().ok()).collect();
+            ids.dedup();
+            ids
+        })
     }
 
     /// The running container that an interface is recorded to belong to.
     fn behind(&self, interface: &str) -> Option<ContainerId> {
+        let interface: IfName = interface.parse().ok()?;
         self.store.read(|snapshot| {
-            let mut here = snapshot.endpoints_of(&self.ground.host);
+            let mut here = snapshot.endpoints_at(&interface);
             let (key, _) = here.find(|(key, record)| {
-                let endpoint = record.readable().filter(|endpoint| endpoint.is_active());
-                key.orchestrator == Orchestrator::docker()
-                    && endpoint.is_some_and(|endpoint| endpoint.interface.as_str() == interface)
+                key.host == self.ground.host
+                    && key.orchestrator == Orchestrator::docker()
+                    && record.readable().is_some_and(Endpoint::is_active)
             })?;
             key.workload.as_str().parse().ok()
         })
@@ -231,10 +247,9 @@ impl Network {
     /// Takes one create request of this host out of all claims.
     pub(super) async fn release_request(&self, request: &str) -> Result<(), Fault> {
         let pending: Vec<AssignmentKey> = self.store.read(|snapshot| {
-            let of_request = snapshot.claims.iter().filter(|(_, record)| {
-                record.readable().is_some_and(|claim| claim.pending().any(|(_, pending)| pending == request))
-            });
-            of_request.map(|(key, _)| key.clone()).collect()
+            let of_request =
+                snapshot.parts().filter(|(_, _, claim)| claim.pending().any(|(_, pending)| pending == request));
+            of_request.map(|(key, _, _)| key.clone()).collect()
         });
         for key in pending {
             self.release_claim(&key, request).await?;
@@ -357,14 +372,8 @@ impl Work {
 
     /// The containers whose inside is looked at this time.
     fn next_in_turn(&mut self) -> Vec<ContainerId> {
-        let mut running = self.network.running();
-        running.sort_unstable();
-        let rounds = ROUND.as_secs() / AUDIT.as_secs();
-        let count = running.len().div_ceil(usize::try_from(rounds).unwrap_or(1)).min(AT_A_TIME);
-        let begin = self.turn.as_ref().map_or(0, |last| running.partition_point(|id| id <= last));
-        let turn: Vec<ContainerId> = running.iter().cycle().skip(begin).take(count).cloned().collect();
-        self.turn = turn.last().cloned();
-        turn
+        let running = self.network.running();
+        self.rota.next(&running, ROUND.as_secs() / AUDIT.as_secs(), AT_A_TIME)
     }
 
     /// Looks at a link that something happened to, once it has come to rest.

@@ -1,6 +1,6 @@
 //! Settling: making the network of one container what Docker's word on the container requires.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::PoisonError;
@@ -136,9 +136,8 @@ impl Network {
             let Recorded { key, endpoint, .. } = one;
             (key, Some(endpoint.interface))
         }));
-        let others = self.interfaces_of_others(id);
         for end in ends.values_mut() {
-            end.take_if(|interface| others.contains(interface));
+            end.take_if(|interface| self.is_anothers(interface, id));
         }
         ends
     }
@@ -178,18 +177,23 @@ impl Network {
         freed?;
         self.reservations.remove(id)?;
         fail_point("destroy: the reservation is gone");
-        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
-        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.forget_process(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
     }
 
-    /// The interfaces of other containers: what somebody has written under a name like theirs is not theirs.
-    fn interfaces_of_others(&self, id: &ContainerId) -> BTreeSet<IfName> {
+    /// Forgets what was known of the process of a container that is ours no more.
+    pub(super) fn forget_process(&self, id: &ContainerId) {
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    /// Whether an interface is that of another container: what somebody has written under a name like theirs is not theirs.
+    fn is_anothers(&self, interface: &IfName, id: &ContainerId) -> bool {
         self.store.read(|snapshot| {
-            let others = snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| !is_of(key, id));
-            others.filter_map(|(key, record)| Some(usable(key, record).ok()?.interface.clone())).collect()
+            let mut named = snapshot.endpoints_at(interface).filter(|(key, _)| key.host == self.ground.host);
+            named.any(|(key, record)| !is_of(key, id) && usable(key, record).is_ok())
         })
     }
 

@@ -112,7 +112,7 @@ impl Network {
         if !self.programmed_marks.is_set(one.key.endpoint.as_str()) {
             return Err(Fault::Away(format!("{doing}, and its policy does not stand in the kernel")));
         }
-        for family in [Family::V4, Family::V6].into_iter().filter(|family| one.endpoint.is_of(*family)) {
+        for family in Family::BOTH.into_iter().filter(|family| one.endpoint.is_of(*family)) {
             iptables::has_jumps(family).await.map_err(|fault| fault.during(&doing))?;
         }
         Ok(())

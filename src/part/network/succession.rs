@@ -273,11 +273,9 @@ impl Network {
     /// The claims in which an endpoint has a part.
     pub(super) fn claims_of(&self, endpoint: &EndpointKey) -> Vec<(AssignmentKey, Held)> {
         self.store.read(|snapshot| {
-            let its = snapshot.claims.iter().filter_map(|(key, record)| {
-                let claim = record.readable().filter(|claim| claim.without(endpoint) != Change::None)?;
-                Some((key.clone(), Held { revision: record.revision, claim: claim.clone() }))
-            });
-            its.collect()
+            let its =
+                snapshot.parts_of(&endpoint.endpoint).filter(|(_, _, claim)| claim.without(endpoint) != Change::None);
+            its.map(|(key, revision, claim)| (key.clone(), Held { revision, claim: claim.clone() })).collect()
         })
     }
 }

@@ -55,10 +55,11 @@ impl Service<Asked> for Calls {
     fn call(&mut self, mut asked: Asked) -> Self::Future {
         let network = Arc::clone(&self.network);
         let is_light = match &asked.request.classified.call {
-            Call::Inspect { .. } | Call::List => true,
+            Call::Inspect { .. } => true,
             Call::Create { name } => matches!(body::read_create(&asked.body, name, &Runtimes::default()), Ok(None)),
             _ => false,
         };
+        asked.upstream.connect_at_once();
         let answer = async move {
             let manner = Manner::of(&asked.request);
             let said = answer(&network, manner, &mut asked).await.unwrap_or_else(|fault| Said::fault(manner, &fault));
@@ -141,7 +142,7 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
         Call::Prune => {
             let reply = upstream.exchange(raw).await?;
             if reply.status == 200
-                && let Err(fault) = network.settle_all().await
+                && let Err(fault) = network.ended(body::deleted_ids(&reply.body)).await
             {
                 tracing::error!(%fault, "networks of pruned containers are not freed yet");
             }
@@ -157,7 +158,7 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
         }
         Call::NetworkConnect { network: other } | Call::NetworkDisconnect { network: other } => {
             let joins = matches!(request.classified.call, Call::NetworkConnect { .. });
-            match connect(network, manner, if joins { "join" } else { "leave" }, other, body).await? {
+            match connect(network, manner, joins, other, body).await? {
                 Some(said) => Ok(said),
                 None if *is_whole => Ok(Said::docker(upstream.exchange(raw).await?)),
                 None => Ok(Said::pass()),
@@ -301,20 +302,24 @@ fn shown(reply: Gathered, edit: impl FnOnce(&[u8]) -> Option<Vec<u8>>) -> Said {
     Said::docker(reply)
 }
 
-/// A connect or disconnect: of a network that a container of ours only shows, nothing is to be done. `None`: the container
-/// is not ours.
+/// A connect or disconnect: of a network that a container of ours only shows, nothing is to be done. `None`: it is dockerd's
+/// to do, since the container is not ours, or leaves a network in which dockerd has it.
 async fn connect(
     network: &Network,
     manner: Manner,
-    verb: &str,
+    joins: bool,
     other: &str,
     body: &[u8],
 ) -> Result<Option<Said>, Fault> {
     let Some(container) = body::connected_container(body) else { return Ok(None) };
     let Some(id) = network.ours(&container).await? else { return Ok(None) };
+    if !joins && network.is_in_network(&id, other).await? {
+        return Ok(None);
+    }
     if network.shows_network(&id, other) {
         return Ok(Some(Said::ours(manner.done())));
     }
+    let verb = if joins { "join" } else { "leave" };
     let text = format!(
         "{verb} network {other:?} with container {}: its network is Calico's alone: create it without CALICO_IP to use Docker's",
         id.short()

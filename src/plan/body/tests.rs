@@ -253,6 +253,14 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     assert_eq!((&networks["a"]["NetworkID"], &networks["b"]["NetworkID"]), (&json!("1234"), &json!("")));
     assert_eq!(networks["a"]["GlobalIPv6PrefixLen"], 128);
     assert_eq!(networks["b"]["Aliases"], json!(["3f2a91000000"]));
+    // A network that dockerd really has it in is shown as dockerd shows it, whatever was asked for.
+    let joined = reply.replace(r#""Networks":{"#, r#""Networks":{"a":{"IPAddress":"172.18.0.2","NetworkID":"5678"},"#);
+    let shown = shown_in_inspect(joined.as_bytes(), |_| Some(appearance(&[("a", &[]), ("b", &[])]))).unwrap();
+    let shown: Value = serde_json::from_slice(&shown).unwrap();
+    let networks = &shown["NetworkSettings"]["Networks"];
+    assert_eq!(networks["a"], json!({"IPAddress": "172.18.0.2", "NetworkID": "5678"}));
+    assert_eq!(networks["b"]["IPAddress"], "10.1.0.7");
+    assert_eq!(networks.as_object().unwrap().len(), 2);
     assert_eq!(shown_in_inspect(reply.as_bytes(), |_| None), None);
     assert_eq!(shown_in_inspect(br#"{"message":"x"}"#, |_| Some(appearance(&[]))), None);
 }
@@ -270,6 +278,21 @@ fn only_our_containers_change_in_a_list() {
     assert_eq!(edited[1]["NetworkSettings"]["Networks"]["n"]["DriverOpts"], Value::Null);
     assert_eq!(shown_in_list(reply.as_bytes(), |_| None), None);
     assert_eq!(shown_in_list(b"[]", |_| Some(appearance(&[]))), None);
+}
+
+#[test]
+fn the_containers_that_a_prune_has_deleted_are_read() {
+    let ids = |text: &str| deleted_ids(text.as_bytes()).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let other = ID.replace("aa", "bb");
+    assert_eq!(ids(&format!(r#"{{"ContainersDeleted":["{ID}","{other}"],"SpaceReclaimed":7}}"#)), [ID, &*other]);
+    for none in [
+        r#"{"ContainersDeleted":null,"SpaceReclaimed":0}"#,
+        r#"{"SpaceReclaimed":0}"#,
+        r#"{"ContainersDeleted":["x",1]}"#,
+        "",
+    ] {
+        assert!(ids(none).is_empty(), "{none}");
+    }
 }
 
 #[test]
@@ -310,6 +333,7 @@ proptest! {
     fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in r#"[\[\]{}",:a-z0-9\\]{0,64}"#) {
         for bytes in [bytes.as_slice(), text.as_bytes()] {
             let _ = read_create(bytes, "", &Runtimes::default());
+            let _ = deleted_ids(bytes);
             let _ = (shown_in_list(bytes, |_| None), shown_in_inspect(bytes, |_| None), with_warnings(bytes, &["x".into()]));
         }
     }

@@ -96,9 +96,6 @@ impl Kernel {
     async fn cut(&self, desired: &Desired, forbidden: bool, left: &BTreeSet<IpAddr>) -> Result<usize, Fault> {
         let own = if forbidden { Netlink::open()?.own_addresses(self.family).await? } else { BTreeSet::new() };
         let mut judge = desired.judge(own);
-        conntrack::cut(self.family, |flow| {
-            left.iter().any(|address| flow.touches(*address)) || forbidden && !judge.allows(flow)
-        })
-        .await
+        conntrack::cut(self.family, |flow| flow.touches(left) || forbidden && !judge.allows(flow)).await
     }
 }
