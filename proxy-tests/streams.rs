@@ -395,11 +395,13 @@ fn a_client_over_tcp_that_dies_without_a_word_is_given_up_and_one_that_is_silent
 
 #[test]
 fn a_stop_and_a_restart_are_finished_though_the_client_has_left() {
-    let lab = Lab::running(1);
+    // Nobody but the node wires them.
+    let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
     let stubborn = "trap '' TERM; while :; do sleep 0.1; done";
     for (name, verb) in [("stopped", "stop"), ("restarted", "restart")] {
-        idle(h1, name, stubborn);
+        let wish = ["-d", "--name", name, "-e", "CALICO_IP=auto", "busybox", "sh", "-c", stubborn];
+        h1.docker_run(&[&["run"], &wish[..]].concat()).run().ok();
         let before = h1.container(name).raw_inspect()["State"]["StartedAt"].clone();
         let mut stream = Stream::open(h1, Way::Tcp);
         let call =
@@ -417,7 +419,12 @@ fn a_stop_and_a_restart_are_finished_though_the_client_has_left() {
                 _ => state["Running"] == true && state["StartedAt"] != before,
             }
         });
+        let address = h1.container(name).ip();
+        wait_until(&format!("its network is as after a {verb}"), SOON, || {
+            h1.space.pings(address) == (verb == "restart")
+        });
     }
+    lab.assert_consistent();
 }
 
 #[test]

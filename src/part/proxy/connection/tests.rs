@@ -448,7 +448,8 @@ async fn a_head_that_drips_has_its_time_and_a_connection_without_one_has_no_limi
         tokio::time::sleep(HEAD_TIME / 10).await;
     }
     rig.running.await.unwrap();
-    assert!(began.elapsed() >= HEAD_TIME, "it ended after {:?}", began.elapsed());
+    let took = began.elapsed();
+    assert!((HEAD_TIME..HEAD_TIME * 6 / 5).contains(&took), "it ended after {took:?}");
 }
 
 #[tokio::test]
