@@ -116,6 +116,33 @@ fn while_etcd_stands_still_or_is_gone_or_unreachable_all_goes_on_and_its_news_ar
     lab.remove_everything();
 }
 
+#[test]
+fn a_node_under_the_name_of_another_that_lives_takes_nothing_away_from_it() {
+    let lab = Lab::hosts(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    h1.start_node();
+    let ann = h1.run("ann", WEB);
+    let reports = || lab.etcd().keys("/calico/felix/v1/host/h1/status").len();
+    wait_until("h1 reports itself", SOON, || reports() == 1);
+    let keys = lab.etcd().keys("/calico/v1/");
+    h2.spawn_node(&["--hostname", "h1"]);
+    let said = || h2.node_log_text().contains("a node that is called h1 too reports itself from 172.25.0.1");
+    wait_until("it tells why it does not go on", SOON, said);
+    assert!(!h2.is_ready());
+    let refused = h2.try_run("bob", WEB).fails_with(125);
+    assert!(refused.contains("--hostname"), "{refused}");
+    assert_eq!(lab.etcd().keys("/calico/v1/"), keys);
+    assert!(h1.space.pings(ann.ip()));
+    // A last word that has run out keeps nobody away: the name is another's then, as that of a host that has moved.
+    h2.stop_node();
+    h1.docker("rm -f ann").ok();
+    h1.stop_node();
+    lab.etcd().ctl(&["del", "/calico/felix/v1/host/h1/status"]).run().ok();
+    h2.spawn_node(&["--hostname", "h1"]);
+    h2.await_ready();
+    h2.run("bob", WEB);
+}
+
 /// Makes etcd forget all but the newest revision.
 fn compact(lab: &Lab) {
     let said = lab.etcd().ctl(&["endpoint", "status", "-w", "json"]).run().ok();

@@ -228,6 +228,39 @@ fn whatever_removes_a_container_frees_its_address_and_its_name_at_once() {
 }
 
 #[test]
+fn a_prune_waits_for_no_more_than_what_it_deletes_and_not_for_ever() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let names: Vec<String> = (0..20).map(|number| format!("box{number}")).collect();
+    for name in &names {
+        assert_eq!(h1.create(name, &["CALICO_IP=auto"]).status, 201);
+    }
+    // Each of them would wait for etcd as long as the start of one does.
+    lab.signal_etcd(Signal::SIGSTOP);
+    let pruned = h1.docker("container prune -f").ok();
+    lab.signal_etcd(Signal::SIGCONT);
+    assert_eq!(pruned.lines().filter(|line| line.len() == 64).count(), names.len(), "{pruned}");
+    let claims = || h1.etcd().keys("/calico/v1/ipam/v4/assignment/");
+    wait_until("their addresses are free", Duration::from_secs(30), || claims().is_empty());
+    lab.assert_consistent();
+}
+
+#[test]
+fn a_container_whose_name_looks_like_an_id_is_known_by_it() {
+    let lab = Lab::running_without_runtime(1);
+    let h1 = lab.host(1);
+    let name = "a".repeat(64);
+    assert_eq!(h1.create(&name, &["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"]).status, 201);
+    assert_eq!(h1.api("POST", &format!("/containers/{name}/start"), None).status, 204);
+    assert!(h1.space.pings("192.168.1.1".parse().unwrap()), "the start was answered before its network stood");
+    let joined = h1.api("POST", "/networks/bridge/connect", Some(&json!({"Container": name})));
+    assert_eq!(joined.status, 403);
+    assert_eq!(h1.api("DELETE", &format!("/containers/{name}?force=1"), None).status, 204);
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+    lab.remove_everything();
+}
+
+#[test]
 fn a_wish_is_read_from_the_create_alone_and_never_from_an_image_or_around_the_node() {
     let lab = Lab::bridged();
     lab.start_nodes();

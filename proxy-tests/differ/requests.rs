@@ -206,6 +206,14 @@ pub(crate) fn heads() -> Vec<Request> {
     for (count, length) in [(100, 1), (101, 10), (300, 10), (50, 10_000), (1, 900_000), (1, 1_040_000)] {
         all.push(request(format!("{count} headers of {length}"), with(&many(count, length))));
     }
+    for verb in ["start", "stop", "restart"] {
+        let name = "a".repeat(70_000);
+        let fields = "Host: localhost\r\nContent-Length: 0\r\n\r\n";
+        all.push(request(
+            format!("{verb} of a name of 70,000 bytes"),
+            format!("POST /containers/{name}/{verb} HTTP/1.1\r\n{fields}"),
+        ));
+    }
     for length in [100_000, 1_000_000] {
         let query = "q".repeat(length);
         for path in ["/_ping", "/containers/json", "/containers/nobody/json"] {

@@ -293,8 +293,10 @@ impl Docker {
                 let found = serde_json::from_slice::<Inspected>(&body).map_err(|error| error.to_string());
                 found.and_then(Inspected::read).map(Some).map_err(|error| Fault::World(format!("{}: {error}", doing())))
             }
-            // A part of several ids is as good as none, and so is what is no name at all.
-            (300..500, _) => Ok(None),
+            (404, _) => Ok(None),
+            // A part of several ids is as good as none, and so is what is no name at all. Of a container that is known by its
+            // id, only 404 says that it is gone: whoever stands before dockerd may have other reasons.
+            (300..=400, _) if name.parse::<ContainerId>().is_err() => Ok(None),
             (status, body) => {
                 let said = String::from_utf8_lossy(&body);
                 Err(Fault::World(format!("{}: it answered {status} {}", doing(), said.trim())))
@@ -405,6 +407,38 @@ mod tests {
         let bare = serde_json::from_str::<Inspected>(&format!(r#"{{"Id":"{id}","State":{{"Pid":7}}}}"#)).unwrap();
         assert_eq!(bare.read().unwrap().pid, None, "a process that has ended has no pid");
         assert!(serde_json::from_str::<Inspected>(r#"{"Id":"x"}"#).unwrap().read().is_err());
+    }
+
+    #[tokio::test]
+    async fn only_404_says_that_a_container_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let docker = Docker::new(&format!("unix://{}", path.display()));
+        let id = "a".repeat(64);
+        let answered = async |name: &str, status: u16| {
+            let answer = async {
+                use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+                let mut asked = listener.accept().await.unwrap().0;
+                let _ = asked.read(&mut [0; 4096]).await.unwrap();
+                let reply = format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}");
+                asked.write_all(reply.as_bytes()).await.unwrap();
+            };
+            tokio::join!(docker.look_up(name), answer).0
+        };
+        for (name, status, is_gone) in [
+            (id.as_str(), 404, true),
+            (&id, 403, false),
+            (&id, 400, false),
+            (&id, 500, false),
+            ("web", 404, true),
+            ("web", 400, true),
+            ("web", 301, true),
+            ("web", 403, false),
+            ("web", 429, false),
+        ] {
+            assert_eq!(answered(name, status).await.is_ok_and(|found| found.is_none()), is_gone, "{name}: {status}");
+        }
     }
 
     #[test]

@@ -177,7 +177,9 @@ impl Etcd {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true);
+            .with_keep_alive_while_idle(true)
+            // A member that has lost the others would go on answering, and tell a watch of nothing.
+            .with_require_leader(true);
         if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
             let mut tls = TlsOptions::new();
             if let Some(ca) = &address.ca {

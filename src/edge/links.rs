@@ -318,13 +318,13 @@ impl Netlink {
         self.handle.route().add(message).replace().execute().await.map_err(fault(doing))
     }
 
-    /// The addresses of a family of all interfaces but our own, without those of one link alone.
+    /// The addresses of a family of all interfaces but our own, of IPv6 without those of one link alone.
     pub(crate) async fn host_addresses(&self, family: Family) -> Result<Vec<Connected>, Fault> {
         let mut names = std::collections::HashMap::new();
         let mut addresses = Vec::new();
         self.addresses(family, |message| {
-            // Those of all our own interfaces, which may be thousands, are among them.
-            if message.header.scope == AddressScope::Link {
+            // No pool has them, and those of all our own interfaces, which may be thousands, are among them.
+            if family == Family::V6 && message.header.scope == AddressScope::Link {
                 return;
             }
             let index = message.header.index;

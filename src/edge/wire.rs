@@ -446,3 +446,50 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    fn current_thread() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn what_comes_while_another_thread_reads_is_not_forgotten() {
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        // The thread that hears of events.
+        let hears = current_thread();
+        let wire = Wire::Unix(hears.block_on(async { UnixStream::from_std(near).unwrap() }));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let heard = std::thread::spawn(move || hears.block_on(stopped));
+        let writer = std::thread::spawn(move || {
+            for round in 0..20_000_u32 {
+                far.write_all(b"a").unwrap();
+                (0..round % 400).for_each(|_| std::hint::spin_loop());
+                far.write_all(b"b").unwrap();
+                far.read_exact(&mut [0]).unwrap();
+            }
+        });
+        current_thread().block_on(async {
+            let mut buffer = BytesMut::new();
+            for round in 0..20_000 {
+                while buffer.len() < 2 {
+                    let read =
+                        tokio::time::timeout(Duration::from_secs(20), wire.read_up_to(&mut buffer, LITTLE_BYTES));
+                    assert!(
+                        read.await.unwrap_or_else(|_| panic!("round {round}: asleep with {buffer:?}")).unwrap() > 0
+                    );
+                }
+                buffer.clear();
+                wire.write_all(b"c").await.unwrap();
+            }
+        });
+        writer.join().unwrap();
+        stop.send(()).unwrap();
+        heard.join().unwrap().unwrap();
+    }
+}

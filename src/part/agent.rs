@@ -258,6 +258,7 @@ enum Wake {
     Sizes,
     Audit,
     Retry,
+    Guard,
     Rested,
     GuardFell(String),
 }
@@ -303,9 +304,49 @@ struct Clocks {
     settings: Looks,
     /// When what is not pressing may be applied.
     rested: Instant,
-    /// When what failed is tried again, and how long after that the next time.
-    retry: Option<Instant>,
+    /// An apply that failed.
+    apply: Backoff,
+    /// A guard that could not be raised.
+    guard: Backoff,
+}
+
+/// When something that failed is tried again.
+struct Backoff {
+    next: Option<Instant>,
+    /// How long after the next failure.
     wait: Duration,
+}
+
+impl Backoff {
+    fn none() -> Self {
+        Backoff { next: None, wait: RETRY.0 }
+    }
+
+    fn failed(&mut self) {
+        self.next = Some(Instant::now() + self.wait);
+        self.wait = (self.wait * 2).min(RETRY.1);
+    }
+
+    fn well(&mut self) {
+        *self = Backoff::none();
+    }
+
+    /// There is something new, which may be just what was lacking.
+    fn try_now(&mut self) {
+        self.next = None;
+    }
+
+    fn waits(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Waits for the next try; for ever, while nothing has failed.
+    async fn due(&self) {
+        match self.next {
+            Some(next) => sleep_until(next).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Clocks {
@@ -317,8 +358,8 @@ impl Clocks {
             ruleset: Looks::none(),
             settings: Looks::none(),
             rested: now,
-            retry: None,
-            wait: RETRY.0,
+            apply: Backoff::none(),
+            guard: Backoff::none(),
         }
     }
 
@@ -332,15 +373,6 @@ impl Clocks {
         if news {
             self.rested = Instant::now() + REST;
         }
-    }
-
-    fn failed(&mut self) {
-        self.retry = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(RETRY.1);
-    }
-
-    fn well(&mut self) {
-        (self.retry, self.wait) = (None, RETRY.0);
     }
 }
 
@@ -361,14 +393,14 @@ impl Agent {
             synced.mark_unchanged();
             self.metrics.beat();
             self.take_in();
-            let due = self.known.is_some() && clocks.retry.is_none();
+            let due = self.known.is_some() && !clocks.apply.waits();
             let rests = clocks.rests(self.is_pressing());
             if due && !rests {
                 let (news, began) = (self.has_news(), Instant::now());
                 if self.apply().await {
-                    clocks.well();
+                    clocks.apply.well();
                 } else {
-                    clocks.failed();
+                    clocks.apply.failed();
                 }
                 clocks.applied(news);
                 if self.planes.iter().any(|plane| plane.kernel.looked_at_all()) {
@@ -387,6 +419,12 @@ impl Agent {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 how = fell => Wake::GuardFell(how),
+                // What is due by the clock comes first: it is rare, and news may come without end.
+                () = sleep_until(clocks.sizes) => Wake::Sizes,
+                () = sleep_until(audit) => Wake::Audit,
+                () = clocks.ruleset.due() => Wake::Look,
+                () = clocks.settings.due() => Wake::LookAtSettings,
+                () = clocks.guard.due() => Wake::Guard,
                 changed = synced.changed() => match changed {
                     Ok(()) => Wake::Snapshot,
                     Err(_) => return Ok(()),
@@ -396,17 +434,13 @@ impl Agent {
                     changed?;
                     Wake::Ruleset
                 }
-                () = clocks.ruleset.due() => Wake::Look,
                 // What comes after the first is taken with the look: to wire one container is some ten changes.
                 changed = settings.next(&mut self.touched), if clocks.settings.next.is_none() => {
                     changed?;
                     Wake::Settings
                 }
-                () = clocks.settings.due() => Wake::LookAtSettings,
-                () = sleep_until(clocks.retry.unwrap_or(audit)), if clocks.retry.is_some() => Wake::Retry,
+                () = clocks.apply.due() => Wake::Retry,
                 () = sleep_until(clocks.rested), if due && rests => Wake::Rested,
-                () = sleep_until(clocks.sizes) => Wake::Sizes,
-                () = sleep_until(audit) => Wake::Audit,
             };
             if let Wake::GuardFell(how) = &wake {
                 tracing::error!(how, "the guard has fallen: raising it again");
@@ -416,8 +450,8 @@ impl Agent {
                 settings.take(&mut self.touched);
             }
             self.heed(wake, &mut clocks).await?;
-            if guard.is_none() {
-                guard = self.raise(&spawner, &mut clocks).await;
+            if guard.is_none() && !clocks.guard.waits() {
+                guard = self.raise(&spawner, &mut clocks.guard).await;
             }
         }
     }
@@ -430,7 +464,8 @@ impl Agent {
     async fn heed(&mut self, wake: Wake, clocks: &mut Clocks) -> Result<(), Fault> {
         match wake {
             // News may be just what the failed apply lacked.
-            Wake::Snapshot | Wake::Retry => clocks.retry = None,
+            Wake::Snapshot | Wake::Retry => clocks.apply.try_now(),
+            Wake::Guard => clocks.guard.try_now(),
             Wake::Link(None) => {
                 return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
             }
@@ -440,11 +475,12 @@ impl Agent {
                     clocks.settings.ask();
                 }
                 self.heed_link(&event);
-                clocks.retry = None;
+                clocks.apply.try_now();
             }
             Wake::Ruleset => clocks.ruleset.ask(),
             Wake::Look => {
                 self.doubt(Why::Ruleset);
+                clocks.apply.try_now();
                 clocks.ruleset.done();
             }
             Wake::Settings => clocks.settings.ask(),
@@ -459,7 +495,9 @@ impl Agent {
                 self.check_host();
                 self.touch_next();
                 self.check_interfaces().await;
-                self.look_at_sizes().await;
+                if self.look_at_sizes().await {
+                    clocks.apply.try_now();
+                }
                 if self.may_be_strange || !self.strangers.is_empty() {
                     self.look_for_strangers();
                 }
@@ -470,6 +508,7 @@ impl Agent {
             }
             Wake::Audit => {
                 self.doubt(Why::Clock);
+                clocks.apply.try_now();
                 self.may_be_strange = true;
                 clocks.audited = Instant::now();
             }
@@ -478,18 +517,15 @@ impl Agent {
         Ok(())
     }
 
-    async fn raise(&mut self, spawner: &Spawner, clocks: &mut Clocks) -> Option<Guard> {
-        match Guard::raise(spawner).await {
-            Ok(raised) => {
-                self.guard_lost = None;
-                Some(raised)
-            }
-            Err(fault) => {
-                self.guard_lost = Some(fault.to_string());
-                clocks.failed();
-                None
-            }
+    async fn raise(&mut self, spawner: &Spawner, backoff: &mut Backoff) -> Option<Guard> {
+        let raised = Guard::raise(spawner).await;
+        self.guard_lost = raised.as_ref().err().map(ToString::to_string);
+        self.publish(BTreeSet::new());
+        match raised {
+            Ok(_) => backoff.well(),
+            Err(_) => backoff.failed(),
         }
+        raised.ok()
     }
 
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
@@ -571,19 +607,17 @@ impl Agent {
         }
     }
 
-    /// Notices that a set was flushed or filled behind our back.
-    async fn look_at_sizes(&mut self) {
+    /// Notices that a set was flushed or filled behind our back; answers whether one was.
+    async fn look_at_sizes(&mut self) -> bool {
         if self.known.is_none() || self.planes.iter().all(|plane| plane.desired.sets.is_empty()) {
-            return;
+            return false;
         }
-        match ipsets::sizes().await {
-            Ok(sizes) => {
-                for Plane { desired, kernel, .. } in &mut self.planes {
-                    kernel.compare_sizes(&desired.sets, &sizes);
-                }
-            }
-            Err(_) => self.doubt(Why::Failed),
-        }
+        let Ok(sizes) = ipsets::sizes().await else {
+            self.doubt(Why::Failed);
+            return false;
+        };
+        let compare = |plane: &mut Plane| plane.kernel.compare_sizes(&plane.desired.sets, &sizes);
+        self.planes.iter_mut().map(compare).fold(false, |any, differs| any | differs)
     }
 }
 

@@ -9,6 +9,7 @@
 //! when it has answered that. A watch that ends as soon as it began counts as a failed try.
 
 use std::mem::Discriminant;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
-use crate::model::snapshot::{Change, News, Snapshot};
+use crate::model::snapshot::{Change, News, Record, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
 use crate::plan::settings::Settings;
@@ -182,7 +183,18 @@ impl Store {
 
     /// Asks whether this is the datastore that the host's containers are recorded in.
     fn check(&self, etcd: &Etcd, known: Option<&Standing>, reserved: usize, found: &Standing) -> Result<(), Fault> {
-        let doubt = standing::doubt(known, reserved, found);
+        self.believe(etcd, standing::doubt(known, reserved, found))
+    }
+
+    /// Whether nobody else is this host: a node that has just begun has said nothing yet.
+    async fn check_name(&self, etcd: &Etcd, own: Ipv4Addr, snapshot: &Snapshot) -> Result<(), Fault> {
+        let recorded = snapshot.host_ips.get(&self.host).and_then(Record::readable);
+        let Some(other) = recorded.filter(|recorded| **recorded != own) else { return Ok(()) };
+        let reports = etcd.get(&Key::HostStatus(self.host.clone())).await?.is_some();
+        self.believe(etcd, reports.then(|| standing::namesake(&self.host, own, *other)))
+    }
+
+    fn believe(&self, etcd: &Etcd, doubt: Option<String>) -> Result<(), Fault> {
         self.doubt.write().unwrap_or_else(PoisonError::into_inner).clone_from(&doubt);
         let fault = |why| Fault::World(format!("load the datastore in etcd at {}: {why}", etcd.address()));
         doubt.map_or(Ok(()), |why| Err(fault(why)))
@@ -279,6 +291,9 @@ impl Store {
         self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
         let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &loaded.0)?;
+        if known.is_none() {
+            self.check_name(etcd, holdings.host.ip, &loaded.1).await?;
+        }
         let put_back = self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await?;
         let goes_back = loaded.1.revision < self.synced.borrow().revision;
         if !put_back && !goes_back {

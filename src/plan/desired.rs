@@ -398,7 +398,9 @@ impl Desired {
     fn update_settings(&mut self, snapshot: &Snapshot, changes: &mut Changes) -> bool {
         let settings = Settings::of(snapshot, &self.host);
         if (settings.drop, settings.set_most) != (self.settings.drop, self.settings.set_most) {
-            let fresh = Desired::with(self.host.clone(), self.family, settings);
+            // What keeps containers from this host's services does not hang on settings.
+            let raw = std::mem::take(&mut self.raw);
+            let fresh = Desired { raw, ..Desired::with(self.host.clone(), self.family, settings) };
             let old = std::mem::replace(self, fresh);
             changes.filter.extend(old.filter.chains.into_keys().chain(self.filter.chains.keys().cloned()));
             changes.sets.extend(old.sets.into_keys().map(|name| (name, Extent::Whole)));

@@ -75,6 +75,17 @@ pub(crate) enum ChainStep {
 }
 
 impl ChainStep {
+    /// The chain that the step changes; `None`: it is none of ours.
+    pub(crate) fn chain(&self) -> Option<&ChainName> {
+        match self {
+            ChainStep::Write(chain, _)
+            | ChainStep::Append(chain, _)
+            | ChainStep::Delete(chain, _)
+            | ChainStep::Remove(chain) => Some(chain),
+            ChainStep::Jump { .. } => None,
+        }
+    }
+
     /// What the step is about, for people.
     pub(crate) fn object(&self) -> String {
         match self {

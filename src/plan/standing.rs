@@ -8,7 +8,10 @@
 //! `/calico/v1/Ready` is the sign, as in the original: the node that fills an empty datastore writes it last, and nobody
 //! removes it. So an operator who does want to begin with an emptied datastore says so by writing it.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use crate::model::key::Key;
+use crate::model::name::HostName;
 
 /// What a datastore says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,15 @@ pub(crate) fn doubt(known: Option<&Standing>, reserved: usize, found: &Standing)
              or, if it shall begin anew with what the hosts hold, put true at {ready}"
         )
     })
+}
+
+/// Why a datastore is not believed in which a node reports itself under this host's name from another address: what is recorded
+/// of its containers is not this host's to free.
+pub(crate) fn namesake(host: &HostName, own: Ipv4Addr, other: IpAddr) -> String {
+    format!(
+        "a node that is called {host} too reports itself from {other}, and this one has {own}; give one of them another name with \
+         --hostname, or, if this is the same host under another address, wait: the last report runs out by itself"
+    )
 }
 
 #[cfg(test)]

@@ -207,13 +207,15 @@ impl Kernel {
         }
     }
 
-    /// Doubts everything if the sizes of sets are not what was left.
-    pub(super) fn compare_sizes(&mut self, wanted: &Sets, sizes: &BTreeMap<SetName, usize>) {
+    /// Doubts everything if the sizes of sets are not what was left; answers whether that is so.
+    pub(super) fn compare_sizes(&mut self, wanted: &Sets, sizes: &BTreeMap<SetName, usize>) -> bool {
         let differs =
             |name: &SetName| self.sets.get(name).is_some_and(|set| sizes.get(name) != Some(&set.members.len()));
-        if wanted.keys().any(differs) {
+        let differs = wanted.keys().any(differs);
+        if differs {
             self.doubt(Why::Sizes);
         }
+        differs
     }
 
     /// Brings the kernel to what is wanted. Answers whether all of it went well; if not, call again after a while.
@@ -221,10 +223,12 @@ impl Kernel {
         let look = self.doubt.take();
         self.looked = look.is_some();
         self.rerouted.clear();
+        self.flows.learn(desired, changes, look);
         if look.is_some() {
             if let Err(fault) = self.observe().await {
                 self.blame(WHOLE, fault.to_string());
-                self.doubt = look;
+                (self.doubt, self.looked) = (look, false);
+                self.failed.extend(changes.filter.iter().cloned());
                 return false;
             }
             self.faults.clear();
@@ -232,7 +236,6 @@ impl Kernel {
             self.spoiled.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
-        self.flows.learn(desired, changes, look);
         let mut well = self.apply_sets(desired, &scope).await;
         well &= self.apply_chains(desired, &scope, ear).await;
         let routed = self.apply_routes(desired, &scope).await;
@@ -334,6 +337,9 @@ impl Kernel {
             Ok(()) => true,
             Err(fault @ Fault::Away(_)) => {
                 self.blame(WHOLE, fault.to_string());
+                // What they say now is not known before the next look.
+                let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
+                self.failed.extend(chains.cloned());
                 false
             }
             Err(fault) => {
@@ -423,9 +429,7 @@ impl Kernel {
     /// off every container.
     async fn give_up(&mut self, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
         self.blame(step.object(), fault.to_string());
-        let (ChainStep::Write(name, _) | ChainStep::Append(name, _) | ChainStep::Delete(name, _)) = step else {
-            return;
-        };
+        let Some(name) = step.chain() else { return };
         self.failed.insert(name.clone());
         if table != FILTER
             || !matches!(step, ChainStep::Write(..))

@@ -1,6 +1,6 @@
 //! `calicoctl pool`: the address ranges that containers are given addresses from.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Subcommand;
 use ipnet::IpNet;
@@ -89,6 +89,13 @@ fn add(snapshot: &Snapshot, cidrs: &[IpNet], nat_outgoing: bool) -> Result<Edit<
         mistakes.extend(
             existing.map(|other| format!("Cannot add IP pool {net} - pool overlaps with an existing pool {other}")),
         );
+        // What was claimed of a pool that was removed by force is still held.
+        let held = snapshot.claims.keys().filter(|key| key.pool != *net && net.contains(&key.address));
+        let mut former: BTreeMap<IpNet, usize> = BTreeMap::new();
+        held.for_each(|key| *former.entry(key.pool).or_default() += 1);
+        mistakes.extend(former.iter().filter(|(pool, _)| !snapshot.pools.contains_key(*pool)).map(|(pool, count)| {
+            format!("Cannot add IP pool {net} - containers still hold {count} addresses of it from the removed pool {pool}: remove them first, or add {pool} again")
+        }));
         // Each pair once, named from the smaller.
         let new = nets.iter().filter(|other| net < *other && overlap(*net, **other));
         mistakes
@@ -293,6 +300,18 @@ Cannot add IP pool 10.0.0.0/8 - pool overlaps with another new pool 10.1.0.0/16
 Cannot add IP pool 192.168.3.0/24 - pool overlaps with an existing pool 192.168.0.0/16
 No pools added."
         );
+    }
+
+    #[test]
+    fn addresses_that_are_held_of_a_removed_pool_are_in_no_other() {
+        let mut former = snapshot();
+        former.pools.remove(&nets(&["192.168.0.0/16"])[0]);
+        let error = add(&former, &nets(&["192.0.0.0/8"]), false).unwrap_err().to_string();
+        assert!(error.contains("2 addresses of it from the removed pool 192.168.0.0/16"), "{error}");
+        // Where nothing is held, and the same pool again.
+        for net in ["11.0.0.0/8", "192.168.0.0/16", "192.169.0.0/16"] {
+            assert!(add(&former, &nets(&[net]), false).is_ok(), "{net}");
+        }
     }
 
     #[test]

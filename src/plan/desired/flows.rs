@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Desired, Placed};
-use crate::model::name::ProfileName;
+use crate::model::name::{Orchestrator, ProfileName};
 use crate::model::rule::Ports;
 use crate::model::snapshot::Record;
 use crate::plan::chain::Chain;
@@ -18,13 +18,18 @@ pub(crate) struct Judge<'d> {
     desired: &'d Desired,
     /// This host's own addresses: policy does not stand between the host and its containers.
     own: BTreeSet<IpAddr>,
+    /// Endpoints of Docker's containers that are not active, by their addresses: they may run before their records say so.
+    waiting: BTreeMap<IpAddr, &'d Placed>,
     /// The chains of profiles that were asked for; `None`: the profile is closed.
     chains: BTreeMap<(Way, &'d ProfileName), Option<Chain>>,
 }
 
 impl Desired {
     pub(crate) fn judge(&self, own: BTreeSet<IpAddr>) -> Judge<'_> {
-        Judge { desired: self, own, chains: BTreeMap::new() }
+        let of_docker = |placed: &&Placed| placed.key.orchestrator == Orchestrator::docker();
+        let waiting = self.placed.values().filter(of_docker).filter(|placed| !placed.record.is_active());
+        let waiting = waiting.flat_map(|placed| placed.record.addresses.iter().map(move |address| (*address, placed)));
+        Judge { desired: self, own, waiting: waiting.collect(), chains: BTreeMap::new() }
     }
 
     /// The chain of a profile that is in use, as it is in the kernel; `None` if the profile is closed.
@@ -47,7 +52,8 @@ impl Desired {
 
 impl<'d> Judge<'d> {
     /// Whether policy would let a flow begin now. One that no endpoint of this host has a part in is none of ours, so it is
-    /// allowed; the addresses of endpoints that are not active are nobody's.
+    /// allowed; the addresses of endpoints that are not active are nobody's, but those of Docker's containers, which run before
+    /// their records say so.
     pub(crate) fn allows(&mut self, flow: &Flow) -> bool {
         let (from, to) = (self.at(flow.src), self.at(flow.dst));
         if from.is_none() && self.own.contains(&flow.src) {
@@ -77,8 +83,10 @@ impl<'d> Judge<'d> {
     }
 
     fn at(&self, address: IpAddr) -> Option<&'d Placed> {
-        let interface = self.desired.routes.get(&address)?;
-        self.desired.placed.get(filter::suffix(interface)?)
+        match self.desired.routes.get(&address) {
+            Some(interface) => self.desired.placed.get(filter::suffix(interface)?),
+            None => self.waiting.get(&address).copied(),
+        }
     }
 
     fn passes(&mut self, way: Way, endpoint: &'d Placed, flow: &Flow) -> bool {

@@ -538,7 +538,15 @@ fn check_flows(family: Family, datastore: &Datastore, packets: Vec<Packet>) -> R
     let reader = Reader { datastore, log: Log::default() };
     let mut judge = desired.judge(BTreeSet::new());
     for mut packet in packets {
-        let at = |address: IpAddr| desired.routes.get(&address).map_or("eth0".to_owned(), ToString::to_string);
+        // A container of Docker's may run before its record says so.
+        let may_run = |key: &EndpointKey, endpoint: &Endpoint, address: &IpAddr| {
+            key.orchestrator == Orchestrator::docker() && !endpoint.is_active() && endpoint.addresses.contains(address)
+        };
+        let at = |address: IpAddr| {
+            let waiting = || desired.placed().filter(|(key, one)| may_run(key, one, &address)).last();
+            let interface = desired.routes.get(&address).or_else(|| waiting().map(|(_, one)| &one.interface));
+            interface.map_or("eth0".to_owned(), ToString::to_string)
+        };
         (packet.from, packet.to, packet.tracked) = (at(packet.src), at(packet.dst), None);
         if let Some(mac) = reader.behind(&packet.from, &packet).and_then(|endpoint| endpoint["mac"].as_str()) {
             packet.mac = mac.parse().unwrap();

@@ -263,6 +263,37 @@ fn flows_with_the_host_itself_are_the_settings_business() {
     }
 }
 
+#[test]
+fn flows_of_a_container_that_runs_before_its_record_says_so_are_judged() {
+    let desired = fresh(&from_json(ONE));
+    let flow = |src: &str| Flow {
+        protocol: 6,
+        src: src.parse().unwrap(),
+        dst: "10.0.0.1".parse().unwrap(),
+        ports: (1, 2),
+        icmp: (0, 0),
+        outer: ("10.0.0.1".parse().unwrap(), src.parse().unwrap()),
+    };
+    let mut judge = desired.judge(BTreeSet::new());
+    assert!(!judge.allows(&flow("10.0.0.9")), "web lets only its members in");
+    let foreign = fresh(&from_json(&ONE.replace("/docker/", "/other/")));
+    assert!(foreign.judge(BTreeSet::new()).allows(&flow("10.0.0.9")));
+}
+
+#[test]
+fn settings_leave_what_keeps_containers_from_this_hosts_services() {
+    let services = BTreeSet::from([2399]);
+    let mut desired = Desired::new("h1".parse().unwrap(), Family::V4).with_services(&services);
+    let raw = desired.raw.clone();
+    assert_ne!(raw, fresh(&from_json(ONE)).raw);
+    for setting in ["MaxIpsetSize", "DropActionOverride"] {
+        let value = if setting == "MaxIpsetSize" { "1000" } else { "ACCEPT" };
+        let text = ONE.replacen('{', &format!(r#"{{"/calico/v1/config/{setting}": "{value}","#), 1);
+        desired.update(&from_json(&text), &News::All);
+        assert_eq!(desired.raw, raw, "{setting}");
+    }
+}
+
 // --- named cases ---
 
 const ONE: &str = r#"{
