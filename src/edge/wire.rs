@@ -208,13 +208,17 @@ impl Wire {
         }
     }
 
+    fn try_read_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.receive(bytes, |socket, bytes| Ok(recv(socket, bytes, MsgFlags::MSG_DONTWAIT)?))
+    }
+
     /// Reads what has arrived. A read that does not fill its room has taken all there was, and the event loop is told so, as
     /// a read that finds nothing would, without that read.
-    fn try_read_into(&self, bytes: &mut [u8]) -> io::Result<usize> {
+    fn receive(&self, bytes: &mut [u8], recv: impl Fn(RawFd, &mut [u8]) -> io::Result<usize>) -> io::Result<usize> {
         let mut short = None;
         // Within the event loop's own look at the socket: it forgets only what it knew before the read. Another thread than
         // the one that hears of events may read, and what comes meanwhile is an event of its own.
-        let mut receive = |socket: RawFd| match recv(socket, bytes, MsgFlags::MSG_DONTWAIT)? {
+        let mut receive = |socket: RawFd| match recv(socket, bytes)? {
             count if (1..bytes.len()).contains(&count) => {
                 short = Some(count);
                 Err(io::ErrorKind::WouldBlock.into())
@@ -449,47 +453,50 @@ impl Wire {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read as _, Write as _};
+    use std::io::Write as _;
 
     use super::*;
 
-    fn current_thread() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+    fn pair() -> (UnixStream, std::os::unix::net::UnixStream) {
+        let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (UnixStream::from_std(near).unwrap(), far)
     }
 
     #[test]
     fn what_comes_while_another_thread_reads_is_not_forgotten() {
-        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        // The thread that hears of events.
+        let current_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // The thread that hears of events, and says when it has heard of one.
         let hears = current_thread();
-        let wire = Wire::Unix(hears.block_on(async { UnixStream::from_std(near).unwrap() }));
+        let ((near, mut far), (heard, tell)) = hears.block_on(async { (pair(), pair()) });
+        let (said, says) = std::sync::mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let heard = std::thread::spawn(move || hears.block_on(stopped));
-        let writer = std::thread::spawn(move || {
-            for round in 0..20_000_u32 {
-                far.write_all(b"a").unwrap();
-                (0..round % 400).for_each(|_| std::hint::spin_loop());
-                far.write_all(b"b").unwrap();
-                far.read_exact(&mut [0]).unwrap();
-            }
+        let hearing = std::thread::spawn(move || {
+            hears.block_on(async {
+                heard.readable().await.unwrap();
+                said.send(()).unwrap();
+                let _ = stopped.await;
+            });
         });
-        current_thread().block_on(async {
-            let mut buffer = BytesMut::new();
-            for round in 0..20_000 {
-                while buffer.len() < 2 {
-                    let read =
-                        tokio::time::timeout(Duration::from_secs(20), wire.read_up_to(&mut buffer, LITTLE_BYTES));
-                    assert!(
-                        read.await.unwrap_or_else(|_| panic!("round {round}: asleep with {buffer:?}")).unwrap() > 0
-                    );
-                }
-                buffer.clear();
-                wire.write_all(b"c").await.unwrap();
-            }
+        let wire = Wire::Unix(near);
+        far.write_all(b"a").unwrap();
+        let read = current_thread().block_on(async {
+            wire.readable().await.unwrap();
+            let mut room = [0; 8];
+            let count = wire.receive(&mut room, |socket, bytes| {
+                let count = recv(socket, bytes, MsgFlags::MSG_DONTWAIT)?;
+                (&far).write_all(b"b")?;
+                (&tell).write_all(b"x")?;
+                says.recv().unwrap();
+                Ok(count)
+            });
+            assert_eq!((count.unwrap(), room[0]), (1, b'a'));
+            let mut rest = BytesMut::new();
+            let read = tokio::time::timeout(Duration::from_secs(20), wire.read(&mut rest)).await;
+            read.map(|read| (read.unwrap(), rest[0]))
         });
-        writer.join().unwrap();
-        stop.send(()).unwrap();
-        heard.join().unwrap().unwrap();
+        assert_eq!(read, Ok((1, b'b')), "nobody woke for what came during the read");
+        drop(stop);
+        hearing.join().unwrap();
     }
 }
