@@ -3,6 +3,7 @@
 pub(crate) mod address;
 #[cfg(test)]
 mod agreement;
+pub(crate) mod backoff;
 pub(crate) mod bird;
 pub(crate) mod body;
 pub(crate) mod bundle;

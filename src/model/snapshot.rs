@@ -584,7 +584,9 @@ pub(crate) mod tests {
         #[test]
         fn what_is_looked_up_is_all_that_is_there(changes in prop::collection::vec(change(), 0..60)) {
             let mut snapshot = Snapshot::of("h1".parse().unwrap());
-            changes.iter().for_each(|change| drop(snapshot.apply(change)));
+            for change in &changes {
+                snapshot.apply(change);
+            }
             let keys = |found: Vec<(&EndpointKey, &Record<Endpoint>)>| -> Vec<EndpointKey> {
                 found.into_iter().map(|(key, _)| key.clone()).collect()
             };

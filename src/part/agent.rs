@@ -43,6 +43,7 @@ use crate::model::name::HostName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
+use crate::plan::backoff::Backoff;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
 use crate::plan::diff::{self, FILTER, RAW, SeenTable};
@@ -72,8 +73,8 @@ const LOOKS_SHARE: u32 = 10;
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
 const REST: Duration = Duration::from_millis(20);
 
-/// How long to wait after an apply that failed: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How long to wait after an apply that failed, or a guard that could not be raised.
+const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::from_secs(10));
 
 /// What the frame tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -305,30 +306,28 @@ struct Clocks {
     /// When what is not pressing may be applied.
     rested: Instant,
     /// An apply that failed.
-    apply: Backoff,
+    apply: Retry,
     /// A guard that could not be raised.
-    guard: Backoff,
+    guard: Retry,
 }
 
 /// When something that failed is tried again.
-struct Backoff {
+struct Retry {
     next: Option<Instant>,
-    /// How long after the next failure.
-    wait: Duration,
+    backoff: Backoff,
 }
 
-impl Backoff {
+impl Retry {
     fn none() -> Self {
-        Backoff { next: None, wait: RETRY.0 }
+        Retry { next: None, backoff: RETRY }
     }
 
     fn failed(&mut self) {
-        self.next = Some(Instant::now() + self.wait);
-        self.wait = (self.wait * 2).min(RETRY.1);
+        self.next = Some(Instant::now() + self.backoff.failed());
     }
 
     fn well(&mut self) {
-        *self = Backoff::none();
+        *self = Retry::none();
     }
 
     /// There is something new, which may be just what was lacking.
@@ -358,8 +357,8 @@ impl Clocks {
             ruleset: Looks::none(),
             settings: Looks::none(),
             rested: now,
-            apply: Backoff::none(),
-            guard: Backoff::none(),
+            apply: Retry::none(),
+            guard: Retry::none(),
         }
     }
 
@@ -517,13 +516,13 @@ impl Agent {
         Ok(())
     }
 
-    async fn raise(&mut self, spawner: &Spawner, backoff: &mut Backoff) -> Option<Guard> {
+    async fn raise(&mut self, spawner: &Spawner, retry: &mut Retry) -> Option<Guard> {
         let raised = Guard::raise(spawner).await;
         self.guard_lost = raised.as_ref().err().map(ToString::to_string);
         self.publish(BTreeSet::new());
         match raised {
-            Ok(_) => backoff.well(),
-            Err(_) => backoff.failed(),
+            Ok(_) => retry.well(),
+            Err(_) => retry.failed(),
         }
         raised.ok()
     }

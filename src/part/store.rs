@@ -25,13 +25,14 @@ use crate::model::name::HostName;
 use crate::model::snapshot::{Change, News, Record, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
+use crate::plan::backoff::Backoff;
 use crate::plan::settings::Settings;
 use crate::plan::standing::{self, Standing};
 
 mod putting_back;
 
-/// How long to wait before trying etcd again: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long to wait before trying etcd again.
+const RETRY: Backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(1));
 
 /// How long a watch has to stand before its end is news and not a failed try.
 const STANDS: Duration = Duration::from_secs(10);
@@ -153,7 +154,7 @@ impl Store {
 
     /// Follows etcd until told to stop.
     pub(crate) async fn run(&self, etcd: &Etcd, holdings: &Holdings, stop: &CancellationToken) {
-        let mut wait = RETRY.0;
+        let mut backoff = RETRY;
         let mut known = None;
         let mut told: Option<Discriminant<Fault>> = None;
         while !stop.is_cancelled() {
@@ -164,7 +165,7 @@ impl Store {
             };
             self.synced.send_modify(|synced| synced.connected = false);
             if since.is_some_and(|since: Instant| since.elapsed() >= STANDS) {
-                (wait, told) = (RETRY.0, None);
+                (backoff, told) = (RETRY, None);
             }
             if told.replace(std::mem::discriminant(&ended)) == Some(std::mem::discriminant(&ended)) {
                 tracing::debug!(fault = %ended, "etcd is still away");
@@ -175,9 +176,8 @@ impl Store {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.failed()) => {}
             }
-            wait = (wait * 2).min(RETRY.1);
         }
     }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::etcd::EtcdAddress;
 use crate::edge::exec::{Spawner, Start};
 use crate::model::fault::Fault;
+use crate::plan::backoff::Backoff;
 
 /// The first port tried for clients; the next one is for peers.
 const FIRST_PORT: u16 = 2379;
@@ -18,8 +19,8 @@ const FIRST_PORT: u16 = 2379;
 /// How many pairs are tried.
 const PAIRS: u16 = 50;
 
-/// How long to wait before etcd is started again: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// How long to wait before etcd is started again.
+const RETRY: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
 
 /// How long etcd may take to end when told to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -57,7 +58,7 @@ fn free_pair() -> Option<u16> {
 impl Server {
     /// Runs etcd, again whenever it ends, until told to stop.
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), Fault> {
-        let mut wait = RETRY.0;
+        let mut backoff = RETRY;
         while !stop.is_cancelled() {
             let start = Start { program: "etcd".to_owned(), args: self.arguments(), input: false };
             let mut etcd = self.spawner.start(start).await?;
@@ -70,9 +71,8 @@ impl Server {
             }
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.failed()) => {}
             }
-            wait = (wait * 2).min(RETRY.1);
         }
         Ok(())
     }

@@ -9,9 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Programmed;
 use crate::edge::bird::{Bird, BirdState};
+use crate::plan::backoff::Backoff;
 
-/// How long to wait after a failure: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// What is waited after a failure, and for how long it has to run to count as healthy.
+const HEALTHY: Duration = Duration::from_secs(30);
+const RETRY: Backoff = Backoff::between(Duration::from_millis(200), HEALTHY);
 
 /// Keeps BIRD running with the newest text until told to stop. Without a BIRD there is nothing to do.
 pub(super) async fn run(
@@ -29,7 +31,7 @@ pub(super) async fn run(
         });
     };
     tell(BirdState::Down("it waits for the datastore".to_owned()));
-    let mut wait = RETRY.0;
+    let mut backoff = RETRY;
     loop {
         let text = texts.borrow_and_update().clone();
         let mut failed = false;
@@ -51,13 +53,13 @@ pub(super) async fn run(
                 tell(BirdState::Down(how));
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    () = tokio::time::sleep(wait) => {}
+                    () = tokio::time::sleep(backoff.failed()) => {}
                 }
-                wait = (wait * 2).min(RETRY.1);
             }
-            () = tokio::time::sleep(wait), if failed => wait = (wait * 2).min(RETRY.1),
-            // It has run for long enough to count as healthy.
-            () = tokio::time::sleep(RETRY.1), if !failed && wait > RETRY.0 => wait = RETRY.0,
+            () = tokio::time::sleep(backoff.wait()), if failed => {
+                backoff.failed();
+            }
+            () = tokio::time::sleep(HEALTHY), if !failed && !backoff.is_well() => backoff.well(),
         }
     }
     bird.end().await;

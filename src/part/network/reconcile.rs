@@ -28,6 +28,7 @@ use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
 use crate::model::name::{ContainerId, IfName, Orchestrator};
 use crate::model::report::Beside;
+use crate::plan::backoff::Backoff;
 use crate::plan::rota::Rota;
 
 /// How often all containers are compared with the records though no event asked for it.
@@ -40,8 +41,8 @@ const AT_A_TIME: usize = 32;
 /// How long a link is left alone that something happened to: who makes or removes it does so in several steps.
 const LINK_RESTS: Duration = Duration::from_millis(200);
 
-/// How long to wait before trying dockerd, or a container whose wiring failed, again: doubled from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+/// How long to wait before trying dockerd, or a container whose wiring failed, again.
+const RETRY: Backoff = Backoff::between(Duration::from_millis(250), Duration::from_secs(10));
 
 /// How many containers are settled at once.
 const AT_ONCE: usize = 16;
@@ -51,8 +52,8 @@ struct Work {
     network: Arc<Network>,
     tasks: JoinSet<(ContainerId, Result<(), Fault>)>,
     slots: Arc<Semaphore>,
-    /// How long to wait before the next try of a container whose last try failed.
-    waits: HashMap<ContainerId, Duration>,
+    /// The containers whose last try failed.
+    waits: HashMap<ContainerId, Backoff>,
     /// Those whose links something happened to.
     resting: HashSet<ContainerId>,
     /// Those whose inside is looked at.
@@ -72,20 +73,19 @@ impl Network {
             rota: Rota::default(),
             stop: stop.clone(),
         };
-        let mut wait = RETRY.0;
+        let mut backoff = RETRY;
         while !stop.is_cancelled() {
             let ended = tokio::select! {
                 () = stop.cancelled() => break,
-                ended = work.follow(&mut wait) => ended,
+                ended = work.follow(&mut backoff) => ended,
             };
-            if self.docker_up.send_replace(false) || wait == RETRY.0 {
+            if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(backoff.failed()) => {}
             }
-            wait = (wait * 2).min(RETRY.1);
         }
         // What is under way is finished, but nothing is tried again: half a wiring helps nobody.
         while let Some(done) = work.tasks.join_next().await {
@@ -260,7 +260,7 @@ impl Network {
 
 impl Work {
     /// Reads events and compares on a clock until the connection to dockerd or the view is lost; answers why.
-    async fn follow(&mut self, wait: &mut Duration) -> Fault {
+    async fn follow(&mut self, backoff: &mut Backoff) -> Fault {
         let network = Arc::clone(&self.network);
         if let Err(fault) = network.docker.ping().await {
             return fault;
@@ -286,7 +286,7 @@ impl Work {
         let work = async {
             network.look_at_runtimes().await;
             network.docker_up.send_replace(true);
-            *wait = RETRY.0;
+            backoff.well();
             self.heed(&mut hears).await
         };
         // The stream begins with its first poll, so the first comparison comes after that, not before.
@@ -446,12 +446,11 @@ impl Work {
                 self.network.failing.send_if_modified(|failing| failing.remove(id.as_str()).is_some());
             }
             Ok((id, Err(fault))) => {
-                let last = self.waits.get(&id).copied();
-                let wait = last.map_or(RETRY.0, |last| (last * 2).min(RETRY.1));
-                if last.is_none() {
+                let backoff = self.waits.entry(id.clone()).or_insert(RETRY);
+                if backoff.is_well() {
                     tracing::error!(container = id.short(), %fault, "the container's network is not as it should be; trying again");
                 }
-                self.waits.insert(id.clone(), wait);
+                let wait = backoff.failed();
                 let why = fault.to_string();
                 self.network
                     .failing
