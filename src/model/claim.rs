@@ -164,16 +164,12 @@ impl Owner {
     /// The container, in words for an error message.
     pub(crate) fn called(&self) -> String {
         match (&self.workload, self.name.is_empty()) {
-            (Some(id), true) => format!("container {}", short(id.as_str())),
-            (Some(id), false) => format!("container {} ({})", self.name, short(id.as_str())),
+            (Some(id), true) => format!("container {}", id.short()),
+            (Some(id), false) => format!("container {} ({})", self.name, id.short()),
             (None, true) => "a container that is being created".to_owned(),
             (None, false) => format!("container {}, which is being created,", self.name),
         }
     }
-}
-
-fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
 }
 
 #[cfg(test)]

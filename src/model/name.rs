@@ -151,10 +151,20 @@ impl Orchestrator {
     }
 }
 
-impl ContainerId {
-    /// The first 12 digits, as the docker command line prints it.
+/// How much of an id people are shown, as the docker command line does it.
+const SHORT: usize = 12;
+
+impl WorkloadId {
+    /// The beginning, for people.
     pub(crate) fn short(&self) -> &str {
-        &self.0[..12]
+        self.0.get(..SHORT).unwrap_or(&self.0)
+    }
+}
+
+impl ContainerId {
+    /// The beginning, for people.
+    pub(crate) fn short(&self) -> &str {
+        &self.0[..SHORT]
     }
 
     pub(crate) fn workload(&self) -> WorkloadId {

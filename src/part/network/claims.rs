@@ -547,8 +547,7 @@ impl Network {
     /// Removes the record of an endpoint and its part in claims, in one transaction: what it owned passes over to a
     /// successor or is free, what it waited for stays with its owner.
     pub(super) async fn free(&self, key: &EndpointKey) -> Result<(), Fault> {
-        let workload = key.workload.as_str();
-        let doing = format!("free the addresses of container {}", workload.get(..12).unwrap_or(workload));
+        let doing = format!("free the addresses of container {}", key.workload.short());
         for _ in 0..ATTEMPTS {
             let (mut when, mut writes) = (Vec::new(), vec![Write::Delete(Key::Endpoint(key.clone()))]);
             let mut heirs = BTreeSet::new();

@@ -253,8 +253,7 @@ impl Network {
         }
         // Before it passes over, so that nobody starts the holder with it should this process die right after that.
         let addresses: Vec<String> = passed.iter().map(ToString::to_string).collect();
-        let to_whom = to.as_str().get(..12).unwrap_or(to.as_str());
-        let why = format!("its address {} has passed over to container {to_whom}", addresses.join(", "));
+        let why = format!("its address {} has passed over to container {}", addresses.join(", "), to.short());
         self.withhold(holder, why)?;
         match self.etcd.transact("pass an address over", &when, &writes).await? {
             Outcome::Done(revision) => {
@@ -315,11 +314,10 @@ impl Network {
 pub(super) fn has_lost_nothing(one: &Recorded) -> Result<(), Fault> {
     let Some(lost) = &one.endpoint.handed_over else { return Ok(()) };
     let addresses: Vec<String> = lost.addresses.iter().map(ToString::to_string).collect();
-    let to = lost.to.as_str();
     Err(Fault::Conflict(format!(
         "its address {} has passed over to container {}, which took its place: remove this one",
         addresses.join(", "),
-        to.get(..12).unwrap_or(to)
+        lost.to.short()
     )))
 }
 

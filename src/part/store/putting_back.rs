@@ -102,7 +102,7 @@ fn lacking(kept: &[(EndpointKey, Endpoint)], before: &Snapshot, found: &Snapshot
                 // Somebody else's stays so; that they collide is told where the container is settled.
                 return of(found).is_some_and(|claim| owned(&claim));
             }
-            let name = key.workload.as_str().get(..12).unwrap_or_default();
+            let name = key.workload.short();
             let claimed = of(before).filter(owned).unwrap_or_else(|| Claim::bound_again(key, name, String::new()));
             let Ok(value) = to_json(&claimed) else { return false };
             let path = Key::Assignment(claim);
