@@ -95,6 +95,8 @@ fn every_setting_takes_effect_without_a_restart_and_a_bad_one_is_told() {
     set(&lab, "MaxIpsetSize", "1");
     cat.ceases_to_reach(ann.ip());
     wait_until("the closed profile is told", SOON, || faults(h1).to_string().contains("profile web"));
+    // Nobody tries to fill it in vain.
+    assert!(!h1.node_log_text().contains("Hash is full"), "{}", faults(h1));
     unset(&lab, "MaxIpsetSize");
     cat.comes_to_reach(ann.ip());
     wait_until("sets are of the usual size", SOON, || h1.sh("ipset list calico4-t-web -t").contains("maxelem 1048576"));

@@ -187,9 +187,18 @@ impl SetStep {
     }
 }
 
+impl IpSet {
+    /// Whether it has more members than the kernel's set may have. No chain that is written speaks of it then, and it is left as
+    /// it is.
+    pub(crate) fn is_overfull(&self) -> bool {
+        usize::try_from(self.kind.most).is_ok_and(|most| self.members.len() > most)
+    }
+}
+
 /// The steps that make one wanted set true.
 pub(crate) fn steps_for(name: &SetName, wanted: &IpSet, seen: Option<&IpSet>, steps: &mut Vec<SetStep>) {
     match seen {
+        _ if wanted.is_overfull() => {}
         Some(seen) if seen.kind == wanted.kind => {
             let come = wanted.members.difference(&seen.members).copied().collect();
             let gone = seen.members.difference(&wanted.members).copied().collect();
@@ -228,7 +237,7 @@ pub(crate) fn steps_within(
     steps: &mut Vec<SetStep>,
 ) {
     match (seen, extent) {
-        (Some(seen), Extent::Members(members)) if seen.kind == wanted.kind => {
+        (Some(seen), Extent::Members(members)) if seen.kind == wanted.kind && !wanted.is_overfull() => {
             let only_in = |one: &IpSet, other: &IpSet| {
                 let is_told = |net: &&IpNet| one.members.contains(net) && !other.members.contains(net);
                 members.iter().filter(is_told).copied().collect()
@@ -391,6 +400,21 @@ mod tests {
             "add calico4-t-a 10.0.0.1\ndel calico4-t-a 10.0.0.3\ncreate calico4-t-b hash:ip family inet maxelem 1048576\nadd calico4-t-b 10.0.0.1\n"
         );
         assert_eq!(render(&removals(&wanted, &seen)), "destroy calico4-t-c\n");
+    }
+
+    #[test]
+    fn a_set_that_cannot_hold_all_is_left_alone() {
+        let mut full = set(&["10.0.0.1", "10.0.0.2"]);
+        full.kind.most = 1;
+        let wanted = Sets::from([(name("a"), full.clone())]);
+        let mut seen = Sets::from([(name("a"), set(&["10.0.0.9"]))]);
+        assert_eq!(steps(&wanted, &Sets::new()), []);
+        assert_eq!(steps(&wanted, &seen), []);
+        seen.get_mut(&name("a")).unwrap().kind = full.kind.clone();
+        let mut within = Vec::new();
+        let news = Extent::Members(["10.0.0.1/32".parse().unwrap()].into());
+        steps_within(&name("a"), &full, seen.get(&name("a")), &news, &mut within);
+        assert_eq!(within, []);
     }
 
     #[test]

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Changes, Desired};
+use super::{Changes, Desired, Extent};
 use crate::model::name::{ProfileName, TagName};
 use crate::model::profile::Rules;
 use crate::model::snapshot::{Record, Snapshot};
 use crate::plan::filter::{self, Way};
 use crate::plan::rules;
-use crate::plan::sets::SetName;
+use crate::plan::sets::{IpSet, SetName};
 
 /// The records that a profile's chains were made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,16 +61,14 @@ impl Desired {
     /// Closes the profiles that speak of a tag with more members than a set may have, and opens those that do no longer:
     /// the kernel's set would lack some, and a rule that denies by it would let them through.
     pub(super) fn close_overfull(&mut self, snapshot: &Snapshot, changes: &mut Changes) {
-        let is_overfull = |name: &SetName| {
-            self.sets
-                .get(name)
-                .is_some_and(|set| u32::try_from(set.members.len()).is_ok_and(|size| size > set.kind.most))
-        };
+        let is_overfull = |name: &SetName| self.sets.get(name).is_some_and(IpSet::is_overfull);
         let turned: BTreeSet<SetName> =
             changes.sets.keys().filter(|name| is_overfull(name) != self.overfull.contains(*name)).cloned().collect();
         if turned.is_empty() {
             return;
         }
+        // What came and went while it was left alone is not told again.
+        changes.sets.extend(turned.iter().map(|name| (name.clone(), Extent::Whole)));
         self.overfull = self.overfull.symmetric_difference(&turned).cloned().collect();
         let speaks =
             |profile: &Profile| profile.speaks_of.iter().any(|tag| turned.contains(&SetName::tag(self.family, tag)));

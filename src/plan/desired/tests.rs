@@ -235,7 +235,11 @@ proptest! {
                 }
             }
             sets::carried_out(&mut sets, &set_steps);
-            prop_assert_eq!(&sets, &desired.sets);
+            prop_assert!(sets.keys().all(|name| desired.sets.contains_key(name)));
+            // One that cannot hold all is left as it is.
+            for (name, set) in desired.sets.iter().filter(|(_, set)| !set.is_overfull()) {
+                prop_assert_eq!(sets.get(name), Some(set));
+            }
         }
         let last = fresh(before);
         prop_assert_eq!(desired, last);
