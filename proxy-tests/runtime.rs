@@ -177,6 +177,9 @@ fn a_runtime_that_the_user_asks_for_does_the_work_behind_ours() {
     let noted = std::fs::read_to_string(&log).unwrap();
     assert!(noted.lines().any(|line| line.starts_with("--noting ") && line.contains(" create ")), "{noted}");
     assert_eq!(ann.record()["wired_by"], "runtime");
+    // Its word on how she runs is in her record alone.
+    let refused = h1.calicoctl("container remove ann").fails_with(1);
+    assert!(refused.contains("noting") && refused.contains("without CALICO_IP"), "{refused}");
     // One that ours cannot call stays what it is, and the user is told.
     let ran =
         h1.docker("run -d --name bob --runtime other -e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web busybox sleep 600");
@@ -185,7 +188,24 @@ fn a_runtime_that_the_user_asks_for_does_the_work_behind_ours() {
     assert_eq!((&bob.inspect()["HostConfig"]["Runtime"], &bob.record()["wired_by"]), (&json!("other"), &json!("node")));
     reach_each_other(&[&ann, &bob]);
     lab.assert_consistent();
+    h1.docker("kill ann").ok();
+    let noted = std::fs::read_to_string(&log).unwrap();
+    assert!(noted.lines().any(|line| line.contains(" kill ")), "{noted}");
     lab.remove_everything();
+}
+
+#[test]
+fn a_hosts_file_that_somebody_mounts_is_not_written_to() {
+    for lab in [Lab::running(1), Lab::running_without_runtime(1)] {
+        let h1 = lab.host(1);
+        let file = h1.scratch().join("hosts");
+        std::fs::write(&file, "127.0.0.1 localhost\n").unwrap();
+        let mount = format!("{}:/etc/hosts:ro", file.display());
+        let ann = h1.run("ann", &format!("-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web -v {mount}"));
+        assert!(h1.space.pings(ann.ip()));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "127.0.0.1 localhost\n");
+        lab.remove_everything();
+    }
 }
 
 #[test]

@@ -236,14 +236,16 @@ impl Flags {
     }
 
     pub(crate) fn host(&self) -> Result<HostName, Fault> {
-        let name = if let Some(name) = &self.hostname {
-            name.clone()
-        } else {
-            let name = nix::unistd::gethostname()
-                .map_err(|error| Fault::World(format!("ask the machine for its name: {error}")))?;
-            name.to_string_lossy().into_owned()
+        let named = self.hostname.as_deref().map(str::trim).filter(|name| !name.is_empty());
+        let name = match named {
+            Some(name) => name.parse(),
+            None => {
+                let name = nix::unistd::gethostname()
+                    .map_err(|error| Fault::World(format!("ask the machine for its name: {error}")))?;
+                HostName::from_machine(&name.to_string_lossy())
+            }
         };
-        HostName::from_machine(&name).map_err(|error| Fault::Refusal(error.to_string()))
+        name.map_err(|error| Fault::Refusal(error.to_string()))
     }
 
     /// The etcd that is named; `None`: the embedded one.
@@ -304,7 +306,9 @@ mod tests {
 
     #[test]
     fn the_host_is_named_up_to_the_first_dot() {
-        assert_eq!(flags(&["--hostname=web1.example.org"]).host().map(String::from), Ok("web1".to_owned()));
+        assert_eq!(flags(&["--hostname=web1.example.org"]).host().map(String::from), Ok("web1.example.org".to_owned()));
+        let machine = flags(&[]).host();
+        assert_eq!(flags(&["--hostname="]).host(), machine);
         assert!(flags(&["--hostname=a/b"]).host().is_err());
     }
 }

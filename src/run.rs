@@ -189,6 +189,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let mut parts = Parts::new();
 
     let address = if let Some(address) = checked.etcd {
+        embedded::forget(&flags.run_dir)?;
         address
     } else {
         let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;

@@ -98,16 +98,25 @@ pub(crate) fn ask(path: &Path) -> io::Result<(Predecessor, Vec<Passed>)> {
 }
 
 impl Predecessor {
-    /// Has it give up everything but its open streams, and waits until it has. Blocks meanwhile.
+    /// Has it give up everything but its open streams, and waits until it has: it ends whatever happens here, so to give up
+    /// would leave the host without a node. Blocks meanwhile.
     ///
     /// # Errors
-    /// It did not say so in time.
+    /// The connection broke, or it says something else.
     pub(crate) fn replace(mut self) -> io::Result<()> {
         self.0.write_all(b"!")?;
-        // It says nothing, but closes.
-        match self.0.read(&mut [0])? {
-            0 => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it says something where it should close")),
+        loop {
+            // It says nothing, but closes.
+            match self.0.read(&mut [0]) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it says something where it should close"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tracing::warn!("the node whose place is taken still finishes what is under way");
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 }

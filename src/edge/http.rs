@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::fault::Fault;
@@ -23,8 +24,11 @@ use crate::model::fault::Fault;
 /// The longest body that is read.
 const MOST_BODY_BYTES: usize = 1 << 20;
 
-/// How long a client may take to send the head of a request.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take to send the head of a request, and how long to send its body.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long what is under way may take when it is time to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where requests come from.
 #[derive(Debug)]
@@ -124,7 +128,7 @@ pub(crate) async fn ask(
     }
 }
 
-/// Answers until told to stop; then finishes what is under way.
+/// Answers until told to stop; then finishes what is under way, and cuts off who does not let it come to an end.
 pub(crate) async fn serve<S: Service>(door: Door, service: Arc<S>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
@@ -143,7 +147,12 @@ pub(crate) async fn serve<S: Service>(door: Door, service: Arc<S>, stop: Cancell
             }
         }
     }
-    while connections.join_next().await.is_some() {}
+    // Who comes now is to find nobody, instead of waiting for one who does not come.
+    drop(door);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if timeout(STOP_TIMEOUT, finished).await.is_err() {
+        connections.shutdown().await;
+    }
 }
 
 /// A stream of either kind.
@@ -163,7 +172,7 @@ async fn connection<S: Service>(stream: Box<dyn Stream>, service: Arc<S>, stop: 
         async move { respond(request, &*service).await }
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.timer(TokioTimer::new()).header_read_timeout(SEND_TIMEOUT);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), answer));
     let ended = tokio::select! {
         ended = &mut served => ended,
@@ -182,8 +191,8 @@ async fn respond<S: Service>(
     service: &S,
 ) -> Result<Response<Full<Bytes>>, hyper::http::Error> {
     let (head, body) = request.into_parts();
-    let answer = match Limited::new(body, MOST_BODY_BYTES).collect().await {
-        Ok(body) => {
+    let answer = match timeout(SEND_TIMEOUT, Limited::new(body, MOST_BODY_BYTES).collect()).await {
+        Ok(Ok(body)) => {
             let asked = Asked {
                 method: head.method.to_string(),
                 path: head.uri.path().to_owned(),
@@ -192,10 +201,68 @@ async fn respond<S: Service>(
             };
             service.answer(asked).await
         }
-        Err(error) => Answer::text(400, format!("read the request: {error}")),
+        Ok(Err(error)) => Answer::text(400, format!("read the request: {error}")),
+        Err(_) => {
+            Answer::text(408, format!("read the request: its body was not there within {} s", SEND_TIMEOUT.as_secs()))
+        }
     };
     Response::builder()
         .status(answer.status)
         .header(hyper::header::CONTENT_TYPE, answer.content_type)
         .body(Full::new(Bytes::from(answer.body)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    struct Echo;
+
+    impl Service for Echo {
+        async fn answer(&self, asked: Asked) -> Answer {
+            if asked.path == "/never" {
+                std::future::pending::<()>().await;
+            }
+            Answer::text(200, String::from_utf8_lossy(&asked.body))
+        }
+    }
+
+    /// A server, a client that has sent some bytes, and the server's end. The clock jumps whenever nothing is to be done.
+    async fn served(sent: &str) -> (CancellationToken, TcpStream, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(Door::Tcp(listener), Arc::new(Echo), stop.clone()));
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(sent.as_bytes()).await.unwrap();
+        (stop, client, serving)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_keeps_nobody() {
+        let (_stop, mut client, _serving) = served("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab").await;
+        let mut answer = vec![0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, b"HTTP/1.1 408");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_waits_for_what_is_under_way_and_not_for_ever() {
+        for (sent, limit) in [
+            ("POST /never HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", STOP_TIMEOUT),
+            ("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab", SEND_TIMEOUT),
+        ] {
+            let (stop, client, serving) = served(sent).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let begun = Instant::now();
+            stop.cancel();
+            serving.await.unwrap();
+            assert!((limit / 2..=limit * 2).contains(&begun.elapsed()), "{sent}: {:?}", begun.elapsed());
+            drop(client);
+        }
+    }
 }

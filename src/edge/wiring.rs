@@ -4,6 +4,7 @@
 //! killed left half made is completed. The route to the container is made here too, not only by the agent: a hook finds no
 //! agent while the node is away. Until the policy stands, an interface of ours is dark whatever leads to it.
 
+use std::ffi::OsStr;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use crate::edge::links::{Link, Netlink};
 use crate::edge::netns::Netns;
 use crate::edge::sysctl;
 use crate::model::fault::Fault;
+use crate::model::name::ContainerId;
 use crate::model::pool::Family;
 use crate::plan::routes::RouteStep;
 use crate::plan::wiring::{Wiring, hosts_lines};
@@ -86,8 +88,19 @@ impl Wirer {
 }
 
 /// Adds the container's own name to its hosts file, in place as Docker's bridge does it, with each address that is not there.
-pub(crate) fn add_hosts_lines(path: &Path, addresses: &[IpAddr], hostname: &str) -> Result<(), Fault> {
+///
+/// dockerd makes one in the folder of the container. A file that somebody has mounted over it, the host's own perhaps, is not
+/// the container's.
+pub(crate) fn add_hosts_lines(
+    path: &Path,
+    container: &ContainerId,
+    addresses: &[IpAddr],
+    hostname: &str,
+) -> Result<(), Fault> {
     use std::io::Write as _;
+    if path.parent().and_then(Path::file_name) != Some(OsStr::new(container.as_str())) {
+        return Ok(());
+    }
     let fault =
         |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
     let mut lines = hosts_lines(addresses, hostname);

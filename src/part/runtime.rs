@@ -182,7 +182,7 @@ async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> 
         wirer.wire(&desired_wiring(endpoint, reservation.gateway)?, &netns).await?;
         let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();
         if let Some(path) = config.hosts_path() {
-            add_hosts_lines(path, &addresses, &config.hostname)?;
+            add_hosts_lines(path, container, &addresses, &config.hostname)?;
         }
     }
     // A node that is away now finds the container by itself when it is back.

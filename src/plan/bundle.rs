@@ -32,7 +32,8 @@ pub(crate) struct RuntimeCall {
 
 /// Reads the arguments of a runtime. Those that are none of ours, or that runc will refuse, make nothing.
 pub(crate) fn read_call(args: &[OsString]) -> RuntimeCall {
-    let container = args.last().and_then(|last| last.to_str()?.parse().ok());
+    // It comes last, but in `kill ID SIGNAL`.
+    let container = args.iter().rev().find_map(|arg| arg.to_str()?.parse().ok());
     let mut rest = args.iter().map(OsString::as_os_str);
     let command = loop {
         match rest.next().and_then(OsStr::to_str) {
@@ -169,9 +170,13 @@ mod tests {
             assert_eq!(found.makes.as_deref(), Some(Path::new(bundle)), "{rest}");
             assert_eq!(found.container.unwrap().as_str(), id);
         }
-        for rest in ["start", "kill create", "delete --force", "exec --process /create", "state", "--version"] {
-            assert_eq!(call(&format!("{global} {rest} {id}")).makes, None, "{rest}");
+        for rest in
+            ["start ID", "delete --force ID", "exec --process /create ID", "state ID", "kill ID 15", "kill --all ID 9"]
+        {
+            let found = call(&format!("{global} {}", rest.replace("ID", &id)));
+            assert_eq!((found.makes, found.container), (None, id.parse().ok()), "{rest}");
         }
+        assert_eq!(call(&format!("{global} --version")).makes, None);
         // A value is no command.
         assert_eq!(call(&format!("--root create state {id}")).makes, None);
         assert_eq!(call(""), RuntimeCall { makes: None, container: None });

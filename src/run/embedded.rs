@@ -19,6 +19,9 @@ const FIRST_PORT: u16 = 2379;
 /// How many pairs are tried.
 const PAIRS: u16 = 50;
 
+/// Where, in the run folder, its address is told.
+const PLACE: &str = "etcd-endpoint";
+
 /// How long to wait before etcd is started again.
 const RETRY: Backoff = Backoff::between(Duration::from_millis(500), Duration::from_secs(10));
 
@@ -43,11 +46,22 @@ pub(super) fn prepare(spawner: Spawner, state_dir: &Path, run_dir: &Path) -> Res
     })?;
     let client = format!("http://127.0.0.1:{port}");
     let peer = format!("http://127.0.0.1:{}", port + 1);
-    let path = run_dir.join("etcd-endpoint");
+    let path = run_dir.join(PLACE);
     std::fs::write(&path, format!("{client}\n"))
         .map_err(|error| Fault::World(format!("tell etcd's address in {}: {error}", path.display())))?;
     let address = EtcdAddress { endpoints: vec![client.clone()], ..EtcdAddress::default() };
     Ok((address, Server { spawner, data: state_dir.join("etcd"), client, peer }))
+}
+
+/// Takes away what an earlier node has told, which ran an etcd where this one is given another.
+pub(super) fn forget(run_dir: &Path) -> Result<(), Fault> {
+    let path = run_dir.join(PLACE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Fault::World(format!("remove {}: {error}", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn free_pair() -> Option<u16> {

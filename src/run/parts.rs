@@ -100,14 +100,24 @@ impl Parts {
         }
         self.stop.cancel();
         let mut faults = Vec::new();
-        while let Some(done) = self.tasks.join_next().await {
+        loop {
+            let done = tokio::select! {
+                done = self.tasks.join_next() => done,
+                // As after a kill: what is half done is finished by the next node.
+                () = signals.next() => {
+                    tracing::warn!("told to end once more: what is under way is cut off");
+                    self.tasks.abort_all();
+                    continue;
+                }
+            };
             match done {
-                Ok((_, Ok(()))) => {}
-                Ok((name, Err(fault))) => faults.push(fault.during(name)),
-                Err(error) => faults.push(Fault::World(format!("a part panicked: {error}"))),
+                None => return faults,
+                Some(Ok((_, Ok(())))) => {}
+                Some(Ok((name, Err(fault)))) => faults.push(fault.during(name)),
+                Some(Err(error)) if error.is_cancelled() => {}
+                Some(Err(error)) => faults.push(Fault::World(format!("a part panicked: {error}"))),
             }
         }
-        faults
     }
 
     /// Waits for the streams that are still open in the proxy; without patience for as long as they like.

@@ -84,6 +84,13 @@ impl Network {
         if recorded.is_empty() {
             return Err(Fault::Refusal(format!("remove container {name}: it is not in Calico")));
         }
+        // Nobody but the record knows it, and the next start would be without it.
+        if let Some(behind) = recorded.iter().find_map(|one| one.endpoint.requested.as_ref()?.runtime.as_ref()) {
+            return Err(Fault::Refusal(format!(
+                "remove container {name}: it runs by {} behind Calico's runtime, and would start without that; make it anew without CALICO_IP",
+                behind.path
+            )));
+        }
         for one in &recorded {
             self.wirer.links.remove(&one.endpoint.interface).await?;
             self.free(&one.key).await?;

@@ -250,7 +250,7 @@ impl Network {
             }
             let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
             if let Some(path) = &container.hosts_path {
-                add_hosts_lines(Path::new(path), &addresses, &container.hostname)?;
+                add_hosts_lines(Path::new(path), id, &addresses, &container.hostname)?;
             }
             let by = if wired { Some(WiredBy::Node) } else { one.endpoint.wired_by };
             match self.activate(one, by).await {
