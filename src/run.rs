@@ -47,7 +47,7 @@ use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
-use crate::model::pool::Family;
+use crate::model::pool::{Family, nobodys};
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
@@ -450,6 +450,11 @@ fn prepare_folders(flags: &Flags) -> Result<(), Fault> {
 }
 
 async fn host_address(flags: &Flags) -> Result<Ipv4Addr, Fault> {
+    if let Some(ip6) = flags.ip6
+        && let Some((_, kind)) = nobodys(ip6.into())
+    {
+        return Err(Fault::Refusal(format!("use --ip6 {ip6}: it is {kind}; other hosts must reach this one at it")));
+    }
     let netlink = Netlink::open()?;
     let Some(ip) = flags.ip else {
         let found = netlink.detect_ipv4().await?;

@@ -64,8 +64,9 @@ fn names_of(variable: impl Fn(&str) -> Option<String>, own_pid: u32) -> Result<V
     }
     let count: u16 = count.parse().map_err(|_| bad("LISTEN_FDS", &count))?;
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
-    let mut names = names.split(':').filter(|name| !name.is_empty()).map(str::to_owned);
-    Ok((0..count).map(|_| names.next().unwrap_or_else(|| "unknown".to_owned())).collect())
+    // One that is empty is that of its socket all the same.
+    let mut names = names.split(':').map(|name| if name.is_empty() { "unknown" } else { name });
+    Ok((0..count).map(|_| names.next().unwrap_or("unknown").to_owned()).collect())
 }
 
 fn adopt(fd: RawFd) -> Result<PassedSocket, String> {

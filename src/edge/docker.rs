@@ -14,12 +14,12 @@ use futures_util::{Stream, StreamExt};
 use http_body_util::Full;
 use hyper::{Request, header};
 use serde::Deserialize;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::http;
-use super::wire::Engine;
+use super::wire::{Engine, connect_unix};
 use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
@@ -280,7 +280,7 @@ impl Docker {
         let away = |error: &dyn std::fmt::Display| Fault::DockerAway(format!("{}: {error}", doing()));
         let answer = match self.host.parse()? {
             Engine::Unix(path) => {
-                let stream = UnixStream::connect(path).await.map_err(|error| away(&error))?;
+                let stream = connect_unix(&path).await.map_err(|error| away(&error))?;
                 http::ask(stream, request, MOST_BYTES).await
             }
             Engine::Tcp(address) => {

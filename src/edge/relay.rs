@@ -128,6 +128,8 @@ impl<'a, B: Bounds> Flow<'a, B> {
     /// After the future was dropped it can be called again, and goes on where that was.
     pub(crate) async fn carry(&mut self, from: &Wire, to: &Wire) -> Result<bool, Failed> {
         loop {
+            // Whoever sends without end does not keep the thread from everybody else.
+            tokio::task::consume_budget().await;
             self.flush(to).await?;
             let unseen = self.bounds.unseen();
             let splices =

@@ -132,8 +132,8 @@ fn try_connect_unix(path: &Path) -> io::Result<UnixStream> {
     UnixStream::from_std(socket.into())
 }
 
-/// The same, waiting in the queue.
-async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+/// Connects as a blocking client does: where the queue is full, it waits in it.
+pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     loop {
         match try_connect_unix(path) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => clock::sleep(QUEUE_PAUSE).await,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The AS of every host that has none of its own (the original's default).
 pub(crate) const DEFAULT_AS: AsNumber = AsNumber(64511);
 
-/// An autonomous system number, of four bytes. Read plain or dotted (`a.b` is `a*65536+b`), written plain.
+/// An autonomous system number, of four bytes and not 0. Read plain or dotted (`a.b` is `a*65536+b`), written plain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct AsNumber(pub(crate) u32);
 
@@ -29,9 +29,10 @@ impl FromStr for AsNumber {
                 _ => None,
             },
         };
-        number.map(AsNumber).ok_or_else(|| {
+        // 0 is nobody's (RFC 7607), and BIRD reads no configuration with it.
+        number.filter(|number| *number > 0).map(AsNumber).ok_or_else(|| {
             format!(
-                "AS number {text:?} is not valid: it must be from 0 to 4294967295, or two numbers to 65535 with a dot"
+                "AS number {text:?} is not valid: it must be from 1 to 4294967295, or two numbers to 65535 with a dot"
             )
         })
     }
@@ -71,7 +72,7 @@ mod tests {
     fn as_numbers_are_read_plain_and_dotted() {
         assert_eq!("64511".parse(), Ok(AsNumber(64511)));
         assert_eq!("1.1".parse(), Ok(AsNumber(65537)));
-        for bad in ["abcde", "99999999999999999999999", "1.70000", "-1", ""] {
+        for bad in ["abcde", "99999999999999999999999", "1.70000", "-1", "0", "0.0", ""] {
             assert!(bad.parse::<AsNumber>().is_err(), "{bad}");
         }
     }

@@ -9,6 +9,9 @@ use super::fault::Fault;
 use super::name::ProfileName;
 use super::pool::Family;
 
+/// How many addresses of a family one container may have: iptables takes no more than 21 in the entry that names them all.
+const ADDRESSES_MOST: usize = 16;
+
 /// One item of `CALICO_IP`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum AddressWish {
@@ -93,6 +96,15 @@ impl Wish {
                 Err(error) => errors.push(format!("CALICO_IP {error}")),
             }
         }
+        for family in Family::BOTH {
+            let count = wish.addresses.iter().filter(|one| one.family() == family).count();
+            if count > ADDRESSES_MOST {
+                errors.push(format!(
+                    "CALICO_IP asks for {count} addresses of IP{}: it must be at most {ADDRESSES_MOST}",
+                    family.key()
+                ));
+            }
+        }
         for item in profiles.into_iter().flat_map(items) {
             match item.parse::<ProfileName>() {
                 Ok(profile) if wish.profiles.contains(&profile) => {
@@ -109,6 +121,14 @@ impl Wish {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wish_is_for_no_more_addresses_than_an_entry_of_the_firewall_can_name() {
+        let many = |count: usize| Wish::parse(&["auto,ipv6"].repeat(count).join(","), None);
+        assert!(many(ADDRESSES_MOST).is_ok());
+        let refused = many(ADDRESSES_MOST + 1).unwrap_err().to_string();
+        assert!(refused.contains("17 addresses of IPv4") && refused.contains("17 addresses of IPv6"), "{refused}");
+    }
 
     #[test]
     fn a_wish_is_a_list_of_addresses_families_and_pools() {

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 use crate::model::bgp::AsNumber;
 use crate::model::key::BgpScope;
 use crate::model::name::{HostName, INTERFACE_PREFIX};
-use crate::model::pool::Family;
+use crate::model::pool::{Family, nobodys};
 use crate::model::snapshot::{Record, Snapshot};
 
 /// What the names of sessions with other hosts begin with.
@@ -105,7 +105,8 @@ fn talk(snapshot: &Snapshot, host: &HostName) -> Talk {
 
 impl Speaker {
     fn meet(&mut self, prefix: &str, address: IpAddr, as_number: AsNumber, words: &str) {
-        if address.is_unspecified() || (address.is_ipv6() && self.ip6.is_none()) {
+        // Whom nobody can be reached at is no neighbour: BIRD would read nothing of a file that names him.
+        if nobodys(address).is_some() || (address.is_ipv6() && self.ip6.is_none()) {
             return;
         }
         let name = format!("{prefix}_{}", address.to_string().replace(['.', ':'], "_"));
@@ -269,6 +270,28 @@ mod tests {
             names("", "h5", "172.25.0.10"),
             ["Global_10_0_0_7 64512", "Mesh_172_25_0_1 64511", "Mesh_172_25_0_2 64513"]
         );
+    }
+
+    #[test]
+    fn a_record_that_bird_cannot_read_is_nobodys_neighbour() {
+        let hostile = r#",
+            "/calico/bgp/v1/host/h6/ip_addr_v4": "127.0.0.1",
+            "/calico/bgp/v1/host/h7/ip_addr_v4": "172.25.0.7",
+            "/calico/bgp/v1/host/h7/as_num": "0",
+            "/calico/bgp/v1/host/h8/ip_addr_v6": "fe80::1",
+            "/calico/bgp/v1/global/peer_v6/fe80::2": {"ip": "fe80::2", "as_num": "64512"},
+            "/calico/bgp/v1/global/peer_v4/10.0.0.9": {"ip": "10.0.0.9", "as_num": 0}"#;
+        let snapshot = from_json(&format!("{{{HOSTS}{hostile}}}"));
+        let ip6 = Some("fd00::1".parse().unwrap());
+        let speaker = desired_bird(&snapshot, &"h1".parse().unwrap(), "172.25.0.1".parse().unwrap(), ip6);
+        let added: Vec<&str> = speaker.peers.values().map(|peer| &*peer.name).collect();
+        let added: Vec<&&str> =
+            added.iter().filter(|name| !names("", "h1", "172.25.0.1").join(" ").contains(**name)).collect();
+        assert_eq!(added, [&"Mesh_172_25_0_7"]);
+        let text = speaker.render();
+        assert!(!text.contains(" as 0;") && !text.contains("fe80"), "{text}");
+        let unreadable: Vec<String> = snapshot.unreadable().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(unreadable, ["/calico/bgp/v1/host/h7/as_num", "/calico/bgp/v1/global/peer_v4/10.0.0.9"]);
     }
 
     #[test]
