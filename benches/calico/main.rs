@@ -44,6 +44,19 @@ impl Arguments {
         self.0.next()
     }
 
+    /// `--n` and `--sizes`, the only options of some benchmarks, where they differ from these.
+    fn samples_and_sizes(&mut self, samples: usize, sizes: &[usize]) -> Outcome<(usize, Vec<usize>)> {
+        let (mut samples, mut sizes) = (samples, sizes.to_vec());
+        while let Some(option) = self.next() {
+            match option.as_str() {
+                "--n" => samples = self.value(&option)?.parse()?,
+                "--sizes" => sizes = self.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                other => return Err(format!("unknown option {other:?}: it must be --n or --sizes").into()),
+            }
+        }
+        Ok((samples, sizes))
+    }
+
     fn value(&mut self, option: &str) -> Outcome<String> {
         Ok(self.0.next().ok_or_else(|| format!("{option} needs a value"))?)
     }

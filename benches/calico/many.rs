@@ -14,14 +14,7 @@ const WISH: &[&str] = &["CALICO_IP=auto", "CALICO_PROFILE=bench"];
 
 /// `many [--n SAMPLES] [--sizes CONTAINERS,…]`.
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
-    let (mut samples, mut sizes) = (30, vec![10, 1000, 5000]);
-    while let Some(option) = arguments.next() {
-        match option.as_str() {
-            "--n" => samples = arguments.value(&option)?.parse()?,
-            "--sizes" => sizes = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            other => return Err(format!("unknown option {other:?}: it must be --n or --sizes").into()),
-        }
-    }
+    let (samples, sizes) = arguments.samples_and_sizes(30, &[10, 1000, 5000])?;
     let mut lab = Lab::up(&[])?;
     lab.start_node(&[])?;
     let (mut rows, mut there) = (Vec::new(), 0);

@@ -10,14 +10,7 @@ use crate::{Arguments, Outcome, programmed};
 
 /// `start [--n SAMPLES] [--sizes ENDPOINTS,…]`: what the life of a container costs.
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
-    let (mut samples, mut sizes) = (200, vec![10, 1000]);
-    while let Some(option) = arguments.next() {
-        match option.as_str() {
-            "--n" => samples = arguments.value(&option)?.parse()?,
-            "--sizes" => sizes = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            other => return Err(format!("unknown option {other:?}: it must be --n or --sizes").into()),
-        }
-    }
+    let (samples, sizes) = arguments.samples_and_sizes(200, &[10, 1000])?;
     let mut lab = Lab::up(&[])?;
     lab.start_node(&[])?;
     measure(&lab, samples)?;

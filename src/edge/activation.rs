@@ -124,6 +124,7 @@ mod tests {
         assert_eq!(names("7", "2", "docker:tls").unwrap(), ["docker", "tls"]);
         assert_eq!(names("7", "2", "docker").unwrap(), ["docker", "unknown"]);
         assert_eq!(names("7", "1", "-").unwrap(), ["unknown"]);
+        assert_eq!(names("7", "2", ":tls").unwrap(), ["unknown", "tls"], "a name stays with its socket");
         assert_eq!(names("7", "0", "-").unwrap(), [""; 0]);
         for (pid, count) in [("8", "2"), ("-", "2"), ("7", "-")] {
             assert_eq!(names(pid, count, "docker").unwrap(), [""; 0], "{pid} {count}");

@@ -108,3 +108,18 @@ impl Server {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_an_etcd_that_is_not_run_any_more_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(PLACE), "http://127.0.0.1:2379\n").unwrap();
+        for _ in 0..2 {
+            assert_eq!(forget(folder.path()), Ok(()));
+            assert!(!folder.path().join(PLACE).exists());
+        }
+    }
+}

@@ -9,12 +9,12 @@
 //! comparison, all of them within [`ROUND`] as long as there are not more than [`AT_A_TIME`] for each.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use std::future::ready;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
