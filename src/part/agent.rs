@@ -486,14 +486,15 @@ impl Agent {
             Wake::LookAtSettings => {
                 let began = Instant::now();
                 self.check_host();
-                self.check_interfaces().await;
+                let touched = std::mem::take(&mut self.touched);
+                self.check_interfaces(touched).await;
                 clocks.settings.done();
                 clocks.settings.took = began.elapsed();
             }
             Wake::Sizes => {
                 self.check_host();
-                self.touch_next();
-                self.check_interfaces().await;
+                let turn = self.next_in_turn();
+                self.check_interfaces(turn).await;
                 if self.look_at_sizes().await {
                     clocks.apply.try_now();
                 }

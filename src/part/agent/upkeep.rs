@@ -1,6 +1,7 @@
 //! Upkeep: kernel settings and interfaces, which no snapshot speaks of, looked at when the kernel tells of them and on a clock.
 
 use super::{Agent, Plane, SIZES_EVERY};
+use crate::edge::netconf::Touched;
 use crate::edge::sysctl;
 use crate::model::name::INTERFACE_PREFIX;
 use crate::model::pool::Family;
@@ -40,21 +41,20 @@ impl Agent {
         }
     }
 
-    /// Has some interfaces looked at, whatever the kernel has told of them: each in its turn, as often as everything is
+    /// The interfaces that are looked at now, whatever the kernel has told of them: each in its turn, as often as everything is
     /// looked at. All at once, thousands of them would keep everybody waiting.
-    pub(super) fn touch_next(&mut self) {
+    pub(super) fn next_in_turn(&mut self) -> Touched {
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         let mut names: Vec<String> = placed.map(|(_, endpoint)| endpoint.interface.to_string()).collect();
         names.sort_unstable();
         let rounds = self.audit_every.as_secs() / SIZES_EVERY.as_secs();
         let turn = self.rota.next(&names, rounds, usize::MAX);
-        self.touched.interfaces.extend(turn);
+        Touched { interfaces: turn.into_iter().collect(), ..Touched::default() }
     }
 
     /// Puts right what somebody has changed of the settings, and of the IPv6 next hops, of those interfaces of containers
     /// that may have been touched.
-    pub(super) async fn check_interfaces(&mut self) {
-        let touched = std::mem::take(&mut self.touched);
+    pub(super) async fn check_interfaces(&mut self, touched: Touched) {
         let ipv6 = self.planes.len() > 1;
         let placed = self.planes.first().into_iter().flat_map(|plane| plane.desired.placed());
         // Not only those that have their routes: one whose settings are wrong may have lost them by that.
