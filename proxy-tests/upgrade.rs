@@ -75,6 +75,29 @@ fn a_new_node_takes_over_and_no_client_is_refused_and_no_stream_is_cut() {
 }
 
 #[test]
+fn a_new_node_has_the_doors_that_its_flags_name_and_takes_no_place_if_it_cannot_open_them() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    h1.spawn_node(&[]);
+    h1.await_ready();
+    // Where the metrics are nobody else can listen.
+    let refused = h1.node_command(&["--take-over", "--listen", "tcp://127.0.0.1:9091"]).run().fails_with(1);
+    assert!(refused.contains("127.0.0.1:9091") && refused.contains("in use"), "{refused}");
+    assert!(answers_over_tcp(h1), "the node whose place was not taken is gone");
+    let mut before = h1.take_node();
+    let door = h1.scratch().join("other.sock");
+    h1.spawn_node_with(&["--take-over", "--listen", &format!("unix://{}", door.display())]);
+    h1.await_ready();
+    let status = wait_for("the old node ends", SOON, || before.try_wait().unwrap());
+    assert!(status.success(), "the old node ended with {status}");
+    let reply = http::exchange(UnixStream::connect(door).unwrap(), "GET", "/_ping", None).unwrap();
+    assert_eq!(reply.status, 200);
+    let refused = h1.space.enter(|| TcpStream::connect(("127.0.0.1", 2377))).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "a door that nobody named");
+    assert!(!h1.proxy_socket().exists(), "the file of a socket at which nobody listens");
+}
+
+#[test]
 fn a_start_that_is_under_way_at_sigterm_comes_to_its_end() {
     // Without the runtime dockerd tells that a container runs before its network stands.
     let lab = Lab::running_without_runtime(1);

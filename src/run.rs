@@ -181,10 +181,16 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let mut signals = Signals::listen()?;
     let checked = check(flags, passed).await?;
     let Checked { host, host_ip, engine, drain_timeout, apply_timeout, doors, most_connections, .. } = checked;
-    if let Some(predecessor) = checked.predecessor {
+    let ports = doors.ports();
+    let (only, doors) = if let Some(predecessor) = checked.predecessor {
+        // It goes on where a door does not open.
+        let mut doors = doors.open().await?;
         replace(predecessor).await?;
-    }
-    let only = checks::be_the_only_one(&flags.run_dir)?;
+        doors.remove_unwanted();
+        (checks::be_the_only_one(&flags.run_dir)?, doors)
+    } else {
+        (checks::be_the_only_one(&flags.run_dir)?, doors.open().await?)
+    };
     let spawner = Spawner::new()?;
     let mut parts = Parts::new();
 
@@ -201,7 +207,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
     let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
-    let prepared = agent::prepare(spawner, &flags.run_dir, services(&doors, flags, &address)).await?;
+    let prepared = agent::prepare(spawner, &flags.run_dir, services(ports, flags, &address)).await?;
     let ipv6 = prepared.gives_ipv6();
     let ground = Ground { host: host.clone(), host_ip, host_ip6: flags.ip6, ipv6, state_dir, run_dir, apply_timeout };
     let docker = Docker::new(&flags.docker_host);
@@ -211,7 +217,6 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
 
     let (run_dir, bgp) = (flags.run_dir.clone(), flags.runs_bird());
     let settings = AgentSettings { run_dir, host_ip, host_ip6: flags.ip6, bgp };
-    let doors = doors.open().await?;
     let gauge = Arc::new(Gauge {
         host: host.clone(),
         host_ip,
@@ -269,9 +274,9 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
 }
 
 /// The TCP ports of this host at which this software and its datastore are.
-fn services(doors: &doors::Wanted, flags: &Flags, etcd: &EtcdAddress) -> BTreeSet<u16> {
+fn services(doors: BTreeSet<u16>, flags: &Flags, etcd: &EtcdAddress) -> BTreeSet<u16> {
     let places = etcd.endpoints.iter().chain([&flags.metrics_listen]);
-    places.filter_map(|place| port_of(place)).chain(doors.ports()).chain([BGP_PORT]).collect()
+    places.filter_map(|place| port_of(place)).chain(doors).chain([BGP_PORT]).collect()
 }
 
 /// Ends the parts; answers the first fault. What only one node may have is given up before streams have ended, if there
@@ -324,7 +329,7 @@ async fn replace(predecessor: Predecessor) -> Result<(), Fault> {
 /// Waits for a node that takes the place of this one.
 async fn succeeded(door: &UnixListener, doors: &Doors) -> Successor {
     let sockets: Vec<(Told, BorrowedFd<'_>)> =
-        doors.told().into_iter().zip(doors.listeners.iter().map(Listener::as_fd)).collect();
+        doors.told.iter().cloned().zip(doors.listeners.iter().map(Listener::as_fd)).collect();
     loop {
         match handover::give(door, &sockets).await {
             Ok(successor) => return successor,

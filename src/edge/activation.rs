@@ -25,8 +25,8 @@ pub(crate) struct Passed {
     /// What its unit calls it (`FileDescriptorName=`), or else the name of that unit.
     pub(crate) name: String,
     pub(crate) socket: PassedSocket,
-    /// Whether the file of a unix socket is ours to take away at the end; systemd takes away its own.
-    pub(crate) with_file: bool,
+    /// Whether systemd holds it, and takes away the file of a unix socket; else another node made it.
+    pub(crate) by_systemd: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(crate) fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Pass
     let (mut passed, mut faults) = (Vec::new(), Vec::new());
     for (fd, name) in (FIRST..).zip(names) {
         match adopt(fd) {
-            Ok(socket) => passed.push(Passed { name, socket, with_file: false }),
+            Ok(socket) => passed.push(Passed { name, socket, by_systemd: true }),
             Err(cause) => faults.push(format!("take over descriptor {fd}, which was passed as {name:?}: {cause}")),
         }
     }

@@ -32,7 +32,7 @@ const LONGEST_TEXT: usize = 64 * 1024;
 pub(crate) struct Told {
     /// As systemd would name it: see [`Passed`].
     pub(crate) name: String,
-    pub(crate) with_file: bool,
+    pub(crate) by_systemd: bool,
 }
 
 /// The other node, from its word until this value is dropped.
@@ -91,7 +91,7 @@ pub(crate) fn ask(path: &Path) -> io::Result<(Predecessor, Vec<Passed>)> {
     }
     let adopt = |(told, descriptor): (Told, OwnedFd)| {
         let socket = listening(descriptor).map_err(|cause| io::Error::new(io::ErrorKind::InvalidData, cause))?;
-        Ok(Passed { name: told.name, socket, with_file: told.with_file })
+        Ok(Passed { name: told.name, socket, by_systemd: told.by_systemd })
     };
     let passed: io::Result<Vec<Passed>> = told.into_iter().zip(descriptors).map(adopt).collect();
     Ok((Predecessor(connection), passed?))
@@ -136,7 +136,7 @@ mod tests {
         let door = UnixListener::bind(&path).unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = tcp.local_addr().unwrap();
-        let told = Told { name: "tls".to_owned(), with_file: false };
+        let told = Told { name: "tls".to_owned(), by_systemd: false };
 
         // One that leaves without a word.
         let leaving = path.clone();

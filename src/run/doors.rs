@@ -4,6 +4,7 @@
 //! dockerd's own socket; so a TCP address that others reach is a door only if clients show a certificate, or if the
 //! operator insists.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +25,10 @@ const TLS_NAME: &str = "tls";
 pub(super) struct Wanted {
     /// Where, and whether it may be missing.
     places: Vec<(Listen, bool)>,
+    /// Open already: what systemd passed, and what another node has where a door is wanted.
     passed: Vec<(Listen, Passed)>,
+    /// The files of sockets that another node has where none is wanted.
+    unwanted: Vec<PathBuf>,
     certificates: Option<Arc<Certificates>>,
     names: Vec<String>,
     /// The engine's own socket, whose owner and mode ours get.
@@ -40,11 +44,16 @@ pub(super) struct Doors {
     /// By which names clients may call us.
     pub(super) names: Arc<[String]>,
     pub(super) certificates: Option<Arc<Certificates>>,
+    /// What another node needs to know of the listeners, in their order.
+    pub(super) told: Vec<Told>,
     /// To be dropped at the end.
     pub(super) files: Vec<SocketFile>,
+    /// The files of sockets that another node has where none is wanted.
+    unwanted: Vec<PathBuf>,
 }
 
-/// Reads which doors are wanted.
+/// Reads which doors are wanted. What systemd passed is one whatever the flags say; of what another node passed, what they
+/// name is.
 ///
 /// # Errors
 /// `Refusal` with everything that cannot be.
@@ -58,13 +67,16 @@ pub(super) fn wanted(
         faults.extend(wrong);
         Vec::new()
     });
-    let passed: Vec<(Listen, Passed)> = passed.into_iter().map(|one| (place_of(&one), one)).collect();
+    let (passed, mut held): (Vec<Passed>, Vec<Passed>) = passed.into_iter().partition(|one| one.by_systemd);
+    let mut passed: Vec<(Listen, Passed)> = passed.into_iter().map(|one| (place_of(&one), one)).collect();
     let mut places = Vec::new();
     for (text, spare) in flags.listeners(!passed.is_empty()) {
         match text.parse::<Listen>() {
-            // Already open: another node had it.
             Ok(listen) if passed.iter().any(|(taken, _)| *taken == listen) => {}
-            Ok(listen) => places.push((listen, spare)),
+            Ok(listen) => match held.iter().position(|one| is_at(&one.socket, &listen)) {
+                Some(at) => passed.push((listen, held.swap_remove(at))),
+                None => places.push((listen, spare)),
+            },
             Err(fault) => faults.push(fault.to_string()),
         }
     }
@@ -73,8 +85,10 @@ pub(super) fn wanted(
         Engine::Tcp(_) => None,
     };
     let certificates = certificates(flags, &mut faults);
-    let all =
-        || places.iter().map(|(listen, _)| (listen, false)).chain(passed.iter().map(|(listen, _)| (listen, true)));
+    let all = || {
+        let new = places.iter().map(|(listen, _)| (listen, false));
+        new.chain(passed.iter().map(|(listen, one)| (listen, one.by_systemd)))
+    };
     if flags.tlscert.is_some() && !all().any(|(listen, _)| matches!(listen, Listen::Tls(_))) {
         faults.push(
             "use --tlscert: no listener speaks TLS; where dockerd's would be tcp://, write tls://, as in \
@@ -98,7 +112,21 @@ pub(super) fn wanted(
     if !faults.is_empty() {
         return Err(Fault::Refusal(faults.join("; ")));
     }
-    Ok(Wanted { places, passed, certificates, names, engine })
+    let file = |one: Passed| match one.socket {
+        PassedSocket::Unix(_, path) => path,
+        PassedSocket::Tcp(..) => None,
+    };
+    let unwanted = held.into_iter().filter_map(file).collect();
+    Ok(Wanted { places, passed, unwanted, certificates, names, engine })
+}
+
+/// Whether a socket listens at a place, in whichever protocol.
+fn is_at(socket: &PassedSocket, place: &Listen) -> bool {
+    match (socket, place) {
+        (PassedSocket::Tcp(_, address), Listen::Tcp(wanted) | Listen::Tls(wanted)) => address == wanted,
+        (PassedSocket::Unix(_, path), Listen::Unix(wanted)) => path.as_ref() == Some(wanted),
+        _ => false,
+    }
 }
 
 /// Where a passed socket listens.
@@ -182,21 +210,27 @@ fn is_host_name(name: &str) -> bool {
 
 impl Wanted {
     /// The TCP ports among them.
-    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn ports(&self) -> BTreeSet<u16> {
         let all = self.places.iter().map(|(listen, _)| listen).chain(self.passed.iter().map(|(listen, _)| listen));
-        all.filter_map(|listen| match listen {
+        let ports = all.filter_map(|listen| match listen {
             Listen::Tcp(address) | Listen::Tls(address) => Some(address.port()),
             Listen::Unix(_) => None,
-        })
+        });
+        ports.collect()
     }
 
-    /// Opens them.
+    /// Opens them. Clients wait there until they are served.
     ///
     /// # Errors
     /// `World` with all that cannot be opened.
     pub(super) async fn open(self) -> Result<Doors, Fault> {
-        let Wanted { places, passed, certificates, names, engine } = self;
-        let (mut listeners, mut told, mut files, mut faults) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let Wanted { places, passed, unwanted, certificates, names, engine } = self;
+        let (mut listeners, mut told, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut open, mut faults) = (Vec::new(), Vec::new());
+        let tell = |listen: &Listen, by_systemd| {
+            let name = if matches!(listen, Listen::Tls(_)) { TLS_NAME } else { "docker" };
+            Told { name: name.to_owned(), by_systemd }
+        };
         let over_tcp = |listen: &Listen, socket: TcpListener| {
             let certificates = certificates.as_ref().filter(|_| matches!(listen, Listen::Tls(_)));
             Listener::tcp(socket, certificates)
@@ -214,18 +248,19 @@ impl Wanted {
             match opened {
                 Ok(listener) => {
                     listeners.push(listener);
-                    told.push(listen.to_string());
+                    told.push(tell(&listen, false));
+                    open.push(listen.to_string());
                 }
                 // One without the address may do without; one where somebody else has it is to be told.
                 Err(fault @ Fault::World(_)) if spare => tracing::debug!(%fault, "a door less"),
                 Err(fault) => faults.push(fault.to_string()),
             }
         }
-        for (listen, Passed { socket, with_file, .. }) in passed {
+        for (listen, Passed { socket, by_systemd, .. }) in passed {
             let taken = match socket {
                 PassedSocket::Tcp(socket, _) => over_tcp(&listen, socket),
                 PassedSocket::Unix(socket, path) => {
-                    let path = path.filter(|_| with_file);
+                    let path = path.filter(|_| !by_systemd);
                     files.extend(path.and_then(|path| SocketFile::new(&path).ok()));
                     Ok(Listener::Unix(socket))
                 }
@@ -233,7 +268,8 @@ impl Wanted {
             match taken {
                 Ok(listener) => {
                     listeners.push(listener);
-                    told.push(listen.to_string());
+                    told.push(tell(&listen, by_systemd));
+                    open.push(listen.to_string());
                 }
                 Err(error) => faults.push(fault(&listen, ", which was passed", error).to_string()),
             }
@@ -241,24 +277,15 @@ impl Wanted {
         if !faults.is_empty() {
             return Err(Fault::World(faults.join("; ")));
         }
-        Ok(Doors { listeners: listeners.into(), places: told, names: names.into(), certificates, files })
+        let (listeners, names) = (listeners.into(), names.into());
+        Ok(Doors { listeners, places: open, names, certificates, told, files, unwanted })
     }
 }
 
 impl Doors {
-    /// What another node needs to know of the listeners, in their order.
-    pub(super) fn told(&self) -> Vec<Told> {
-        let name = |listener: &Listener| match listener {
-            Listener::Tls(..) => TLS_NAME,
-            Listener::Tcp(_) | Listener::Unix(_) => "docker",
-        };
-        let with_file = |listener: &Listener| match listener {
-            Listener::Unix(socket) => socket
-                .local_addr()
-                .is_ok_and(|address| self.files.iter().any(|file| Some(file.path()) == address.as_pathname())),
-            Listener::Tcp(_) | Listener::Tls(..) => false,
-        };
-        self.listeners.iter().map(|one| Told { name: name(one).to_owned(), with_file: with_file(one) }).collect()
+    /// Takes away the files of the sockets that another node had and none is wanted at: it has closed them.
+    pub(super) fn remove_unwanted(&mut self) {
+        self.unwanted.drain(..).for_each(|path| drop(SocketFile::new(&path)));
     }
 }
 

@@ -148,10 +148,6 @@ impl SocketFile {
         Ok(SocketFile { path: path.to_owned(), seen: Some(identity(path)?) })
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Leaves the file where it is, for another node.
     pub(crate) fn leave(mut self) {
         self.seen = None;

@@ -11,7 +11,7 @@ fn said(args: &[&str], passed: Vec<Passed>) -> String {
 
 fn passed(name: &str, address: &str) -> Passed {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-    Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()), with_file: false }
+    Passed { name: name.to_owned(), socket: PassedSocket::Tcp(socket, address.parse().unwrap()), by_systemd: true }
 }
 
 #[test]
@@ -90,7 +90,7 @@ async fn a_machine_may_lack_a_default_address_but_nobody_else_may_hold_it() {
     let open = async |address: &str| {
         let listen = Listen::Tcp(address.parse().unwrap());
         let (places, passed, names) = (vec![(listen, true)], vec![], vec![]);
-        Wanted { places, passed, certificates: None, names, engine: None }.open().await
+        Wanted { places, passed, unwanted: vec![], certificates: None, names, engine: None }.open().await
     };
     // TEST-NET-1, RFC 5737.
     assert!(open("192.0.2.1:2377").await.unwrap().listeners.is_empty());
@@ -98,4 +98,27 @@ async fn a_machine_may_lack_a_default_address_but_nobody_else_may_hold_it() {
     let taken = holder.local_addr().unwrap().to_string();
     let fault = open(&taken).await.unwrap_err().to_string();
     assert!(fault.contains(&taken) && fault.contains("in use"), "{fault}");
+}
+
+#[test]
+fn of_another_nodes_doors_those_stay_open_that_the_flags_name_in_the_protocol_that_they_name() {
+    let open = |args: &[&str], by_systemd| {
+        let held = |name, address| Passed { by_systemd, ..passed(name, address) };
+        let flags = Flags::parse_from([&["calico-node"], args].concat());
+        let all = vec![held("docker", "127.0.0.1:2377"), held("docker", "[::1]:2377")];
+        let wanted = wanted(&flags, &"unix:///run/engine.sock".parse().unwrap(), Ok(all)).unwrap();
+        let names = |listens: Vec<&Listen>| listens.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let new = names(wanted.places.iter().map(|(listen, _)| listen).collect());
+        (names(wanted.passed.iter().map(|(listen, _)| listen).collect()), new)
+    };
+    let both = "tcp://127.0.0.1:2377 tcp://[::1]:2377";
+    for (args, by_systemd, kept, new) in [
+        (&[][..], false, both, ""),
+        (&["--listen=tcp://[::1]:2377"], false, "tcp://[::1]:2377", ""),
+        (&["--listen=unix:///a,tcp://127.0.0.1:9"], false, "", "unix:///a tcp://127.0.0.1:9"),
+        (&["--listen=unix:///a"], true, both, "unix:///a"),
+    ] {
+        assert_eq!(open(args, by_systemd), (kept.to_owned(), new.to_owned()), "{args:?} {by_systemd}");
+    }
+    assert!(is_at(&passed("docker", "127.0.0.1:2376").socket, &"tls://127.0.0.1:2376".parse().unwrap()));
 }
