@@ -9,13 +9,15 @@
 //! network card keeps its interrupts back. What else lives on that thread waits so long too, while an archive passes. On
 //! the way to dockerd nothing rests: it is the slower of the two, and would wait.
 //!
-//! Limits: a pipe is two descriptors, so a stream has one only while it has bytes under way; where no more can be had,
-//! or where bytes have to be decrypted, callers read and write instead.
+//! Limits: a pipe is two descriptors, so a stream has one only while it has bytes under way, and there are no more than
+//! [`MOST_PIPES`], since readers that stall keep theirs; where none is to be had, or where bytes have to be decrypted, callers
+//! read and write instead.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
@@ -23,6 +25,12 @@ use nix::unistd::pipe2;
 
 /// How much a pipe is asked to hold. The kernel gives it to root; what it gives to others does too.
 const PIPE_BYTES: i32 = 256 * 1024;
+
+/// How many pipes there are at most: a fraction of the descriptors that are kept for the node's own work.
+const MOST_PIPES: usize = 32;
+
+/// How many there are.
+static PIPES: AtomicUsize = AtomicUsize::new(0);
 
 /// How many empty pipes a thread keeps.
 const SPARE_PIPES: usize = 4;
@@ -61,18 +69,37 @@ pub(crate) struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     held: usize,
+    _counted: Counted,
+}
+
+/// One of the pipes that there may be.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn one() -> Option<Counted> {
+        let more = |pipes| (pipes < MOST_PIPES).then_some(pipes + 1);
+        PIPES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        PIPES.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pipe {
-    /// An empty pipe; `None` where the kernel has no descriptors left.
+    /// An empty pipe; `None` where there are enough, or the kernel has no descriptors left.
     pub(crate) fn take() -> Option<Pipe> {
         if let Some(pipe) = SPARE.with_borrow_mut(Vec::pop) {
             return Some(pipe);
         }
+        let counted = Counted::one()?;
         let (read, write) = pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).ok()?;
         // A smaller one carries less at a time.
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
-        Some(Pipe { read, write, held: 0 })
+        Some(Pipe { read, write, held: 0, _counted: counted })
     }
 
     /// Gives an empty pipe back.
@@ -113,6 +140,12 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    #[test]
+    fn there_are_no_more_pipes_than_descriptors_are_kept_for() {
+        let all: Vec<Pipe> = std::iter::from_fn(Pipe::take).take(MOST_PIPES + 1).collect();
+        assert!(all.len() <= MOST_PIPES, "{}", all.len());
+    }
 
     #[test]
     fn a_thread_rests_once_after_a_little_of_much() {
