@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, shutdown, socket,
-    sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, getsockopt, recv, send, setsockopt,
+    shutdown, socket, sockopt,
 };
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -297,6 +297,15 @@ impl Wire {
 
     /// Whether a connection on which nothing was said is still one, as far as the event loop has been told. Its end was told
     /// before anything that happened later.
+    /// Which process listens at the unix socket that this one is connected to: the one that called listen(2), as seen from
+    /// here (`SO_PEERCRED`, unix(7)).
+    pub(crate) fn listener(&self) -> Option<i32> {
+        match self {
+            Wire::Unix(stream) => getsockopt(stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid()),
+            Wire::Tcp(_) | Wire::Tls(_) => None,
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         let is_silent = |told: io::Result<()>| matches!(told, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         match self {
@@ -465,6 +474,15 @@ mod tests {
 
     #[test]
     fn what_comes_while_another_thread_reads_is_not_forgotten() {
+    #[tokio::test]
+    async fn a_connection_knows_who_listens_at_its_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let wire = Wire::connect(&Engine::Unix(path)).await.unwrap();
+        assert_eq!(wire.listener(), Some(std::process::id().cast_signed()));
+    }
+
         let current_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // The thread that hears of events, and says when it has heard of one.
         let hears = current_thread();

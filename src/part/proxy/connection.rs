@@ -179,7 +179,7 @@ where
             }
             if std::mem::take(&mut self.is_new) {
                 // The client has its answer, so this costs it nothing.
-                self.upstream.dialer().prepare();
+                self.upstream.prepare_next();
             }
         };
         match then {

@@ -61,7 +61,7 @@ impl Dialer {
     }
 
     /// Makes a connection for the next client, where there is none and one is to be had at once: nobody is to wait for it.
-    pub(crate) fn prepare(&self) {
+    fn prepare(&self) {
         if self.spare().is_none()
             && let Some(socket) = self.engine.socket()
             && let Some(wire) = Wire::connect_at_once(&self.engine)
@@ -121,9 +121,12 @@ impl Upstream {
         Upstream { dialer, wire: None, outbound: BytesMut::new() }
     }
 
-    /// Where the connection comes from.
-    pub(crate) fn dialer(&self) -> &Dialer {
-        &self.dialer
+    /// Makes a connection for the next client. Not where systemd listens, which is process 1, or somebody who cannot be seen
+    /// from here: there the socket stays the same when the daemon behind it ends.
+    pub(crate) fn prepare_next(&self) {
+        if self.wire.as_ref().and_then(Wire::listener).is_some_and(|process| process > 1) {
+            self.dialer.prepare();
+        }
     }
 
     /// The connection, out of the hands of its owner, who is left with none.
