@@ -123,6 +123,28 @@ fn a_start_that_is_under_way_at_sigterm_comes_to_its_end() {
 }
 
 #[test]
+fn a_client_that_had_come_before_a_take_over_creates_a_container_during_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let client = UnixStream::connect(h1.proxy_socket()).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let other = h1.try_api("GET", "/_ping", None).map(|reply| reply.status);
+    assert_eq!(other, Some(200), "who connected before has been accepted then");
+    let stops = || h1.node_log_text().matches("stopping: containers keep").count();
+    let mut before = h1.take_over();
+    wait_until("the old node lets nobody in any more", START, || stops() == 1);
+    let body = serde_json::json!({ "Image": "busybox", "Cmd": ["true"], "Env": ["CALICO_IP=auto"] });
+    let reply = http::exchange(client, "POST", "/containers/create?name=late", Some(&body)).unwrap();
+    assert_eq!(reply.status, 201, "{reply:?}");
+    let status = wait_for("the old node ends", SOON, || before.try_wait().unwrap());
+    assert!(status.success(), "the old node ended with {status}");
+    h1.await_ready();
+    lab.assert_consistent();
+    h1.docker("start late").ok();
+    lab.remove_everything();
+}
+
+#[test]
 fn open_streams_hold_a_stop_up_until_their_time_is_over_or_a_second_signal_comes() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);

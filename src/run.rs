@@ -255,6 +255,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         names: Arc::clone(&doors.names),
         engine,
         network,
+        arrivals: parts.arrivals.clone(),
         calls: parts.calls.clone(),
         most: most_connections,
     };
@@ -266,6 +267,10 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         stop.cancelled().await;
     });
     let cause = parts.cause(&mut signals, succeeded(&handover_door, &doors)).await;
+    if matches!(cause, Cause::Successor(_)) {
+        // Who comes from then on waits for the next node.
+        parts.quiet(&mut signals, drain_timeout).await;
+    }
     tracing::info!("stopping: containers keep their network");
     let Doors { listeners, files, .. } = doors;
     // Who comes now is refused at once, or waits for the next node.

@@ -62,6 +62,8 @@ pub(crate) struct Served {
     pub(crate) names: Arc<[String]>,
     pub(crate) engine: Engine,
     pub(crate) network: Arc<Network>,
+    /// Those who may still ask for what other parts do.
+    pub(crate) arrivals: TaskTracker,
     /// The calls on networks that are under way.
     pub(crate) calls: TaskTracker,
     /// How many connections there may be at a time; the kernel's queue holds who comes then.
@@ -76,7 +78,7 @@ pub(crate) struct Served {
 /// # Errors
 /// `World`: a thread could not be set up.
 pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
-    let Served { listeners, names, engine, network, calls, most } = served;
+    let Served { listeners, names, engine, network, arrivals, calls, most } = served;
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS);
     let (engine, room) = (Arc::new(engine), Arc::new(Semaphore::new(most)));
     let turns = Arc::new(Turns::new(threads));
@@ -85,7 +87,7 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
         let calls = Calls::new(Arc::clone(&network), calls.clone(), Handle::current());
         let (engine, listeners) = (Arc::clone(&engine), Arc::clone(&listeners));
         let (room, names, ends) = (Arc::clone(&room), Arc::clone(&names), ends.clone());
-        let (turns, clock) = (Arc::clone(&turns), Handle::current());
+        let (turns, arrivals, clock) = (Arc::clone(&turns), arrivals.clone(), Handle::current());
         carrying.spawn_blocking(move || {
             clock::borrow_from(clock);
             let fault = |error: std::io::Error| Fault::World(format!("set up a thread of the proxy: {error}"));
@@ -95,9 +97,9 @@ pub(crate) async fn serve(served: Served, ends: Ends) -> Result<(), Fault> {
                 let dialer = Arc::new(Dialer::new(engine));
                 let connect = |client: Wire, place: Place| {
                     let upstream = Upstream::new(Arc::clone(&dialer));
-                    let stop = ends.stop.clone();
+                    let (calls, stop, arrivals) = (calls.clone(), ends.stop.clone(), arrivals.clone());
                     let connection =
-                        Connection::new(client, upstream, calls.clone(), stop).known_as(Arc::clone(&names));
+                        Connection::new(client, upstream, calls, stop, arrivals).known_as(Arc::clone(&names));
                     // Boxed, since it is moved a dozen times on its way into a task, and out of it at its end.
                     Box::pin(connection.run(place))
                 };

@@ -22,6 +22,8 @@ pub(super) struct Parts {
     /// The proxy outlasts the others.
     proxy: JoinSet<Result<(), Fault>>,
     ends: Ends,
+    /// Those who may still ask for what other parts do.
+    pub(super) arrivals: TaskTracker,
     /// The calls on networks that are under way.
     pub(super) calls: TaskTracker,
 }
@@ -42,6 +44,7 @@ impl Parts {
             stop: CancellationToken::new(),
             proxy: JoinSet::new(),
             ends: Ends { stop: CancellationToken::new(), cut: CancellationToken::new() },
+            arrivals: TaskTracker::new(),
             calls: TaskTracker::new(),
         }
     }
@@ -89,12 +92,27 @@ impl Parts {
         }
     }
 
-    /// Ends all parts but what is still open in the proxy: calls on networks first, since they need the others.
-    pub(super) async fn stop(&mut self, signals: &mut Signals, patience: Duration) -> Vec<Fault> {
-        self.ends.stop.cancel();
+    /// Waits for a moment without calls on networks, for so long at most. Whoever comes meanwhile is served.
+    pub(super) async fn quiet(&self, signals: &mut Signals, patience: Duration) {
         self.calls.close();
         tokio::select! {
             () = self.calls.wait() => {}
+            () = sleep(patience) => {}
+            () = signals.next() => {}
+        }
+    }
+
+    /// Ends all parts but what is still open in the proxy: those first who need the others.
+    pub(super) async fn stop(&mut self, signals: &mut Signals, patience: Duration) -> Vec<Fault> {
+        self.ends.stop.cancel();
+        self.arrivals.close();
+        self.calls.close();
+        let done = async {
+            self.arrivals.wait().await;
+            self.calls.wait().await;
+        };
+        tokio::select! {
+            () = done => {}
             () = sleep(patience) => tracing::warn!(calls = self.calls.len(), "calls that are under way are given up"),
             () = signals.next() => self.ends.cut.cancel(),
         }

@@ -16,6 +16,8 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tower::{Service, ServiceExt};
 
 use super::answer::Manner;
@@ -116,8 +118,10 @@ pub(crate) struct Connection<S> {
     service: S,
     /// Whether a request is under way: what the client has of its answer is not the whole.
     is_under_way: bool,
-    /// Whether nothing has been asked yet.
-    is_new: bool,
+    /// Those who may still ask for what other parts do: clients that have not asked for anything yet, and calls of ours.
+    arrivals: TaskTracker,
+    /// This one, until it has asked for something.
+    arriving: Option<TaskTrackerToken>,
     /// The end of the process, waited for once and not anew with each request.
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// By which names clients may call us, besides those that are known anyhow.
@@ -128,7 +132,13 @@ impl<S> Connection<S>
 where
     S: Service<Asked, Response = Answered, Error = Infallible>,
 {
-    pub(crate) fn new(client: Wire, upstream: Upstream, service: S, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        client: Wire,
+        upstream: Upstream,
+        service: S,
+        stop: CancellationToken,
+        arrivals: TaskTracker,
+    ) -> Self {
         Connection {
             client,
             inbound: BytesMut::new(),
@@ -137,7 +147,8 @@ where
             upstream,
             service,
             is_under_way: false,
-            is_new: true,
+            arriving: Some(arrivals.token()),
+            arrivals,
             stop: Box::pin(stop.cancelled_owned()),
             names: Arc::default(),
         }
@@ -177,7 +188,7 @@ where
             if then != Then::Next {
                 break then;
             }
-            if std::mem::take(&mut self.is_new) {
+            if self.arriving.take().is_some() {
                 // The client has its answer, so this costs it nothing.
                 self.upstream.prepare_next();
             }
@@ -285,7 +296,7 @@ where
             },
             // Go says nothing to it either.
             () = over => return Err(Then::Drop),
-            () = stopped(&mut self.stop, self.is_new), if is_idle => return Err(Then::Drop),
+            () = stopped(&mut self.stop, self.arriving.is_some()), if is_idle => return Err(Then::Drop),
         }
         Ok(())
     }
@@ -378,6 +389,8 @@ where
             Err(why) => {
                 let (status, cause) = match why {
                     Ungathered::TooLong => (413, format!("it is longer than {LONGEST_BODY} bytes")),
+        let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
+        let _arriving = (!only_reads).then(|| self.arrivals.token());
                     _ => (400, "it is not whole, or its framing is broken".to_owned()),
                 };
                 let text = format!("read the body of the request: {cause}");

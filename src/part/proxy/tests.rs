@@ -40,7 +40,8 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
             })
         });
         let connect = |client: Wire, place| {
-            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone()).run(place)
+            Connection::new(client, Upstream::new(Arc::clone(&dialer)), service, ends.stop.clone(), TaskTracker::new())
+                .run(place)
         };
         let at = Post { thread: 0, turns: Arc::new(Turns::new(1)), room, ends: &ends };
         let open = accept_from(&listener, connect, &at).await;

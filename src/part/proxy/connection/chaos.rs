@@ -147,7 +147,13 @@ impl Stage {
         let (near, _) = front.accept().await.unwrap();
         near.set_nodelay(true).unwrap();
         let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Tcp(address.to_string())))));
-        let connection = Connection::new(Wire::Tcp(near), upstream, service_fn(marked), CancellationToken::new());
+        let connection = Connection::new(
+            Wire::Tcp(near),
+            upstream,
+            service_fn(marked),
+            CancellationToken::new(),
+            TaskTracker::new(),
+        );
         Stage { client, engine, running: Some(tokio::spawn(connection.run(()))) }
     }
 

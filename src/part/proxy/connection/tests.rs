@@ -50,7 +50,7 @@ fn rig() -> Rig {
     let (client, near) = UnixStream::pair().unwrap();
     let stop = CancellationToken::new();
     let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(path.clone())))));
-    let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), stop.clone());
+    let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), stop.clone(), TaskTracker::new());
     Rig { client, engine, path, stop, running: tokio::spawn(connection.run(())), _folder: folder }
 }
 
@@ -424,7 +424,8 @@ async fn an_idle_connection_is_small() {
     let rig = rig();
     let (_, near) = UnixStream::pair().unwrap();
     let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(rig.path.clone())))));
-    let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), rig.stop.clone());
+    let connection =
+        Connection::new(Wire::Unix(near), upstream, service_fn(marked), rig.stop.clone(), TaskTracker::new());
     let size = size_of_val(&connection.run(()));
     assert!(size < 3 * 1024, "{size} bytes");
 }
@@ -459,7 +460,7 @@ async fn a_stream_that_is_cut_by_the_end_of_the_process_is_reset() {
     let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let near = Wire::Tcp(listener.accept().await.unwrap().0);
     let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(rig.path.clone())))));
-    let connection = Connection::new(near, upstream, service_fn(marked), rig.stop.clone());
+    let connection = Connection::new(near, upstream, service_fn(marked), rig.stop.clone(), TaskTracker::new());
     let running = tokio::spawn(connection.run(()));
     let request = b"POST /containers/x/attach HTTP/1.1\r\nHost: localhost\r\n\r\n";
     client.write_all(request).await.unwrap();
