@@ -235,6 +235,7 @@ fn what_is_refused_that_dockerd_accepts_is_told_in_dockers_own_shape() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
     let things = things(h1);
+    add_ours(h1);
     let containers = h1.container_ids();
     let get = |fields: &str| format!("GET /_ping HTTP/1.1\r\n{fields}\r\n").into_bytes();
     let body = |call: &str, body: &str| things.request(&format!("POST {call} {body}"), false);
@@ -258,6 +259,20 @@ fn what_is_refused_that_dockerd_accepts_is_told_in_dockers_own_shape() {
         ("a create that is too long, in chunks", framed(create, chunked, &in_chunks), both, 413, "16777216"),
         ("a create without an end", framed(create, "Content-Length: 50\r\n", "{}"), both, 400, "not whole"),
         ("a create with a bad chunk", framed(create, chunked, "x\r\n"), both, 400, "not whole"),
+        (
+            "a start of ours without an end",
+            framed("/v1.41/containers/ours/start", "Content-Length: 2\r\n", "{"),
+            both,
+            400,
+            "breaks off",
+        ),
+        (
+            "a restart of ours with a bad chunk",
+            framed("/containers/ours/restart", chunked, "zz\r\n"),
+            both,
+            400,
+            "breaks off",
+        ),
         (
             "an old start without an end",
             framed("/v1.23/containers/box/start", chunked, "2\r\n{}\r\n"),
@@ -285,7 +300,7 @@ fn what_is_refused_that_dockerd_accepts_is_told_in_dockers_own_shape() {
     ];
     for (name, bytes, ways, status, word) in &refused {
         for way in *ways {
-            let then = if *word == "not whole" { Then::Fin } else { Then::Ping(1) };
+            let then = if matches!(*word, "not whole" | "breaks off") { Then::Fin } else { Then::Ping(1) };
             let exchange = exchange(h1, *way, bytes, &[false], then);
             assert_eq!(exchange.status(), *status, "{name}, {way:?}: {exchange}");
             let text = String::from_utf8_lossy(&exchange.bytes).into_owned();
@@ -300,6 +315,7 @@ fn what_is_refused_that_dockerd_accepts_is_told_in_dockers_own_shape() {
     let named = get("Host: evil.example\r\nOrigin: http://evil.example\r\n");
     assert_eq!(exchange(h1, Way::Unix, &named, &[false], Then::Ping(1)).status(), 200);
     assert_eq!(h1.container_ids(), containers);
+    assert_eq!(h1.container("ours").raw_inspect()["State"]["Running"], false);
     lab.assert_consistent();
 }
 

@@ -24,12 +24,13 @@ use super::clock;
 use super::pipe::Pipe;
 use super::tls::{Certificates, TlsStream};
 use crate::model::fault::Fault;
+use crate::plan::backoff::Backoff;
 
 /// How much is read at once where much comes.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 /// How much is read at once else: more than most messages have, and as much as a record of TLS holds.
-pub(super) const LITTLE_BYTES: usize = 16 * 1024;
+pub(crate) const LITTLE_BYTES: usize = 16 * 1024;
 
 thread_local! {
     static LITTLE: RefCell<Box<[u8]>> = RefCell::new(vec![0; LITTLE_BYTES].into());
@@ -42,7 +43,7 @@ const KEEPALIVE_SECONDS: u32 = 5;
 const KEEPALIVE_COUNT: u32 = 3;
 
 /// How long a client waits before it asks again an engine whose queue of connections is full.
-const QUEUE_PAUSE: Duration = Duration::from_millis(5);
+const QUEUE_PAUSE: Backoff = Backoff::between(Duration::from_millis(5), Duration::from_millis(200));
 
 /// How much of a first request is looked for before anybody has said that it is there: a head, as clients send it.
 const FIRST_BYTES: usize = 2048;
@@ -134,9 +135,10 @@ fn try_connect_unix(path: &Path) -> io::Result<UnixStream> {
 
 /// Connects as a blocking client does: where the queue is full, it waits in it.
 pub(crate) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = QUEUE_PAUSE;
     loop {
         match try_connect_unix(path) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => clock::sleep(QUEUE_PAUSE).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => clock::sleep(pause.failed()).await,
             connected => return connected,
         }
     }
@@ -295,8 +297,6 @@ impl Wire {
         }
     }
 
-    /// Whether a connection on which nothing was said is still one, as far as the event loop has been told. Its end was told
-    /// before anything that happened later.
     /// Which process listens at the unix socket that this one is connected to: the one that called listen(2), as seen from
     /// here (`SO_PEERCRED`, unix(7)).
     pub(crate) fn listener(&self) -> Option<i32> {
@@ -306,6 +306,8 @@ impl Wire {
         }
     }
 
+    /// Whether a connection on which nothing was said is still one, as far as the event loop has been told. Its end was told
+    /// before anything that happened later.
     pub(crate) fn is_open(&self) -> bool {
         let is_silent = |told: io::Result<()>| matches!(told, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         match self {
@@ -472,8 +474,6 @@ mod tests {
         (UnixStream::from_std(near).unwrap(), far)
     }
 
-    #[test]
-    fn what_comes_while_another_thread_reads_is_not_forgotten() {
     #[tokio::test]
     async fn a_connection_knows_who_listens_at_its_socket() {
         let folder = tempfile::tempdir().unwrap();
@@ -483,6 +483,8 @@ mod tests {
         assert_eq!(wire.listener(), Some(std::process::id().cast_signed()));
     }
 
+    #[test]
+    fn what_comes_while_another_thread_reads_is_not_forgotten() {
         let current_thread = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // The thread that hears of events, and says when it has heard of one.
         let hears = current_thread();

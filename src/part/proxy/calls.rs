@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::Service;
 
 use super::answer::Manner;
@@ -59,6 +59,7 @@ impl Service<Asked> for Calls {
             Call::Create { name } => matches!(body::read_create(&asked.body, name, &Runtimes::default()), Ok(None)),
             _ => false,
         };
+        let only_reads = matches!(asked.request.classified.call, Call::List);
         asked.upstream.connect_at_once();
         let answer = async move {
             let manner = Manner::of(&asked.request);
@@ -70,7 +71,9 @@ impl Service<Asked> for Calls {
         }
         let working = self.under_way.spawn_on(answer, &self.workers);
         Box::pin(async move {
-            match working.await {
+            // What nobody waits for any more is not read on; other work is finished.
+            let worked = if only_reads { AbortOnDropHandle::new(working).await } else { working.await };
+            match worked {
                 Ok(answered) => Ok(answered),
                 Err(error) => match error.try_into_panic() {
                     // It goes on in the connection's own task, which it ends.
@@ -127,6 +130,11 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
     let manner = if *is_whole { manner } else { manner.closing() };
     match &request.classified.call {
         Call::Create { name } => create(network, name, &raw[..request.length], raw, body, upstream).await,
+        Call::Start { container } | Call::Restart { container } if !*is_whole => {
+            let Some(id) = network.ours(container).await? else { return Ok(Said::pass()) };
+            let text = format!("start container {}: the body of the request breaks off", id.short());
+            Ok(Said::ours(manner.error(400, &text)))
+        }
         Call::Start { container } => {
             if request.classified.is_before_1_24() && !body.is_empty() && network.ours(container).await?.is_some() {
                 // Before API 1.24 a start may carry a HostConfig, which would put Docker's network and runtime in the

@@ -243,7 +243,13 @@ where
         let mut limit = None;
         loop {
             match self.heads.next(&self.inbound, self.client.is_tcp()) {
-                Some(Ok(request)) => return Ok(request),
+                Some(Ok(mut request)) => {
+                    // dockerd would overlook them only if the request before was its to answer.
+                    let overlooked = std::mem::take(&mut request.overlooked);
+                    self.inbound.advance(overlooked);
+                    request.length -= overlooked;
+                    return Ok(request);
+                }
                 Some(Err(Unreadable::Http2)) => {
                     let answer = Manner::unknown().error(400, "HTTP/2 is not spoken here: use HTTP/1.1");
                     return Err(self.say(&answer, Then::Close).await);
@@ -325,7 +331,13 @@ where
 
     /// Lets a request flow up and its reply down.
     async fn pass(&mut self, request: &Request) -> Then {
-        if let Err(fault) = self.upstream.connect().await {
+        let connected = tokio::select! {
+            biased;
+            connected = self.upstream.connect() => connected,
+            // dockerd's queue is full, and this client does not wait in it any more.
+            () = left(&self.client, &mut self.inbound, &mut self.client_ended, || ()) => return Then::Drop,
+        };
+        if let Err(fault) = connected {
             let has_body = !request.body.is_done();
             let manner = Manner::of(request);
             let manner = if has_body { manner.closing() } else { manner };
@@ -377,6 +389,8 @@ where
 
     /// Gathers a request of ours and has the service answer it.
     async fn ours(&mut self, request: Request) -> Then {
+        let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
+        let _arriving = (!only_reads).then(|| self.arrivals.token());
         let gathered = self.gather(&request).await;
         let (raw, body, is_whole) = match gathered {
             Ok(body) => (self.inbound.split_to(body.end).freeze(), body.content, true),
@@ -384,13 +398,15 @@ where
             Err(Ungathered::Broken(content)) if request.must_be_seen() == Seen::InPart => {
                 (Bytes::new(), content, false)
             }
+            Err(_) if request.must_be_seen() == Seen::Ended => (Bytes::new(), Vec::new(), false),
             // dockerd may say what it thinks of it; nothing that we edit is in it.
             Err(_) if request.must_be_seen() == Seen::Never => return self.pass(&request).await,
             Err(why) => {
                 let (status, cause) = match why {
-                    Ungathered::TooLong => (413, format!("it is longer than {LONGEST_BODY} bytes")),
-        let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
-        let _arriving = (!only_reads).then(|| self.arrivals.token());
+                    Ungathered::TooLong => (
+                        413,
+                        format!("it is longer than {LONGEST_BODY} bytes, or than {LONGEST_RAW_BODY} with its chunks"),
+                    ),
                     _ => (400, "it is not whole, or its framing is broken".to_owned()),
                 };
                 let text = format!("read the body of the request: {cause}");
@@ -398,11 +414,22 @@ where
                 return self.say(&answer, Then::Close).await;
             }
         };
-        let upstream = self.upstream.take();
+        let ended = CancellationToken::new();
+        let upstream = self.upstream.take().for_client(ended.clone());
         let closes = request.closes || !is_whole;
         let asked = Asked { request: request.clone(), raw, is_whole, body, upstream };
         let Ok(service) = self.service.ready().await;
-        let Ok(answered) = service.call(asked).await;
+        let mut answering = pin!(service.call(asked));
+        let Ok(answered) = tokio::select! {
+            biased;
+            answered = &mut answering => answered,
+            () = left(&self.client, &mut self.inbound, &mut self.client_ended, || ended.cancel()) => {
+                if only_reads {
+                    return Then::Drop;
+                }
+                answering.await
+            }
+        };
         self.upstream = answered.upstream;
         if answered.then == Behind::Pass {
             return self.pass(&request).await;
@@ -491,6 +518,8 @@ enum Ungathered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Never,
+    /// That it ends, if the call is about a container of ours, and otherwise nothing.
+    Ended,
     /// As much as dockerd reads of it: the container that the call is about stands there.
     InPart,
     Whole,
@@ -502,6 +531,8 @@ impl Request {
             Call::Create { .. } => Seen::Whole,
             // It may carry a HostConfig, which is no longer what the create's was.
             Call::Start { .. } if self.classified.is_before_1_24() => Seen::Whole,
+            // dockerd does it without having read the body: whose container it is must be asked all the same.
+            Call::Start { .. } | Call::Restart { .. } => Seen::Ended,
             Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => Seen::InPart,
             _ => Seen::Never,
         }
@@ -539,16 +570,33 @@ impl Up<'_> {
 
     /// Watches a client whose request has gone, until the client has too.
     async fn watch(&mut self, client: &Wire, wire: &Wire) {
-        // A pipelined request waits here, as it would in dockerd; a FIN counts once all before it has been sent.
-        while !*self.client_ended && self.flow.buffer.len() < READ_BYTES {
-            match client.read(self.flow.buffer).await {
-                Ok(0) => *self.client_ended = true,
-                Ok(_) => {}
-                Err(_) => return,
+        if read_behind(client, self.flow.buffer, self.client_ended).await {
+            if self.flow.buffer.is_empty() {
+                wire.finish().await;
             }
+            client.hung_up().await;
         }
-        if self.flow.buffer.is_empty() {
-            wire.finish().await;
+    }
+}
+
+/// Reads what a client says behind its request: a pipelined one waits here, as it would in dockerd. Answers at its FIN, or
+/// when there is much of it; `false`: the client is gone.
+async fn read_behind(client: &Wire, inbound: &mut BytesMut, client_ended: &mut bool) -> bool {
+    while !*client_ended && inbound.len() < READ_BYTES {
+        match client.read(inbound).await {
+            Ok(0) => *client_ended = true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Waits until a client is gone; says before if it has said all it had to say, which counts once all before it has been sent.
+async fn left(client: &Wire, inbound: &mut BytesMut, client_ended: &mut bool, all_is_said: impl FnOnce()) {
+    if read_behind(client, inbound, client_ended).await {
+        if inbound.is_empty() {
+            all_is_said();
         }
         client.hung_up().await;
     }

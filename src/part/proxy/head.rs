@@ -38,8 +38,10 @@ pub(crate) enum Unreadable {
 /// What the proxy needs to know of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// The head's bytes, blank line included.
+    /// The head's bytes, blank line included, and the line ends before it.
     pub(crate) length: usize,
+    /// So many line ends before it are overlooked.
+    pub(crate) overlooked: usize,
     pub(crate) classified: Classified,
     pub(crate) is_head: bool,
     pub(crate) is_http_1_0: bool,
@@ -194,7 +196,7 @@ impl Heads {
         if head.starts_with(b"PRI * HTTP/2.0\r\n") {
             return Some(Err(Unreadable::Http2));
         }
-        let request = read_request(head, length, guarded);
+        let request = read_request(head, length, guarded).map(|read| Request { overlooked: ends, ..read });
         self.after_post = request.is_some() && head.starts_with(POST);
         self.said = request.clone().filter(|_| ends == 0 && length <= REMEMBERED_MOST);
         self.last.clear();
@@ -226,6 +228,7 @@ fn read_request(head: &[u8], length: usize, guarded: bool) -> Option<Request> {
         let connection = |word| fields.has_token("connection", word);
         Some(Request {
             length,
+            overlooked: 0,
             classified: classify(method, target),
             is_head: method == "HEAD",
             is_http_1_0,

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use tokio_util::sync::CancellationToken;
 
 use super::framing::Framing;
 use super::head::{self, Reply};
-use crate::edge::wire::{Engine, READ_BYTES, SocketIdentity, Wire};
+use crate::edge::wire::{Engine, LITTLE_BYTES, READ_BYTES, SocketIdentity, Wire};
 use crate::model::fault::Fault;
 
 /// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a
@@ -78,6 +79,8 @@ pub(crate) struct Upstream {
     wire: Option<Wire>,
     /// What dockerd has sent and nobody has taken yet.
     outbound: BytesMut,
+    /// Says when the client has said all it had to say, where dockerd has not been told so.
+    client_ended: Option<CancellationToken>,
 }
 
 /// A reply that was gathered whole.
@@ -118,7 +121,7 @@ impl Gathered {
 
 impl Upstream {
     pub(crate) fn new(dialer: Arc<Dialer>) -> Self {
-        Upstream { dialer, wire: None, outbound: BytesMut::new() }
+        Upstream { dialer, wire: None, outbound: BytesMut::new(), client_ended: None }
     }
 
     /// Makes a connection for the next client. Not where systemd listens, which is process 1, or somebody who cannot be seen
@@ -132,7 +135,32 @@ impl Upstream {
     /// The connection, out of the hands of its owner, who is left with none.
     pub(crate) fn take(&mut self) -> Upstream {
         let dialer = Arc::clone(&self.dialer);
-        Upstream { dialer, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound) }
+        Upstream { dialer, wire: self.wire.take(), outbound: std::mem::take(&mut self.outbound), client_ended: None }
+    }
+
+    /// The same, for a client whose FIN goes on to dockerd while it is listened to: there are calls that it gives up then.
+    #[must_use]
+    pub(crate) fn for_client(self, ended: CancellationToken) -> Upstream {
+        Upstream { client_ended: Some(ended), ..self }
+    }
+
+    /// Listens on; 0 is dockerd's FIN.
+    async fn hear(&mut self, most: usize) -> io::Result<usize> {
+        let Upstream { wire: Some(wire), outbound, client_ended, .. } = self else { return Ok(0) };
+        let ended = async {
+            match client_ended {
+                Some(ended) => ended.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            heard = wire.read_up_to(outbound, most) => return heard,
+            () = ended => {}
+        }
+        *client_ended = None;
+        wire.finish().await;
+        wire.read_up_to(outbound, most).await
     }
 
     /// Connects where that has not been done.
@@ -179,7 +207,7 @@ impl Upstream {
                 Some(Ok(reply)) if reply.is_interim() => drop(self.outbound.split_to(reply.length)),
                 Some(Ok(reply)) => break reply,
                 Some(Err(())) => return Err(self.away("read the reply of", "it is not HTTP")),
-                None => match wire.read(&mut self.outbound).await {
+                None => match self.hear(LITTLE_BYTES).await {
                     Ok(0) => {
                         let cause = written.err().map_or_else(|| "it closed".to_owned(), |error| error.to_string());
                         return Err(self.away("await the reply of", &cause));
@@ -203,10 +231,10 @@ impl Upstream {
             if framing.is_done() {
                 break if reply.closes { Behind::Nothing } else { Behind::Next };
             }
-            let Some(wire) = self.wire.as_ref().filter(|_| framing != Framing::Malformed) else {
+            if framing == Framing::Malformed {
                 break Behind::Nothing;
-            };
-            match wire.read_up_to(&mut self.outbound, READ_BYTES).await {
+            }
+            match self.hear(READ_BYTES).await {
                 Ok(0) | Err(_) => break Behind::Nothing,
                 Ok(_) => {}
             }

@@ -443,7 +443,8 @@ async fn calls_of_ours_and_others_in_one_stream_are_answered_in_order_however_th
     let put = b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nabcd";
     let calls: [&[u8]; 6] = [GET, create, b"\r\n".as_slice(), list, put, GET];
     let stream = calls.concat();
-    let calls: [&[u8]; 5] = [GET, create, &[b"\r\n", list.as_slice()].concat(), put, GET];
+    // The line end behind the POST is overlooked, as dockerd would overlook it.
+    let calls: [&[u8]; 5] = [GET, create, list, put, GET];
     let marked = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok marked";
     let want = [OK, marked, marked, OK, OK].concat();
     for cut in 0..=stream.len() {

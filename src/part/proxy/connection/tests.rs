@@ -323,6 +323,93 @@ async fn work_that_was_begun_is_finished_though_the_client_is_gone() {
 }
 
 #[tokio::test]
+async fn what_a_client_wanted_to_read_that_is_gone_is_read_no_more() {
+    let mut rig = rig();
+    let inspect = b"GET /containers/x/json HTTP/1.1\r\n\r\n";
+    rig.client.write_all(inspect).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, inspect).await;
+    drop(rig.client);
+    expect_end(&mut engine).await;
+    within(rig.running).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clients_fin_goes_on_during_a_call_of_ours_and_what_dockerd_makes_of_it_comes_back() {
+    let mut rig = rig();
+    let prune = b"POST /containers/prune HTTP/1.1\r\n\r\n";
+    rig.client.write_all(prune).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, prune).await;
+    rig.client.shutdown().await.unwrap();
+    expect_end(&mut engine).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut rig.client, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok marked").await;
+    expect_end(&mut rig.client).await;
+}
+
+#[tokio::test]
+async fn a_request_behind_a_call_of_ours_waits_for_it() {
+    let mut rig = rig();
+    let start = b"POST /containers/x/start HTTP/1.1\r\n\r\n";
+    rig.client.write_all(start).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, start).await;
+    rig.client.write_all(GET).await.unwrap();
+    rig.client.shutdown().await.unwrap();
+    assert!(timeout(Duration::from_millis(20), engine.read(&mut [0; 8])).await.is_err());
+    engine.write_all(OK).await.unwrap();
+    expect(&mut rig.client, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok marked").await;
+    expect(&mut engine, GET).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut rig.client, OK).await;
+    expect_end(&mut engine).await;
+}
+
+#[tokio::test]
+async fn line_ends_behind_a_post_that_was_answered_here_do_not_come_to_dockerd() {
+    let Rig { engine, path, stop, _folder, .. } = rig();
+    let (mut client, near) = UnixStream::pair().unwrap();
+    let refuse = async |asked: Asked| {
+        let reply = Manner::of(&asked.request).error(409, "taken").into();
+        Ok::<_, Infallible>(Answered { reply, then: Behind::Next, upstream: asked.upstream })
+    };
+    let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(Engine::Unix(path)))));
+    let connection = Connection::new(Wire::Unix(near), upstream, service_fn(refuse), stop, TaskTracker::new());
+    let running = tokio::spawn(connection.run(()));
+    client.write_all(b"POST /containers/create HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+    let mut answer = [0; 12];
+    within(client.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 409");
+    client.write_all(&[b"\r\n", GET].concat()).await.unwrap();
+    let mut engine = within(engine.accept()).await.unwrap().0;
+    expect(&mut engine, GET).await;
+    drop(client);
+    within(running).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_waits_in_dockerds_full_queue_may_leave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("docker.sock");
+    let engine = tokio::net::UnixSocket::new_stream().unwrap();
+    engine.bind(&path).unwrap();
+    let _engine = engine.listen(0).unwrap();
+    let engine = Engine::Unix(path);
+    let queued: Vec<Wire> = std::iter::from_fn(|| Wire::connect_at_once(&engine)).collect();
+    assert!(!queued.is_empty());
+    let (mut client, near) = UnixStream::pair().unwrap();
+    let upstream = Upstream::new(Arc::new(Dialer::new(Arc::new(engine))));
+    let stop = CancellationToken::new();
+    let connection = Connection::new(Wire::Unix(near), upstream, service_fn(marked), stop, TaskTracker::new());
+    let running = tokio::spawn(connection.run(()));
+    client.write_all(GET).await.unwrap();
+    assert!(timeout(Duration::from_millis(50), client.read(&mut [0; 8])).await.is_err(), "it did not wait");
+    drop(client);
+    within(running).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_body_that_must_be_read_and_is_too_long_or_broken_goes_nowhere() {
     for (text, status) in [
         (format!("POST /containers/create HTTP/1.1\r\nContent-Length: {}\r\n\r\n", LONGEST_BODY + 1), "413"),
