@@ -513,3 +513,5 @@ async fn a_panic_in_a_call_ends_its_connection_alone() {
     engine.write_all(OK).await.unwrap();
     assert_eq!(receive(&mut other.client, OK.len()).await, Got(OK.to_vec(), Last::Open));
 }
+
+mod bulk;
