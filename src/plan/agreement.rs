@@ -9,7 +9,8 @@ use serde_json::Value;
 use super::body::{self, read_create};
 use super::call::{Call, classify};
 use super::json;
-use super::runtime::Runtimes;
+use super::runtime::{RUNTIME, Runtimes, Way};
+use crate::model::endpoint::OciRuntime;
 use crate::model::fault::Fault;
 use crate::model::recreation::RecreationLabels;
 use crate::reference::{ask, hex};
@@ -23,17 +24,32 @@ struct Meaning {
     mode: String,
     networks: Option<BTreeMap<String, Vec<String>>>,
     labels: Option<BTreeMap<String, String>>,
+    runtime: String,
     ports: bool,
+}
+
+/// What a dockerd knows to which ours was made known, and another runtime.
+fn with_ours() -> Runtimes {
+    let runtime = |path: &str| OciRuntime { path: path.to_owned(), args: Vec::new() };
+    let known = [("gpu", "/usr/bin/gpu-runtime"), (RUNTIME, "/usr/bin/calico-runtime")];
+    let known = known.map(|(name, path)| (name.to_owned(), runtime(path)));
+    Runtimes { default: "runc".to_owned(), known: known.into() }
 }
 
 fn values_of<'a>(environment: &'a [String], name: &str) -> BTreeSet<&'a str> {
     environment.iter().filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).collect()
 }
 
-/// Compares our reading and our edit of a create body with Go's; the text tells how they differ.
+/// Compares our reading and our edit of a create body with Go's, where dockerd knows our runtime and where not; the text
+/// tells how they differ.
 fn create_agrees(bytes: &[u8]) -> Result<(), String> {
+    create_agrees_beside(bytes, &Runtimes::default())?;
+    create_agrees_beside(bytes, &with_ours())
+}
+
+fn create_agrees_beside(bytes: &[u8], runtimes: &Runtimes) -> Result<(), String> {
     let go: Meaning = ask("create", &[bytes]);
-    let ours = read_create(bytes, "", &Runtimes::default());
+    let ours = read_create(bytes, "", runtimes);
     if !go.error.is_empty() {
         // dockerd refuses the body, so it must refuse what we make of it.
         let Ok(Some((_, edited))) = ours else { return Ok(()) };
@@ -78,7 +94,14 @@ fn create_agrees(bytes: &[u8]) -> Result<(), String> {
             if ask_of_us.warnings.iter().any(|warning| warning.contains("published ports")) != go.ports {
                 return Err(format!("ports {} to Go, we say {:?}", go.ports, ask_of_us.warnings));
             }
-            let compared: String = ask("edit", &[bytes, &edited]);
+            let (runtime, behind) = match runtimes.choose(&go.runtime) {
+                Way::Runtime(behind) => (RUNTIME.to_owned(), behind),
+                Way::Node(_) => (go.runtime, None),
+            };
+            if ask_of_us.requested.runtime != behind {
+                return Err(format!("behind ours {:?}, {behind:?} to Go", ask_of_us.requested.runtime));
+            }
+            let compared: String = ask("edit", &[bytes, &edited, runtime.as_bytes()]);
             if compared == "same" {
                 return Ok(());
             }
@@ -113,6 +136,11 @@ fn bodies_that_were_once_read_otherwise_than_by_go_are_read_alike() {
         // null leaves a text as it was.
         r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"n","NetworkMode":null}}"#,
         r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"container"}}"#,
+        // Whose runtime is asked for where, and how often.
+        r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"Runtime":"gpu","runtime":"runc","Runtime":null}}"#,
+        r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"Runtime":"gpu"},"HostConfig":{"RUNTIME":"kata"},"Runtime":"runc"}"#,
+        r#"{"Env":["CALICO_IP=auto"],"HostConfig":{"Runtime":"kata"},"HostConfig":null,"Runtime":"gpu"}"#,
+        r#"{"Env":["CALICO_IP=auto"],"Runtime":"gpu","Memory":6291456,"Cpuset":"0"}"#,
     ] {
         create_agrees(body.as_bytes()).unwrap_or_else(|why| panic!("{body}: {why}"));
     }
@@ -180,6 +208,7 @@ fn number() -> impl Strategy<Value = String> {
 fn host_members() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => member("NetworkMode", text(&["none", "default", "n", "host", "container:x", ""])),
+        2 => member("Runtime", text(&["runc", "gpu", "calico", "kata", ""])),
         1 => member("Memory", number()),
         1 => member("CpuShares", number()),
         1 => member("CpusetCpus", text(&["0", "0-1", ""])),

@@ -314,7 +314,8 @@ func create(parts [][]byte) any {
 	return meaning{Env: env, Mode: c.Host.NetworkMode, Networks: networks, Labels: c.Config.Labels, Runtime: c.Host.Runtime, Ports: ports}
 }
 
-// edit: whether the second body is the first without its network and with nothing else changed.
+// edit: whether the second body is the first without its network, with the runtime that is named, and with nothing else
+// changed.
 func edit(parts [][]byte) any {
 	before, err := decodeCreate(parts[0])
 	if err != nil {
@@ -330,7 +331,7 @@ func edit(parts [][]byte) any {
 	if len(after.Endpoints) > 0 {
 		return fmt.Sprintf("%d endpoints are left", len(after.Endpoints))
 	}
-	before.Host.NetworkMode = "none"
+	before.Host.NetworkMode, before.Host.Runtime = "none", string(parts[2])
 	before.Endpoints, after.Endpoints = nil, nil
 	if !reflect.DeepEqual(before, after) {
 		one, _ := json.Marshal(before)
