@@ -18,6 +18,7 @@ use crate::lab::Lab;
 use crate::lab::host::Host;
 
 const SLEEPER: &str = r#"{"Image":"busybox","Cmd":["sleep","1000"],"StopSignal":"SIGKILL"}"#;
+const OURS: &str = r#"{"Image":"busybox","Cmd":["sleep","1000"],"StopSignal":"SIGKILL","Env":["CALICO_IP=auto"]}"#;
 const HELLO: &str = r#"{"Image":"busybox","Cmd":["echo","hello"]}"#;
 
 /// What every request finds: a container that runs, one that has ended and said something, some that are called like
@@ -74,6 +75,7 @@ fn things(host: &Host) -> Things {
         ("@image", saved[at..].to_vec()),
     ]);
     things.set("sleeper", SLEEPER);
+    things.set("ours", OURS);
     things.set("hello", HELLO);
     for scene in scenes(WORLD) {
         play(host, Way::Raw, &scene, &mut things);
@@ -137,6 +139,8 @@ fn compare_scenes(host: &Host, things: &mut Things, scenes: &[Vec<&str>], found:
     for scene in scenes {
         let mut played = Vec::new();
         for way in [Way::Raw, Way::Unix, Way::Tcp] {
+            // Of dockerd nobody wishes for an address.
+            things.set("wish", if way == Way::Raw { "NO_WISH=auto" } else { "CALICO_IP=auto" });
             played.push((way, play(host, way, scene, things)));
         }
         for number in 0..played[0].1.len() {
@@ -327,4 +331,14 @@ fn what_changes_something_is_answered_with_the_same_bytes() {
     compare_scenes(lab.host(1), &mut things, &scenes(include_str!("differ/changes.txt")), &mut found);
     found.assert_none(250);
     lab.assert_consistent();
+}
+
+#[test]
+fn a_container_of_ours_answers_with_the_same_bytes_and_so_does_a_create_that_dockerd_refuses() {
+    let lab = Lab::running(1);
+    let (mut things, mut found) = (things(lab.host(1)), Differences::default());
+    compare_scenes(lab.host(1), &mut things, &scenes(include_str!("differ/ours.txt")), &mut found);
+    found.assert_none(200);
+    lab.assert_consistent();
+    lab.remove_everything();
 }

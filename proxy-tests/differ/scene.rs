@@ -1,8 +1,8 @@
 //! Scenes: what is done and what is compared, as text.
 //!
 //! A scene is some lines up to a blank one, and is played once for each way to dockerd. `- METHOD TARGET [BODY]` is done
-//! at dockerd's own socket and has to succeed, `-? …` may fail, `-id …` also makes the reply's `Id` be `$id` from then
-//! on. `> …` goes the way that is tried and is compared; `>up …` asks for an upgrade; of `>~ …` the lists have no order
+//! at dockerd's own socket and has to succeed, `-through …` at the node's, `-? …` may fail, `-id …` also makes the reply's
+//! `Id` be `$id` from then on. `> …` goes the way that is tried and is compared; `>up …` asks for an upgrade; of `>~ …` the lists have no order
 //! at dockerd itself. A body is JSON, or the name of one of the [`Things`]. `#` begins a comment.
 
 use std::collections::BTreeMap;
@@ -94,7 +94,8 @@ pub(crate) fn play(host: &Host, way: Way, scene: &[&str], things: &mut Things) -
             });
             continue;
         }
-        let reply = exchange(host, Way::Raw, &request, &heads, Then::Ping(1));
+        let way = if mark == "-through" { Way::Unix } else { Way::Raw };
+        let reply = exchange(host, way, &request, &heads, Then::Ping(1));
         let status = reply.status();
         assert!(mark == "-?" || (200..400).contains(&status), "{call} of the scene {scene:?}: {reply}");
         if mark == "-id" {
