@@ -4,6 +4,7 @@
 //! their order, the body, the bounds of its chunks, and whether the connection goes on. What changes something is told in
 //! [`scene`]s that are played once for each way.
 
+mod edited;
 pub(crate) mod normal;
 mod requests;
 pub(crate) mod scene;
@@ -334,11 +335,28 @@ fn what_changes_something_is_answered_with_the_same_bytes() {
 }
 
 #[test]
-fn a_container_of_ours_answers_with_the_same_bytes_and_so_does_a_create_that_dockerd_refuses() {
+fn what_dockerd_says_of_a_container_of_ours_comes_as_it_is_but_for_its_network() {
     let lab = Lab::running(1);
-    let (mut things, mut found) = (things(lab.host(1)), Differences::default());
-    compare_scenes(lab.host(1), &mut things, &scenes(include_str!("differ/ours.txt")), &mut found);
+    let h1 = lab.host(1);
+    let (mut things, mut found) = (things(h1), Differences::default());
+    compare_scenes(h1, &mut things, &scenes(include_str!("differ/ours.txt")), &mut found);
     found.assert_none(200);
+    let versions = ["", "/v1.41", "/v1.24", "/v1.22", "/v1.20", "/v1.12"];
+    for version in versions {
+        add_ours(h1);
+        let id = h1.container("ours").id;
+        for path in ["containers/ours/json", "containers/ours/json?size=1", "containers/json?all=1&size=1"] {
+            edited::compare_look(h1, &format!("{version}/{path}"), &id);
+        }
+        h1.docker("start ours").ok();
+        for path in ["containers/ours/json", "containers/json"] {
+            edited::compare_look(h1, &format!("{version}/{path}"), &id);
+        }
+        h1.docker("rm -f ours").ok();
+    }
+    for version in versions {
+        edited::compare_create(h1, version);
+    }
     lab.assert_consistent();
     lab.remove_everything();
 }

@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 /// The replies in some bytes.
 pub(crate) struct Split<'a> {
-    replies: Vec<Reply<'a>>,
+    pub(crate) replies: Vec<Reply<'a>>,
     /// So many of them are final ones and complete.
     pub(crate) whole: usize,
     /// The last one has no end but the connection's.
@@ -16,9 +16,9 @@ pub(crate) struct Split<'a> {
     rest: &'a [u8],
 }
 
-struct Reply<'a> {
-    head: &'a str,
-    body: Vec<u8>,
+pub(crate) struct Reply<'a> {
+    pub(crate) head: &'a str,
+    pub(crate) body: Vec<u8>,
     /// The sizes of its chunks; `None`: it is not chunked.
     chunks: Option<Vec<usize>>,
 }

@@ -205,10 +205,13 @@ impl Exchange {
         std::str::from_utf8(self.bytes.get(9..12).unwrap_or_default()).unwrap_or_default().parse().unwrap_or(0)
     }
 
+    pub(crate) fn replies(&self) -> normal::Split<'_> {
+        normal::split(&self.bytes, &self.heads, self.end == End::Closed)
+    }
+
     /// What must be the same each way.
     pub(crate) fn compared(&self, sorts: bool) -> String {
-        let text = normal::split(&self.bytes, &self.heads, self.end == End::Closed).text(sorts);
-        format!("{text}\nend: {:?}", self.end)
+        format!("{}\nend: {:?}", self.replies().text(sorts), self.end)
     }
 }
 
