@@ -10,6 +10,12 @@ use crate::lab::host::Host;
 use crate::lab::wait::wait_until;
 use crate::lab::{Lab, ip};
 
+/// The addresses that creates hold whose containers are not recorded yet.
+fn pending(host: &Host) -> usize {
+    let claims = host.etcd().entries("/calico/v1/ipam/v4/assignment/");
+    claims.values().filter(|claim| claim.json()["state"] == "pending").count()
+}
+
 /// What a refused request must leave as it was.
 #[derive(Debug, PartialEq)]
 struct Everything {
@@ -125,7 +131,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn without_etcd_a_wish_is_refused_quickly_and_everything_else_goes_on() {
+fn without_etcd_a_wish_is_refused_quickly_or_undone_and_everything_else_goes_on() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
     let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
@@ -171,6 +177,23 @@ fn without_etcd_a_wish_is_refused_quickly_and_everything_else_goes_on() {
         });
         h1.container("after").remove();
     }
+    // It goes when dockerd has made the containers and they are to be recorded, one of them with a profile to be made.
+    let h1 = lab.host(1);
+    h1.signal_dockerd(Signal::SIGSTOP);
+    std::thread::scope(|scope| {
+        let creates = [&["CALICO_IP=192.168.7.1"][..], &["CALICO_IP=192.168.7.2", "CALICO_PROFILE=new"]];
+        let creates = creates.map(|env| scope.spawn(move || h1.create(&format!("never-{}", env.len()), env)));
+        wait_until("both have their claims", SOON, || pending(h1) == 2);
+        lab.signal_etcd(Signal::SIGSTOP);
+        h1.signal_dockerd(Signal::SIGCONT);
+        for create in creates {
+            let reply = create.join().unwrap();
+            assert!(reply.status == 503 && reply.message().starts_with("calico: record container "), "{reply:?}");
+        }
+    });
+    assert_eq!(h1.container_ids(), before.containers);
+    lab.signal_etcd(Signal::SIGCONT);
+    wait_until("etcd is healthy", SOON, || lab.etcd().healthy());
     // A claim that etcd made when nobody waited for it any more may last as long as a lease, and no longer.
     lab.assert_consistent_once_leases_ended();
     assert_eq!(everything(lab.host(1)), before);

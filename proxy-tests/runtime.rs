@@ -137,8 +137,26 @@ fn a_container_whose_policy_may_not_stand_does_not_start_and_says_why() {
     lab.remove_everything();
 }
 
+/// A runtime in whose containers something stands where our interface would be made.
+const OCCUPYING: &str = r#"#!/bin/sh
+case " $* " in *" create "*) ;; *) exec runc "$@" ;; esac
+runc "$@" || exit
+until [ "$1" = --pid-file ]; do shift; done
+exec nsenter -t "$(cat "$2")" -n ip link add eth1 type bridge
+"#;
+
+/// Makes a further runtime known to dockerd.
+fn know(host: &Host, name: &str, script: &str) {
+    let program = host.scratch().join(name);
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    host.configure_dockerd("runtimes", json!({ (name): { "path": program } }));
+    host.signal_dockerd(nix::sys::signal::Signal::SIGHUP);
+    wait_until("dockerd knows of the runtime", SOON, || !host.runtime(name).is_null());
+}
+
 #[test]
-fn without_our_runtime_a_container_is_wired_by_the_node_and_the_user_is_told() {
+fn without_our_runtime_the_node_wires_and_says_so_and_a_start_that_it_cannot_wire_is_undone() {
     let lab = Lab::running_without_runtime(1);
     let h1 = lab.host(1);
     let created = h1.create("ann", &["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"]);
@@ -150,6 +168,26 @@ fn without_our_runtime_a_container_is_wired_by_the_node_and_the_user_is_told() {
     assert_eq!(ann.record()["wired_by"], "node");
     let shown = h1.calicoctl("endpoint show --detailed").ok();
     assert!(shown.contains("Wired by") && shown.contains(" node "), "{shown}");
+
+    know(h1, "occupying", OCCUPYING);
+    let host_config = json!({"Runtime": "occupying"});
+    let created = h1.try_create("bob", &["CALICO_IP=192.168.1.2"], &host_config).expect("an answer");
+    let bob = h1.container("bob");
+    assert_eq!(created.status, 201, "{}", created.message());
+    for verb in ["start", "restart?t=0"] {
+        let reply = h1.api("POST", &format!("/containers/bob/{verb}"), None);
+        let told = format!("calico: wire container {}: make interface {}", &bob.id[..12], bob.link());
+        assert!(reply.status == 500 && reply.message().starts_with(&told), "{}: {}", reply.status, reply.message());
+        assert_eq!((bob.pid(), bob.record()["state"].clone()), (0, json!("inactive")));
+        assert_eq!(h1.cali_links(), [ann.link()].into());
+        assert!(!h1.has_route("192.168.1.2"));
+        lab.assert_consistent();
+    }
+    let wish = "-e CALICO_IP=192.168.1.3 --runtime occupying";
+    let said = h1.docker(&format!("run --rm {wish} --name cid busybox sleep 600")).fails_with(125);
+    assert!(said.contains("calico: wire container"), "{said}");
+    wait_until("what was to be removed at its end is gone", SOON, || !h1.has_container("cid"));
+    wait_until("its address is free", SOON, || h1.create("dan", &["CALICO_IP=192.168.1.3"]).status == 201);
     lab.assert_consistent();
     lab.remove_everything();
 }
