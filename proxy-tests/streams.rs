@@ -366,10 +366,45 @@ fn a_client_that_is_killed_takes_its_calls_at_dockerd_with_it() {
     }
 }
 
+/// How many descriptors the node and dockerd have open.
+fn descriptors(host: &Host) -> [usize; 2] {
+    let dockerd = std::fs::read_dir(format!("/proc/{}/fd", host.dockerd_pid())).unwrap().count();
+    [host.node_descriptors(), dockerd]
+}
+
 #[test]
-fn a_client_over_tcp_that_dies_without_a_word_is_given_up_and_one_that_is_silent_is_not() {
+fn a_client_over_tcp_that_closes_or_dies_without_a_word_is_given_up_and_one_that_is_silent_is_not() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
+    idle(h1, "box", IDLE);
+    let begin = |command: &str| {
+        let id = exec(h1, "box", &["sh", "-c", &format!("echo here; {command}")], false);
+        let mut stream = start_exec(h1, Way::Tcp, &id, false);
+        let mut here = [0; 8 + 5];
+        stream.read_exact(&mut here).unwrap();
+        stream
+    };
+    // A close looks like the end of what a client has to say. A probe tells them apart, once the client's kernel has
+    // forgotten the one.
+    h1.sh("sysctl -qw net.ipv4.tcp_fin_timeout=1");
+    let wait = "until [ -e /go ]; do sleep 0.1; done; echo late";
+    let mut half_closed = begin(wait);
+    half_closed.finish();
+    let before = descriptors(h1);
+    let closed: Vec<Stream> = (0..20).map(|_| begin(wait)).collect();
+    let [node, dockerd] = descriptors(h1);
+    assert!(node >= before[0] + 40 && dockerd >= before[1] + 40, "{before:?} became {node} and {dockerd}");
+    drop(closed);
+    wait_until("the node is rid of those that have closed", Duration::from_mins(1), || {
+        h1.node_descriptors() <= before[0] + 2
+    });
+    h1.raw_docker("exec box touch /go").ok();
+    let mut late = Vec::new();
+    half_closed.read_to_end(&mut late).unwrap();
+    assert_eq!(unframed(&late).0, b"late\n");
+    // The node keeps some connections ready, more of them by then.
+    wait_until("dockerd is rid of their streams", SOON, || descriptors(h1)[1] <= before[1] + 10);
+
     let listen = || {
         let (mut stream, port) = Stream::open_over_tcp(h1);
         stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
