@@ -1,6 +1,6 @@
 //! The node is stopped or replaced: nobody notices who does not have to.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::differ::wire::{Stream, Way};
 use crate::lab::container::SOON;
 use crate::lab::host::Host;
 use crate::lab::wait::{wait_for, wait_until};
@@ -122,6 +123,16 @@ fn a_start_that_is_under_way_at_sigterm_comes_to_its_end() {
     lab.remove_everything();
 }
 
+/// A stream of the Docker API whose head has come.
+fn open(host: &Host, way: Way, path: &str) -> Stream {
+    let mut stream = Stream::open(host, way);
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200", "{path}, {way:?}");
+    stream
+}
+
 #[test]
 fn a_client_that_had_come_before_a_take_over_creates_a_container_during_it() {
     let lab = Lab::running(1);
@@ -148,23 +159,33 @@ fn a_client_that_had_come_before_a_take_over_creates_a_container_during_it() {
 fn open_streams_hold_a_stop_up_until_their_time_is_over_or_a_second_signal_comes() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);
-    h1.spawn_node(&["--drain-timeout", "600"]);
-    h1.await_ready();
-    let mut events = UnixStream::connect(h1.proxy_socket()).unwrap();
-    events.set_read_timeout(Some(SOON)).unwrap();
-    events.write_all(b"GET /events HTTP/1.1\r\nHost: docker\r\n\r\n").unwrap();
-    let mut head = [0; 12];
-    events.read_exact(&mut head).unwrap();
-    assert_eq!(&head, b"HTTP/1.1 200");
-    let mut node = h1.take_node();
-    send(&node, Signal::SIGTERM);
-    wait_until("nobody is let in any more", SOON, || h1.try_api("GET", "/_ping", None).is_none());
-    assert!(node.try_wait().unwrap().is_none(), "the open stream did not hold the node");
-    send(&node, Signal::SIGTERM);
-    let status = wait_for("the node ends", SOON, || node.try_wait().unwrap());
-    assert!(status.success(), "the node ended with {status}");
-    // The client sees an end, and not the one that HTTP has.
-    let mut rest = Vec::new();
-    let _ = events.read_to_end(&mut rest);
-    assert!(!rest.ends_with(b"0\r\n\r\n"), "the cut stream looks whole");
+    h1.raw_docker("run -d --name talker busybox sleep 1000").ok();
+    for (patience, is_told_again) in [("600", true), ("1", false)] {
+        h1.spawn_node(&["--drain-timeout", patience]);
+        h1.await_ready();
+        let streams: Vec<(Way, &str, Stream)> = [Way::Unix, Way::Tcp]
+            .into_iter()
+            .flat_map(|way| ["/events", "/containers/talker/logs?stdout=1&follow=1"].map(|path| (way, path)))
+            .map(|(way, path)| (way, path, open(h1, way, path)))
+            .collect();
+        let mut node = h1.take_node();
+        send(&node, Signal::SIGTERM);
+        wait_until("nobody is let in any more", SOON, || h1.try_api("GET", "/_ping", None).is_none());
+        assert!(node.try_wait().unwrap().is_none(), "the open streams did not hold the node");
+        let status = wait_for("the node ends", SOON, || {
+            if is_told_again {
+                send(&node, Signal::SIGTERM);
+            }
+            node.try_wait().unwrap()
+        });
+        assert!(status.success(), "the node ended with {status}");
+        for (way, path, mut stream) in streams {
+            let mut rest = Vec::new();
+            let end = stream.read_to_end(&mut rest).map_err(|error| error.kind());
+            // Over TCP a FIN would look like the end of logs that were read to it.
+            let reset = Err(ErrorKind::ConnectionReset);
+            assert!(end == reset || (way == Way::Unix && end.is_ok()), "{path}, {way:?}: {end:?}");
+            assert!(!rest.ends_with(b"0\r\n\r\n"), "{path}, {way:?}: the cut stream looks whole");
+        }
+    }
 }
