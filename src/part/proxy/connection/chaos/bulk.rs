@@ -203,3 +203,27 @@ async fn every_byte_of_a_long_request_arrives_before_the_next_one_and_whatever_c
         }
     }
 }
+
+#[tokio::test]
+async fn a_request_and_its_reply_go_on_in_turns_chunk_by_chunk() {
+    play_all([20], |rounds, over_unix| async move {
+        let (mut client, dockerd) = stage(over_unix).await;
+        let request = b"POST /x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let mut engine = within(dockerd.accept()).await;
+        within(engine.read_exact(&mut vec![0; request.len()])).await.unwrap();
+        carry(&mut engine, &mut client, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+        for round in 1..=rounds {
+            let size = round * round * 100;
+            let chunk = [format!("{size:x}\r\n").into_bytes(), content(size), b"\r\n".to_vec()].concat();
+            carry(&mut client, &mut engine, &chunk).await;
+            carry(&mut engine, &mut client, &chunk).await;
+        }
+        // The next call has them to itself.
+        carry(&mut client, &mut engine, b"0\r\n\r\n").await;
+        carry(&mut engine, &mut client, b"0\r\n\r\n").await;
+        carry(&mut client, &mut engine, GET).await;
+        carry(&mut engine, &mut client, OK).await;
+    })
+    .await;
+}
