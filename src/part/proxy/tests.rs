@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
 use tower::service_fn;
@@ -68,4 +69,19 @@ async fn a_panic_ends_one_connection_and_a_stop_ends_the_idle_ones() {
     timeout(Duration::from_secs(5), serving).await.unwrap().unwrap();
     assert_eq!(good.read(&mut [0; 8]).await.unwrap(), 0);
     dockerd.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_over_tcp_is_written_to_at_once_and_asked_whether_it_lives() {
+    let socket = listen::bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    let door = Listener::tcp(socket, None).unwrap().door().unwrap();
+    let (_client, accepted) = tokio::join!(TcpStream::connect(address), door.accept());
+    let Ok(Wire::Tcp(accepted)) = accepted else { panic!("{accepted:?}") };
+    assert!(getsockopt(&accepted, sockopt::TcpNoDelay).unwrap());
+    assert!(getsockopt(&accepted, sockopt::KeepAlive).unwrap());
+    let times = [getsockopt(&accepted, sockopt::TcpKeepIdle), getsockopt(&accepted, sockopt::TcpKeepInterval)];
+    let silence = times.map(Result::unwrap).iter().sum::<u32>();
+    let asked = getsockopt(&accepted, sockopt::TcpKeepCount).unwrap();
+    assert!(silence <= 10 && asked <= 3, "asked {asked} times, {times:?}");
 }
