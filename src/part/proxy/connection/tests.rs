@@ -540,6 +540,40 @@ async fn a_head_that_drips_has_its_time_and_a_connection_without_one_has_no_limi
     assert!((HEAD_TIME..HEAD_TIME * 6 / 5).contains(&took), "it ended after {took:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn streams_and_connections_between_requests_have_no_limit() {
+    const DAY: Duration = Duration::from_hours(24);
+    for head in ["HTTP/1.1 101 UPGRADED\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"] {
+        let mut rig = rig();
+        rig.client.write_all(GET).await.unwrap();
+        let mut engine = rig.accept().await;
+        expect(&mut engine, GET).await;
+        engine.write_all(OK).await.unwrap();
+        expect(&mut rig.client, OK).await;
+        // Then a reply that takes its time, and a stream on which nothing is said.
+        tokio::time::sleep(DAY).await;
+        rig.client.write_all(GET).await.unwrap();
+        expect(&mut engine, GET).await;
+        tokio::time::sleep(DAY).await;
+        engine.write_all(head.as_bytes()).await.unwrap();
+        expect(&mut rig.client, head.as_bytes()).await;
+        for word in [b"one", b"two"] {
+            tokio::time::sleep(DAY).await;
+            rig.client.write_all(word).await.unwrap();
+            expect(&mut engine, word).await;
+            tokio::time::sleep(DAY).await;
+            engine.write_all(word).await.unwrap();
+            expect(&mut rig.client, word).await;
+        }
+        // One direction has ended; the other one has all its time.
+        rig.client.shutdown().await.unwrap();
+        expect_end(&mut engine).await;
+        tokio::time::sleep(DAY).await;
+        engine.write_all(b"late").await.unwrap();
+        expect(&mut rig.client, b"late").await;
+    }
+}
+
 #[tokio::test]
 async fn a_stream_that_is_cut_by_the_end_of_the_process_is_reset() {
     let rig = rig();
