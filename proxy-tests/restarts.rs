@@ -1,11 +1,12 @@
 //! A node that ends and starts again in good order: nobody notices.
 
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
-use crate::lab::Lab;
 use crate::lab::container::{SOON, reach_each_other};
 use crate::lab::netns::Pinger;
 use crate::lab::wait::wait_until;
+use crate::lab::{Lab, START, spawn_logged};
 
 #[test]
 fn a_restart_of_the_node_loses_no_packet() {
@@ -56,6 +57,36 @@ fn a_restart_of_the_node_loses_no_packet() {
     lab.assert_consistent();
     far.comes_to_reach(ann.ip());
     lab.remove_everything();
+}
+
+#[test]
+fn systemd_hears_that_the_node_is_ready_before_dockerd_and_etcd_are_there_and_it_serves_once_they_are() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    h1.kill_dockerd();
+    lab.kill_etcd();
+    let path = h1.scratch().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(START)).unwrap();
+    let listen = format!("unix://{}", h1.proxy_socket().display());
+    let node = h1.node_command(&["--listen", &listen]).env("NOTIFY_SOCKET", &path);
+    h1.keep_node(spawn_logged(node, &h1.node_log()));
+    let mut told = [0; 64];
+    let count = systemd.recv(&mut told).unwrap();
+    assert_eq!(&told[..count], b"READY=1");
+    // What it promises by that: nothing passes unseen, and clients are answered.
+    assert!(
+        h1.sh("nft list tables").contains("calico") && h1.rules().iter().any(|rule| rule.contains("calico-FORWARD"))
+    );
+    assert_eq!(h1.api("GET", "/_ping", None).status, 502);
+    assert!(!h1.is_ready());
+    h1.spawn_dockerd();
+    lab.start_etcd();
+    h1.await_dockerd();
+    h1.await_ready();
+    let ann = h1.run("ann", "-e CALICO_IP=auto");
+    assert!(h1.space.pings(ann.ip()));
+    lab.assert_consistent();
 }
 
 /// etcd cuts off a client that pings it more often than it allows, which took a healthy etcd away every 15 s.
