@@ -13,6 +13,7 @@ pub(crate) mod wire;
 use std::fmt::Write;
 
 use scene::{Things, play, scenes};
+use serde_json::json;
 use wire::{Then, Way, exchange, first_difference};
 
 use crate::lab::Lab;
@@ -354,9 +355,22 @@ fn what_dockerd_says_of_a_container_of_ours_comes_as_it_is_but_for_its_network()
         }
         h1.docker("rm -f ours").ok();
     }
+    // A list of some megabytes, in the middle of which it stands.
+    let long = "x".repeat(128 << 10);
+    for number in 0..40 {
+        if number == 20 {
+            add_ours(h1);
+        }
+        let body = json!({"Image": "busybox", "Labels": {"long": &long}});
+        let path = format!("/containers/create?name=long{number}");
+        assert_eq!(Host::try_exchange(&h1.raw_socket(), "POST", &path, Some(&body)).unwrap().status, 201);
+    }
+    edited::compare_look(h1, "/containers/json?all=1", &h1.container("ours").id);
     for version in versions {
         edited::compare_create(h1, version);
     }
+    edited::create_in_every_framing(h1);
+    assert!(!h1.node_log_text().contains(edited::SECRET), "the log tells what was sent");
     lab.assert_consistent();
     lab.remove_everything();
 }
