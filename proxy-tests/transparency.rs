@@ -272,3 +272,41 @@ fn a_container_starts_whatever_spellings_dockerd_has_kept_of_it() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+#[test]
+fn a_name_means_the_container_that_dockerd_means_by_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    // Containers that are called like calls.
+    for name in ["create", "json", "start", "prune", "stop"] {
+        let container = h1.run(name, "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+        let address = container.ip();
+        let shown = h1.api("GET", &format!("/containers/{name}/json"), None).json();
+        assert_eq!(shown["NetworkSettings"]["IPAddress"], address.to_string(), "{name}");
+        for (verb, answers) in [("restart?t=0", true), ("stop?t=0", false), ("start", true)] {
+            let reply = h1.api("POST", &format!("/containers/{name}/{verb}"), None);
+            assert_eq!(reply.status, 204, "{verb} {name}: {}", reply.message());
+            assert_eq!(ann.reaches(address), answers, "after {verb} of {name}");
+        }
+        assert_eq!(h1.api("DELETE", &format!("/containers/{name}?force=1"), None).status, 204);
+        assert!(container.try_record().is_none(), "{name} is still recorded");
+    }
+    // A name goes before the beginning of an id.
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    let short = &bob.id[..12];
+    h1.docker(&format!("create --name {short} busybox")).ok();
+    let delete = || h1.api("DELETE", &format!("/containers/{short}?force=1"), None).status;
+    assert_eq!(delete(), 204);
+    assert!(ann.reaches(bob.ip()), "the other one was meant");
+    lab.assert_consistent();
+    assert_eq!(delete(), 204);
+    assert!(bob.try_record().is_none() && h1.cali_links() == [ann.link()].into());
+    assert_eq!(
+        h1.create("cid", &["CALICO_IP=192.168.1.2"]).status,
+        201,
+        "the address is free when the delete is answered"
+    );
+    lab.assert_consistent();
+    lab.remove_everything();
+}
