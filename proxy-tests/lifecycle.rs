@@ -170,3 +170,24 @@ fn a_wiring_that_was_cut_short_is_completed() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// Text that was none darkened a container for good, and a line of ours came back each minute into a file of its own.
+#[test]
+fn what_a_container_makes_of_its_hosts_file_is_its_own_business() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    let link = ann.link();
+    for hosts in ["127.0.0.1 localhost\\n", "\\377\\n"] {
+        ann.exec(&["sh", "-c", &format!("printf '{hosts}' >/etc/hosts")]).ok();
+        let written = ann.exec(&["od", "-c", "/etc/hosts"]).ok();
+        // She runs, so dockerd does nothing, and the node looks at her.
+        h1.docker("start ann").ok();
+        assert_eq!(ann.exec(&["od", "-c", "/etc/hosts"]).ok(), written);
+        assert!(bob.reaches(ann.ip()));
+    }
+    lab.assert_consistent();
+    assert_eq!(ann.link(), link);
+    lab.remove_everything();
+}

@@ -17,7 +17,11 @@ use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
 use crate::plan::routes::RouteStep;
-use crate::plan::wiring::{Wiring, hosts_lines};
+use crate::plan::wiring::{Wiring, lacking_hosts_lines};
+
+/// How long a hosts file may be that is written to, in bytes: dockerd's are far below it, and a longer one is the work of
+/// what runs in the container.
+const LONGEST_HOSTS: u64 = 64 << 10;
 
 /// What wires on this host.
 #[derive(Debug)]
@@ -90,30 +94,26 @@ impl Wirer {
 /// Adds the container's own name to its hosts file, in place as Docker's bridge does it, with each address that is not there.
 ///
 /// dockerd makes one in the folder of the container. A file that somebody has mounted over it, the host's own perhaps, is not
-/// the container's.
+/// the container's. What is in it is the container's to write.
 pub(crate) fn add_hosts_lines(
     path: &Path,
     container: &ContainerId,
     addresses: &[IpAddr],
     hostname: &str,
 ) -> Result<(), Fault> {
-    use std::io::Write as _;
+    use std::io::{Read as _, Write as _};
     if path.parent().and_then(Path::file_name) != Some(OsStr::new(container.as_str())) {
         return Ok(());
     }
     let fault =
         |error: std::io::Error| Fault::World(format!("add the container's name to {}: {error}", path.display()));
-    let mut lines = hosts_lines(addresses, hostname);
-    if lines.is_empty() {
+    let mut file = std::fs::OpenOptions::new().read(true).append(true).open(path).map_err(fault)?;
+    let mut text = Vec::new();
+    (&file).take(LONGEST_HOSTS + 1).read_to_end(&mut text).map_err(fault)?;
+    if text.len() as u64 > LONGEST_HOSTS {
         return Ok(());
     }
-    let text = std::fs::read_to_string(path).map_err(fault)?;
-    lines.retain(|line| !text.lines().any(|one| one == line.trim_end()));
-    if lines.is_empty() {
-        return Ok(());
-    }
-    let mut file = std::fs::OpenOptions::new().append(true).open(path).map_err(fault)?;
-    file.write_all(lines.concat().as_bytes()).map_err(fault)
+    file.write_all(lacking_hosts_lines(&text, addresses, hostname).as_bytes()).map_err(fault)
 }
 
 #[cfg(test)]
@@ -130,6 +130,25 @@ mod tests {
             addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
             gateway: "172.25.0.1".parse().unwrap(),
         }
+    }
+
+    /// It was read whole, as text, and a container that had written anything else into it was taken from the network.
+    #[test]
+    fn a_hosts_file_may_hold_anything_and_one_of_the_containers_own_making_is_left_alone() {
+        let container: ContainerId = "a".repeat(64).parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(container.as_str()).join("hosts");
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let add = || add_hosts_lines(&path, &container, &["10.0.0.1".parse().unwrap()], "web");
+        std::fs::write(&path, b"\xff").unwrap();
+        for _ in 0..2 {
+            add().unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"\xff\n10.0.0.1\tweb\n");
+        }
+        // As long as a file can be, and nothing on the disk.
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8 << 30).unwrap();
+        add().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 8 << 30);
     }
 
     /// Where Docker has made a namespace without a network: it switches IPv6 off there.

@@ -59,10 +59,21 @@ pub(crate) fn desired_wiring(endpoint: &Endpoint, host_ip: Ipv4Addr) -> Result<W
     })
 }
 
-/// The lines of a container's hosts file for its own name, one for each address.
-pub(crate) fn hosts_lines(addresses: &[IpAddr], hostname: &str) -> Vec<String> {
+/// What a container's hosts file lacks of the lines for its own name, one for each address. The container may have written
+/// anything into it.
+pub(crate) fn lacking_hosts_lines(text: &[u8], addresses: &[IpAddr], hostname: &str) -> String {
     let plain = !hostname.is_empty() && hostname.bytes().all(|b| b.is_ascii_graphic());
-    addresses.iter().filter(|_| plain).map(|address| format!("{address}\t{hostname}\n")).collect()
+    let lines = addresses.iter().filter(|_| plain).map(|address| format!("{address}\t{hostname}"));
+    let mut lacking = String::new();
+    for line in lines.filter(|line| !text.split(|byte| *byte == b'\n').any(|one| one == line.as_bytes())) {
+        // Behind a last line without an end ours would become a part of it.
+        if lacking.is_empty() && text.last().is_some_and(|byte| *byte != b'\n') {
+            lacking.push('\n');
+        }
+        lacking.push_str(&line);
+        lacking.push('\n');
+    }
+    lacking
 }
 
 #[cfg(test)]
@@ -77,7 +88,14 @@ mod tests {
     #[test]
     fn a_container_finds_all_its_addresses_under_its_own_name() {
         let addresses: Vec<IpAddr> = ["10.0.0.1", "fd00::1"].map(|text| text.parse().unwrap()).into();
-        assert_eq!(hosts_lines(&addresses, "web"), ["10.0.0.1\tweb\n", "fd00::1\tweb\n"]);
-        assert!(hosts_lines(&addresses, "a b").is_empty() && hosts_lines(&[], "web").is_empty());
+        for (text, lacking) in [
+            (&b""[..], "10.0.0.1\tweb\nfd00::1\tweb\n"),
+            (b"10.0.0.1\tweb\n", "fd00::1\tweb\n"),
+            (b"\xff\nfd00::1\tweb\n10.0.0.1\tweb", ""),
+            (b"10.0.0.1\tweb2\n\xff", "\n10.0.0.1\tweb\nfd00::1\tweb\n"),
+        ] {
+            assert_eq!(lacking_hosts_lines(text, &addresses, "web"), lacking, "{}", text.escape_ascii());
+        }
+        assert_eq!([lacking_hosts_lines(b"", &addresses, "a b"), lacking_hosts_lines(b"", &[], "web")], ["", ""]);
     }
 }

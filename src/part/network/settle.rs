@@ -248,9 +248,16 @@ impl Network {
             if wired && stood {
                 self.metrics.count_drift(&format!("link {}", one.endpoint.interface));
             }
-            let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
-            if let Some(path) = &container.hosts_path {
-                add_hosts_lines(Path::new(path), id, &addresses, &container.hostname)?;
+            // What runs already may have changed the file on purpose, and is not taken from the network for it.
+            let runs = stood || one.endpoint.is_active();
+            if let Some(path) = container.hosts_path.as_deref().filter(|_| wired || !runs) {
+                let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
+                match add_hosts_lines(Path::new(path), id, &addresses, &container.hostname) {
+                    Err(fault) if runs => {
+                        tracing::warn!(container = id.short(), %fault, "it is in the network, but not by its own name");
+                    }
+                    added => added?,
+                }
             }
             let by = if wired { Some(WiredBy::Node) } else { one.endpoint.wired_by };
             match self.activate(one, by).await {
