@@ -321,3 +321,73 @@ fn a_policy_that_was_flushed_while_no_node_ran_is_not_taken_for_standing() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// Such a start succeeded, with a dead interface.
+#[test]
+fn a_container_that_was_made_for_calico_and_has_no_record_does_not_start_unless_an_operator_took_it_out() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
+    h1.run("cid", "-e CALICO_IP=192.168.1.3 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 bob").ok();
+    let key = bob.try_record().unwrap().0;
+    std::fs::remove_file(h1.state_dir().join("reservations").join(format!("{}.json", bob.id))).unwrap();
+    h1.etcd().ctl(&["del", &key]).run().ok();
+    let said = "was made for Calico and is not recorded";
+    wait_until("the node has seen it", SOON, || h1.docker("start bob").err().contains(said));
+    assert_eq!(h1.api("POST", "/containers/bob/start", None).status, 409);
+    let refused = h1.raw_docker("start bob");
+    assert!(!refused.succeeded() && refused.err().contains(said), "{}", refused.err());
+    // Others with a wish that nobody asked of Calico: the image's, or made beside the proxy with a network of Docker's.
+    for (name, options) in [("dan", "--network none"), ("eve", "--runtime calico")] {
+        h1.raw_docker(&format!("create --name {name} {options} -e CALICO_IP=auto busybox sleep 600")).ok();
+        h1.raw_docker(&format!("start {name}")).ok();
+        h1.docker(&format!("restart -t 0 {name}")).ok();
+    }
+    // Taken out, it starts as it is, with a node and without one.
+    h1.calicoctl("container remove cid").ok();
+    let restart = || {
+        for run in [h1.docker("restart -t 0 cid"), h1.raw_docker("restart -t 0 cid")] {
+            run.ok();
+        }
+    };
+    restart();
+    h1.kill_node();
+    h1.raw_docker("restart -t 0 cid").ok();
+    h1.start_node();
+    restart();
+    let released = h1.state_dir().join("released");
+    assert_eq!(std::fs::read_dir(&released).unwrap().count(), 1);
+    for name in ["bob", "cid", "dan", "eve"] {
+        h1.docker(&format!("rm -f {name}")).ok();
+    }
+    wait_until("nothing is kept of it", SOON * 2, || std::fs::read_dir(&released).unwrap().count() == 0);
+    h1.etcd().ctl(&["del", "/calico/v1/ipam/v4/assignment/192.168.0.0-16/192.168.1.2"]).run().ok();
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+/// What went wrong once was not tried again.
+#[test]
+fn a_create_that_was_cut_off_is_finished_when_what_stands_in_its_way_is_gone() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    std::fs::write(h1.run_dir().join("fail-point"), "create: dockerd has made the container").unwrap();
+    h1.try_create("ann", &["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"], &json!({}));
+    wait_until("the node has died", SOON, || h1.has_ended());
+    h1.kill_node();
+    let ann = h1.container("ann");
+    let reservations = h1.state_dir().join("reservations");
+    let in_the_way = reservations.join(format!("{}.new", ann.id));
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    h1.start_node();
+    wait_until("it was tried", SOON, || h1.node_log_text().contains("is not finished yet"));
+    assert_eq!(h1.api("POST", "/containers/ann/start", None).status, 409);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    wait_until("ann is recorded", SOON * 2, || ann.try_record().is_some());
+    h1.docker("start ann").ok();
+    assert_eq!(ann.ip().to_string(), "192.168.1.1");
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -68,6 +68,12 @@ pub(crate) struct Container {
 }
 
 impl Container {
+    /// Whether it looks like one that our proxy has made: without a network of Docker's, and with a wish for one of ours. The
+    /// wish may be the image's.
+    pub(crate) fn wishes(&self) -> bool {
+        self.network_mode == "none" && self.env.iter().any(|entry| entry.starts_with("CALICO_IP="))
+    }
+
     /// Whether it is in a network of Docker's that is named by name, id or part of an id.
     pub(crate) fn is_in(&self, network: &str) -> bool {
         self.networks.iter().any(|(name, id)| name == network || !network.is_empty() && id.starts_with(network))
@@ -313,6 +319,17 @@ impl Docker {
             Err(error) if status_of(&error).is_some_and(|status| (400..500).contains(&status)) => Ok(None),
             Err(error) => Err(self.fault(&format!("inspect network {name}"), &error)),
         }
+    }
+
+    /// Which network a container was made with, also while dockerd is starting it: then it inspects it for nobody, and lists
+    /// it all the same.
+    pub(crate) async fn network_mode(&self, id: &ContainerId) -> Result<Option<String>, Fault> {
+        let client = self.client().await?;
+        let filters = std::collections::HashMap::from([("id", vec![id.as_str()])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = client.list_containers(Some(options)).await;
+        let listed = listed.map_err(|error| self.fault(&format!("list container {}", id.short()), &error))?;
+        Ok(listed.into_iter().find_map(|summary| summary.host_config?.network_mode))
     }
 
     /// All containers, running or not.

@@ -1,5 +1,5 @@
-//! Marks in the run folder, which a reboot empties: which endpoints' policy the kernel holds, and which starts the OCI hook
-//! has refused. Each is a file named by an id.
+//! Marks: in the run folder, which a reboot empties, which endpoints' policy the kernel holds, and which starts the OCI hook
+//! has refused; in the state folder, which containers were let go. Each is a file named by an id.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -23,6 +23,11 @@ impl Marks {
     /// The containers whose start the hook has refused, by their ids; the reason is the content.
     pub(crate) fn refused(run_dir: &Path) -> Self {
         Marks { folder: run_dir.join("refused") }
+    }
+
+    /// The containers that were made for Calico and were taken out of it since, by their ids.
+    pub(crate) fn released(state_dir: &Path) -> Self {
+        Marks { folder: state_dir.join("released") }
     }
 
     pub(crate) fn is_set(&self, id: &str) -> bool {

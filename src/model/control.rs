@@ -19,7 +19,7 @@ pub(crate) const ADD: &str = "/v1/containers/add";
 pub(crate) const REMOVE: &str = "/v1/containers/remove";
 /// `GET` with a query that [`resolve_target`] writes, answered by [`ContainerNamed`].
 pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
-/// `POST` [`ContainerNamed`], answered by [`ContainerWiring`]: the OCI hook asks before it wires.
+/// `POST` [`ContainerStarting`], answered by [`ContainerWiring`]: the OCI hook asks before it wires.
 pub(crate) const STARTING: &str = "/v1/containers/starting";
 /// `POST` [`ContainerWired`], answered by [`ContainerNamed`]: the OCI hook has wired.
 pub(crate) const WIRED: &str = "/v1/containers/wired";
@@ -48,6 +48,15 @@ pub(crate) struct ContainerAdded {
 pub(crate) struct ContainerRemove {
     /// Its name, id or part of the id.
     pub(crate) container: String,
+}
+
+/// A container whose process is about to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerStarting {
+    pub(crate) container: ContainerId,
+    /// Whether its environment, which may be the image's, speaks of Calico.
+    #[serde(default)]
+    pub(crate) wishes: bool,
 }
 
 /// What the OCI hook has done.

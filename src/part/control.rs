@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::http::{Answer, Asked, Service};
 use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, ContainerWired, Failed, REMOVE, RESOLVE,
-    STARTING, STATUS, WIRED, resolve_name,
+    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, ContainerStarting, ContainerWired, Failed,
+    REMOVE, RESOLVE, STARTING, STATUS, WIRED, resolve_name,
 };
 use crate::model::fault::Fault;
 use crate::model::wish::Wish;
@@ -58,8 +58,8 @@ impl Control {
     }
 
     async fn starting(&self, asked: &Asked) -> Result<Answer, Fault> {
-        let ContainerNamed { container } = read(asked)?;
-        Ok(Answer::json(200, &self.network.starting(&container).await?))
+        let ContainerStarting { container, wishes } = read(asked)?;
+        Ok(Answer::json(200, &self.network.starting(&container, wishes).await?))
     }
 
     /// Answers at once: the process waits for the hook, and nothing that it needs is still to be done.

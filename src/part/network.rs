@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use crate::edge::docker::Docker;
+use crate::edge::docker::{Container, Docker};
 use crate::edge::etcd::Etcd;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
@@ -88,6 +88,8 @@ pub(crate) struct Network {
     programmed_marks: Marks,
     /// The containers whose start the OCI hook has refused.
     refused: Marks,
+    /// The containers that an operator has taken out of Calico.
+    released: Marks,
     /// The process that each container's network was last seen to stand for.
     lit: Mutex<HashMap<ContainerId, i32>>,
     /// When the hook last wired a container.
@@ -109,6 +111,14 @@ pub(crate) struct Network {
     beside: watch::Sender<BTreeMap<String, Beside>>,
     /// The requests of creates that this process has under way: their claims and notes are nobody else's business.
     creating: Mutex<HashSet<String>>,
+}
+
+/// What a name stands for that a client calls a container by.
+enum Named {
+    Ours(ContainerId),
+    Anothers(Box<Container>),
+    /// Nothing, or another's: there is none of ours.
+    Nothing,
 }
 
 /// An endpoint of a container, as the view has it.
@@ -152,6 +162,7 @@ impl Network {
             reservations: Reservations::in_state_dir(&ground.state_dir),
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
+            released: Marks::released(&ground.state_dir),
             lit: Mutex::default(),
             hooked: Mutex::default(),
             runtimes: RwLock::default(),
@@ -255,13 +266,14 @@ impl Network {
         self.store.read(|snapshot| self.endpoints_in(snapshot, id).next().is_some())
     }
 
-    /// Whether this host has an endpoint of any container.
+    /// Whether this host has an endpoint of any container, or keeps what it has had.
     fn has_any(&self) -> bool {
         let docker = Orchestrator::docker();
         !self.is_loaded()
             || self
                 .store
                 .read(|snapshot| snapshot.endpoints_of(&self.ground.host).any(|(key, _)| key.orchestrator == docker))
+            || self.reservations.containers().is_ok_and(|kept| !kept.is_empty())
     }
 
     /// The ids of the containers that this host has endpoints of, readable or not.
@@ -283,33 +295,42 @@ impl Network {
 
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
     pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
+        match self.named(name).await? {
+            Named::Ours(id) => Ok(Some(id)),
+            Named::Anothers(container) => self.check_anothers(&container, name).map(|()| None),
+            Named::Nothing => Ok(None),
+        }
+    }
+
+    /// Whether a container that is not known to be ours is certain not to be: a start must not succeed with a dead interface.
+    fn check_anothers(&self, container: &Container, name: &str) -> Result<(), Fault> {
+        if self.is_loaded() || !container.wishes() || self.released.is_set(container.id.as_str()) {
+            return Ok(());
+        }
+        Err(Fault::Away(format!(
+            "look up container {name}: etcd at {} has not answered since this node began, so its network is not wired yet",
+            self.etcd.address()
+        )))
+    }
+
+    /// The container that Docker knows by name, id or part of an id.
+    async fn named(&self, name: &str) -> Result<Named, Fault> {
         if !self.has_any() {
-            return Ok(None);
+            return Ok(Named::Nothing);
         }
         // dockerd takes what looks like an id for one first, and for a name then.
         if let Ok(id) = name.parse::<ContainerId>()
             && self.is_loaded()
             && self.is_ours(&id)
         {
-            return Ok(Some(id));
+            return Ok(Named::Ours(id));
         }
         // Whoever asks waits for dockerd, and so do we.
-        let Some(container) = self.docker.look_up(name).await? else { return Ok(None) };
-        if self.is_ours(&container.id) {
-            return Ok(Some(container.id));
-        }
-        if self.is_loaded() {
-            return Ok(None);
-        }
-        // Nobody knows for certain that it is not ours, and a start must not succeed with a dead interface.
-        let asked = container.env.iter().any(|entry| entry.starts_with("CALICO_IP="));
-        if asked && container.network_mode == "none" {
-            return Err(Fault::Away(format!(
-                "look up container {name}: etcd at {} has not answered since this node began, so its network is not wired yet",
-                self.etcd.address()
-            )));
-        }
-        Ok(None)
+        Ok(match self.docker.look_up(name).await? {
+            Some(container) if self.is_ours(&container.id) => Named::Ours(container.id),
+            Some(container) => Named::Anothers(Box::new(container)),
+            None => Named::Nothing,
+        })
     }
 
     /// How a container looks to Docker's clients; `None` if it is not one of ours.

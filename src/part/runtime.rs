@@ -22,7 +22,7 @@ use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::{Wirer, add_hosts_lines};
-use crate::model::control::{ContainerNamed, ContainerWired, ContainerWiring, STARTING, WIRED};
+use crate::model::control::{ContainerNamed, ContainerStarting, ContainerWired, ContainerWiring, STARTING, WIRED};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
@@ -154,13 +154,13 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
 async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> Result<(), Fault> {
     let begun = Instant::now();
     let control = Control::in_run_dir(&folders.run_dir).waiting_at_most(PATIENCE);
-    let named = ContainerNamed { container: container.clone() };
     let config = state.bundle.join("config.json");
     let config: BundleConfig = std::fs::read(&config)
         .map_err(|error| error.to_string())
         .and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()))
         .map_err(|error| Fault::World(format!("read {}: {error}", config.display())))?;
-    let reservation = match control.post(STARTING, &named).await {
+    let starting = ContainerStarting { container: container.clone(), wishes: config.speaks_of_calico() };
+    let reservation = match control.post(STARTING, &starting).await {
         Ok(ContainerWiring::Wire(reservation)) => reservation,
         Ok(ContainerWiring::NotOurs) => return Ok(()),
         Ok(ContainerWiring::Unknown) => match kept(folders, container, &config, "its node has no datastore yet").await?
@@ -200,7 +200,8 @@ async fn kept(
     why: &str,
 ) -> Result<Option<Reservation>, Fault> {
     let Some(reservation) = Reservations::in_state_dir(&folders.state_dir).read(container)? else {
-        if config.speaks_of_calico() {
+        let is_released = || Marks::released(&folders.state_dir).is_set(container.as_str());
+        if config.speaks_of_calico() && !is_released() {
             return Err(Fault::Away(format!("{why}, and nothing is known of the container here")));
         }
         return Ok(None);

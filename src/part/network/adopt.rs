@@ -61,7 +61,11 @@ impl Network {
         let prepared = prepared.with_container_interface(interface);
         let addresses: Vec<IpAddr> = prepared.addresses().collect();
         self.bind_existing(prepared, &container.id).await.map_err(|fault| fault.during(&doing))?;
-        let settled = self.settle(&container.id, Waits::All).await;
+        let settled = async {
+            self.released.clear(container.id.as_str())?;
+            self.settle(&container.id, Waits::All).await
+        };
+        let settled = settled.await;
         // A container that has exited meanwhile is settled too, but has no network to report.
         let active = self.recorded(&container.id).iter().any(|one| one.endpoint.is_active());
         let failed = match settled {
@@ -91,6 +95,8 @@ impl Network {
                 behind.path
             )));
         }
+        // Without a record it starts only with an operator's word, and this is it.
+        self.released.set(id.as_str(), "")?;
         for one in &recorded {
             self.wirer.links.remove(&one.endpoint.interface).await?;
             self.free(&one.key).await?;

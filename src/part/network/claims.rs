@@ -148,7 +148,16 @@ impl Network {
     pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
         let request = hex(&random::<8>()?);
         self.begin(&request);
-        let prepared = self.claim(ask, &request).await;
+        let prepared = match self.claim(ask, &request).await {
+            Ok(prepared) => match self.note(&request, &prepared.ask, prepared.addresses().collect()) {
+                Ok(()) => Ok(prepared),
+                Err(fault) => {
+                    self.abandon(prepared).await;
+                    Err(fault)
+                }
+            },
+            Err(fault) => Err(fault),
+        };
         if prepared.is_err() {
             // What etcd did without our hearing of it is released by the next comparison.
             self.lose_sight(&request);
@@ -167,8 +176,6 @@ impl Network {
         let families: BTreeSet<Family> = ask.wish.addresses.iter().map(AddressWish::family).collect();
         let reserved = self.reserved(families).await?;
         let endpoint = EndpointId::from_random(random()?);
-        let (interface, container_interface) = interfaces_of(&endpoint)?;
-        let mac = Mac::from_random(random()?);
         let owner = Owner {
             host: self.ground.host.clone(),
             orchestrator: Orchestrator::docker(),
@@ -207,18 +214,45 @@ impl Network {
             if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
                 let claimed = picked.iter().zip(claims);
                 let claimed = claimed.map(|(one, claim)| Claimed { key: one.key(), revision, claim }).collect();
-                let request = request.to_owned();
-                let prepared = Prepared { ask, request, endpoint, mac, interface, container_interface, claimed };
                 fail_point("create: the claim is pending");
-                if let Err(fault) = self.note(&prepared.request, &prepared.ask, prepared.addresses().collect()) {
-                    self.abandon(prepared).await;
-                    return Err(fault);
-                }
-                return Ok(prepared);
+                return Prepared::of(ask, request, endpoint, claimed);
             }
             self.find_lost(&picked, &mut lost).await?;
         }
         Err(Fault::Conflict(format!("claim an address: lost the race for one {ATTEMPTS} times; try again")))
+    }
+
+    /// The endpoint of a create that is under way, and its claims, as the view has them.
+    fn claimed_for(&self, request: &str) -> Option<(EndpointId, Vec<Claimed>)> {
+        let of_request = |claim: &Claim| {
+            let (owner, _) = claim.pending().find(|(_, pending)| *pending == request)?;
+            Some(owner.endpoint.clone())
+        };
+        self.store.read(|snapshot| {
+            let endpoint = snapshot.parts().find_map(|(_, _, claim)| of_request(claim))?;
+            let its = snapshot.parts_of(&endpoint).filter(|(_, _, claim)| of_request(claim).is_some());
+            let claimed =
+                its.map(|(key, revision, claim)| Claimed { key: key.clone(), revision, claim: claim.clone() });
+            let claimed = claimed.collect();
+            Some((endpoint, claimed))
+        })
+    }
+
+    /// Binds to a container the addresses that were claimed for its create by an earlier run. What is claimed stays so
+    /// without a gap; only what has been lost meanwhile is claimed anew.
+    pub(super) async fn bind_again(&self, ask: Ask, request: &str, id: &ContainerId) -> Result<(), Fault> {
+        let is_whole = |claimed: &[Claimed]| {
+            let claimed: Vec<_> = claimed.iter().map(|one| AddressWish::Exactly(one.key.address)).collect();
+            ask.wish.addresses.iter().all(|wish| claimed.contains(wish))
+        };
+        let prepared = match self.claimed_for(request).filter(|(_, claimed)| is_whole(claimed)) {
+            Some((endpoint, claimed)) => Prepared::of(ask, request, endpoint, claimed)?,
+            None => {
+                self.release_request(request).await?;
+                self.claim(ask, request).await?
+            }
+        };
+        self.try_bind(&prepared, id).await.map(drop)
     }
 
     /// Waits until the view knows every pool that etcd knows now.
@@ -573,6 +607,12 @@ impl Network {
 }
 
 impl Prepared {
+    fn of(ask: Ask, request: &str, endpoint: EndpointId, claimed: Vec<Claimed>) -> Result<Self, Fault> {
+        let (interface, container_interface) = interfaces_of(&endpoint)?;
+        let (request, mac) = (request.to_owned(), Mac::from_random(random()?));
+        Ok(Prepared { ask, request, endpoint, mac, interface, container_interface, claimed })
+    }
+
     /// With another name for the container's end.
     pub(super) fn with_container_interface(self, container_interface: IfName) -> Self {
         Prepared { container_interface, ..self }

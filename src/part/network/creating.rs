@@ -15,7 +15,7 @@ use crate::edge::docker::Listed;
 use crate::edge::fail_point::fail_point;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
-use crate::model::name::ProfileName;
+use crate::model::name::{ContainerId, ProfileName};
 use crate::model::recreation::RecreationLabels;
 use crate::model::wish::{AddressWish, Wish};
 use crate::plan::body::Ask;
@@ -125,6 +125,7 @@ impl Network {
             .into_iter()
             .partition(|note| self.is_under_way(&note.request));
         let mut known = self.containers();
+        let mut done = Ok(());
         for note in left {
             let mut found = None;
             let fitting = listed.iter().filter(|one| note.fits(one) && !known.contains(&one.id));
@@ -140,21 +141,22 @@ impl Network {
             match found {
                 Some(id) => {
                     tracing::info!(container = id.short(), "finishing a create that an earlier run began");
-                    self.finish(note, &id).await?;
+                    // What cannot be finished yet holds up no other.
+                    done = done.and(self.finish(note, &id).await);
                     known.push(id);
                 }
-                None if now_s() > note.since_s + WAIT.as_secs() => {
+                None if note.has_expired() => {
                     self.release_request(&note.request).await?;
                     self.forget(&note.request);
                 }
                 None => {}
             }
         }
-        Ok(())
+        done
     }
 
-    async fn finish(&self, note: Note, id: &crate::model::name::ContainerId) -> Result<(), Fault> {
-        self.release_request(&note.request).await?;
+    async fn finish(&self, note: Note, id: &ContainerId) -> Result<(), Fault> {
+        let (request, has_expired) = (note.request.clone(), note.has_expired());
         let ask = Ask {
             wish: Wish {
                 addresses: note.addresses.into_iter().map(AddressWish::Exactly).collect(),
@@ -165,19 +167,17 @@ impl Network {
             labels: note.labels,
             warnings: Vec::new(),
         };
-        let bound = match self.prepare(ask).await {
-            Ok(prepared) => self.bind_existing(prepared, id).await,
-            Err(fault) => Err(fault),
-        };
-        match bound {
-            Err(fault @ Fault::Away(_)) => return Err(fault),
-            // It may yet be somebody else's, so it is not removed. It has no network of Docker's either.
+        match self.bind_again(ask, &request, id).await {
+            // The note stays, and with it the claims.
+            Err(fault) if !has_expired || matches!(fault, Fault::Away(_) | Fault::DockerAway(_)) => return Err(fault),
+            // It may yet be somebody else's, so it is not removed. It has no network of Docker's either, and does not start.
             Err(fault) => {
                 tracing::error!(container = id.short(), %fault, "a container whose create was cut off has no address; remove it");
+                self.release_request(&request).await?;
             }
             Ok(()) => {}
         }
-        self.forget(&note.request);
+        self.forget(&request);
         Ok(())
     }
 }
@@ -187,6 +187,11 @@ impl Note {
     fn is_of(&self, env: &[String]) -> bool {
         let wishes = env.iter().filter_map(|entry| entry.strip_prefix("CALICO_IP="));
         wishes.filter_map(|text| Wish::parse(text, None).ok()).any(|wish| wish.addresses == self.wished)
+    }
+
+    /// Whether it need not be finished any more.
+    fn has_expired(&self) -> bool {
+        now_s() > self.since_s + WAIT.as_secs()
     }
 
     /// Whether the container of another create can fit this note.

@@ -155,6 +155,13 @@ impl Network {
         });
     }
 
+    /// Forgets those containers that were let go and are gone.
+    fn forget_released(&self, listed: &[Listed]) -> Result<(), Fault> {
+        let there: HashSet<&str> = listed.iter().map(|one| one.id.as_str()).collect();
+        let released = self.released.all();
+        released.iter().filter(|id| !there.contains(id.as_str())).try_for_each(|id| self.released.clear(id))
+    }
+
     /// The containers that are recorded as running here, in order.
     fn running(&self) -> Vec<ContainerId> {
         let docker = Orchestrator::docker();
@@ -355,6 +362,9 @@ impl Work {
             tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
         }
         network.note_escapes(&listed);
+        if let Err(fault) = network.forget_released(&listed) {
+            tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
+        }
         let mut ids = if first { network.containers() } else { network.unsettled(&listed).await? };
         ids.extend(network.reserved_only()?);
         ids.extend(self.next_in_turn());

@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::settle::Waits;
-use super::{Network, Recorded};
+use super::{Named, Network, Recorded};
 use crate::edge::fail_point::fail_point;
 use crate::edge::iptables;
 use crate::model::control::ContainerWiring;
@@ -16,13 +16,14 @@ use crate::model::endpoint::WiredBy;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
+use crate::plan::runtime::RUNTIME;
 
 impl Network {
     /// What a container that is being started is to be wired with, once its policy stands in the kernel.
     ///
     /// # Errors
-    /// It must not start: it has lost an address, or waits for one, or its policy does not stand.
-    pub(crate) async fn starting(&self, id: &ContainerId) -> Result<ContainerWiring, Fault> {
+    /// It must not start: it has lost an address, or waits for one, or its policy does not stand, or its record is lost.
+    pub(crate) async fn starting(&self, id: &ContainerId, wishes: bool) -> Result<ContainerWiring, Fault> {
         if !self.is_loaded() {
             return Ok(ContainerWiring::Unknown);
         }
@@ -30,9 +31,9 @@ impl Network {
             return Err(Fault::World(format!("read the record of endpoint {}: {why}", key.endpoint)));
         }
         if self.recorded(id).is_empty() {
-            if self.is_reserved(id) {
-                return Err(Fault::Away("the datastore has lost its record, which is being written again".to_owned()));
-            }
+            // Whom this runtime is asked for and who is in a network of Docker's is not dark.
+            let is_ours = wishes && self.docker.network_mode(id).await?.as_deref() == Some("none");
+            self.check_lost(id, is_ours)?;
             return Ok(ContainerWiring::NotOurs);
         }
         self.make_way(id).await?;
@@ -43,6 +44,41 @@ impl Network {
         }
         fail_point("start: the hook is about to be answered");
         Ok(ContainerWiring::Wire(self.reservation(id, &recorded)))
+    }
+
+    /// The container of ours that a client wants started under a name; `None` if it is none of ours.
+    ///
+    /// # Errors
+    /// It must not start, as far as can be seen before. `Ok` says nothing of what happens between this look and the start.
+    pub(crate) async fn to_start(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
+        let doing = format!("start container {name}");
+        match self.named(name).await? {
+            Named::Ours(id) => {
+                self.check_start(&id).await.map_err(|fault| fault.during(&doing))?;
+                Ok(Some(id))
+            }
+            Named::Anothers(container) => {
+                self.check_anothers(&container, name)?;
+                let is_ours = container.wishes() && container.runtime == RUNTIME;
+                self.check_lost(&container.id, is_ours).map_err(|fault| fault.during(&doing))?;
+                Ok(None)
+            }
+            Named::Nothing => Ok(None),
+        }
+    }
+
+    /// Refuses the start of a container without a record that would have no network: it is kept on this host's disk, or
+    /// `is_ours`, as far as dockerd knows.
+    fn check_lost(&self, id: &ContainerId, is_ours: bool) -> Result<(), Fault> {
+        if self.is_reserved(id) {
+            return Err(Fault::Away("the datastore has lost its record, which is being written again".to_owned()));
+        }
+        if is_ours && !self.released.is_set(id.as_str()) {
+            return Err(Fault::Conflict(
+                "it was made for Calico and is not recorded: if it stays so, remove it and create it anew".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     /// A client wants a container stopped: what the hook refused is not started any more.

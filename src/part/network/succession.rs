@@ -141,12 +141,11 @@ impl Network {
     ///
     /// # Errors
     /// `Conflict` with the reason. `Ok` says nothing of what happens between this look and the start.
-    pub(crate) async fn check_start(&self, id: &ContainerId, name: &str) -> Result<(), Fault> {
-        let doing = format!("start container {name}");
-        self.recorded(id).iter().try_for_each(has_lost_nothing).map_err(|fault| fault.during(&doing))?;
+    pub(super) async fn check_start(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.recorded(id).iter().try_for_each(has_lost_nothing)?;
         for (key, held) in self.awaited(id) {
             if let Some(holder) = self.still_there(&held.claim.owner).await? {
-                is_down(&holder, key.address).map_err(|fault| fault.during(&doing))?;
+                is_down(&holder, key.address)?;
             }
         }
         Ok(())

@@ -244,8 +244,9 @@ async fn start(
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
     // Before the start, while to say that it cannot be told is no lie.
-    let Some(id) = network.ours(container).await? else { return Ok(Said::docker(upstream.exchange(request).await?)) };
-    network.check_start(&id, container).await?;
+    let Some(id) = network.to_start(container).await? else {
+        return Ok(Said::docker(upstream.exchange(request).await?));
+    };
     let begun = Instant::now();
     let reply = upstream.exchange(request).await?;
     if !matches!(reply.status, 204 | 304) {
