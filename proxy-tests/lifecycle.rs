@@ -1,5 +1,8 @@
 //! A container's life: what it keeps until it is removed, and what goes with each stop.
 
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -189,5 +192,27 @@ fn what_a_container_makes_of_its_hosts_file_is_its_own_business() {
     }
     lab.assert_consistent();
     assert_eq!(ann.link(), link);
+    lab.remove_everything();
+}
+
+/// Who asked and went away left an address that nobody could have, until the node was started anew.
+#[test]
+fn a_container_is_added_and_removed_though_nobody_waits_for_the_answer() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.raw_docker("run -d --name ann --network none busybox sleep 600").ok();
+    let ann = h1.container("ann");
+    let ask = |path: &str, body: &str| {
+        let mut control = UnixStream::connect(h1.run_dir().join("control.sock")).unwrap();
+        let length = body.len();
+        let request = format!("POST {path} HTTP/1.1\r\nHost: node\r\nContent-Length: {length}\r\n\r\n{body}");
+        control.write_all(request.as_bytes()).unwrap();
+    };
+    ask("/v1/containers/add", r#"{"container":"ann","ip":"192.168.1.1","interface":"eth1"}"#);
+    wait_until("ann has her network", SOON, || ann.try_record().is_some_and(|(_, record)| record["state"] == "active"));
+    lab.assert_consistent();
+    ask("/v1/containers/remove", r#"{"container":"ann"}"#);
+    wait_until("ann is let go", SOON, || ann.try_record().is_none());
+    lab.assert_consistent();
     lab.remove_everything();
 }

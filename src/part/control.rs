@@ -46,15 +46,29 @@ fn read<T: DeserializeOwned>(asked: &Asked) -> Result<T, Fault> {
 impl Control {
     async fn add(&self, asked: &Asked) -> Result<Answer, Fault> {
         let ContainerAdd { container, ip, interface } = read(asked)?;
-        let wish = Wish::parse(&ip, None)?;
-        let (container, addresses) = self.network.adopt(&container, wish, interface).await?;
+        let (network, wish) = (Arc::clone(&self.network), Wish::parse(&ip, None)?);
+        let adopted = async move { network.adopt(&container, wish, interface).await };
+        let (container, addresses) = self.to_its_end(adopted).await?;
         Ok(Answer::json(200, &ContainerAdded { container, addresses }))
     }
 
     async fn remove(&self, asked: &Asked) -> Result<Answer, Fault> {
         let ContainerRemove { container } = read(asked)?;
-        let container = self.network.release(&container).await?;
+        let network = Arc::clone(&self.network);
+        let container = self.to_its_end(async move { network.release(&container).await }).await?;
         Ok(Answer::json(200, &ContainerNamed { container }))
+    }
+
+    /// Does what must not be left half done, whether or not its asker waits: a connection that ends takes its answer with it.
+    async fn to_its_end<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match self.under_way.spawn(work).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The process ends, and the connection with it.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     async fn starting(&self, asked: &Asked) -> Result<Answer, Fault> {
