@@ -537,3 +537,26 @@ fn while_no_node_runs_neither_who_waits_for_an_address_nor_who_has_handed_it_ove
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// Who was recorded again first had the address: the one that waits for it, by chance, and its holder, which ran, went dark.
+#[test]
+fn a_datastore_that_has_lost_both_gets_the_holder_back_before_who_waits_for_its_address() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let old = created(h1, "shop_web_1", &place(1));
+    start(&old);
+    h1.api("POST", &format!("/containers/{}/rename?name=old_shop_web_1", old.id), None);
+    let new = created(h1, "shop_web_1", &place(1));
+    is_awaited(&old, &new);
+    let lost = "/calico/v1/ipam/v4/assignment/";
+    for prefix in [lost, "/calico/v1/host/h1/workload/"] {
+        h1.etcd().ctl(&["del", "--prefix", prefix]).run().ok();
+    }
+    wait_until("both are recorded again", Duration::from_secs(40), || {
+        old.try_record().is_some() && new.try_record().is_some() && !h1.etcd().keys(lost).is_empty()
+    });
+    is_awaited(&old, &new);
+    lab.assert_consistent();
+    assert!(h1.space.pings(old.ip()));
+    lab.remove_everything();
+}

@@ -2,6 +2,7 @@
 //! away, or has lost them.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use super::claims::now;
 use super::succession::has_lost_nothing;
@@ -9,7 +10,7 @@ use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::reservations::Aside;
-use crate::model::claim::Claim;
+use crate::model::claim::{Claim, Successor};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
@@ -65,6 +66,7 @@ impl Network {
     /// emptied. The container is there, so what it holds is its own, unless somebody else has got it meanwhile.
     pub(super) async fn restore(&self, container: &Container) -> Result<(), Fault> {
         let doing = format!("record container {} again, which the datastore has lost", container.id.short());
+        let waits = self.reservations.read(&container.id)?.is_some_and(|kept| kept.withheld.is_some());
         for one in self.reserved_here(&container.id)? {
             let key = Key::Endpoint(one.key.clone());
             let inactive = one.endpoint;
@@ -73,13 +75,23 @@ impl Network {
             for address in &inactive.addresses {
                 let (claim, held) = self.claim_of(*address).map_err(|fault| fault.during(&doing))?;
                 let path = Key::Assignment(claim);
+                let own = Claim::bound_again(&one.key, &container.name, now());
                 match held {
+                    None if waits && self.is_kept_of_another(*address, &container.id)? => {
+                        return Err(Fault::Away(format!("{doing}: its address {address} is its holder's first")));
+                    }
                     None => {
                         when.push(When::Absent(path.clone()));
-                        let claim = Claim::bound_again(&one.key, &container.name, now());
-                        writes.push(Write::Put(path, to_json(&claim)?));
+                        writes.push(Write::Put(path, to_json(&own)?));
                     }
-                    Some(held) if held.claim.owner.is(&one.key) => when.push(When::At(path, held.revision)),
+                    Some(held) if held.claim.owners().any(|owner| owner.is(&one.key)) => {
+                        when.push(When::At(path, held.revision));
+                    }
+                    Some(held) if waits && held.claim.successor.is_none() && held.claim.owner.host == one.key.host => {
+                        when.push(When::At(path.clone(), held.revision));
+                        let successor = Some(Box::new(Successor { owner: own.owner, request: own.request }));
+                        writes.push(Write::Put(path, to_json(&Claim { successor, ..held.claim })?));
+                    }
                     Some(held) => {
                         let holder = held.claim.holder();
                         return Err(Fault::Conflict(format!("{doing}: its address {address} is held by {holder}")));
@@ -93,6 +105,17 @@ impl Network {
             tracing::warn!(container = container.id.short(), "recorded again: the datastore had lost it");
         }
         Ok(())
+    }
+
+    /// Whether another container's reservation has an address.
+    fn is_kept_of_another(&self, address: IpAddr, id: &ContainerId) -> Result<bool, Fault> {
+        for other in self.reservations.containers()?.iter().filter(|other| *other != id) {
+            let kept = self.reservations.read(other)?.map(|kept| kept.endpoints).unwrap_or_default();
+            if kept.values().any(|endpoint| endpoint.addresses.contains(&address)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Keeps what a container is wired with on this host's disk.

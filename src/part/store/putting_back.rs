@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
-use crate::model::claim::Claim;
+use crate::model::claim::{Claim, Owner, Successor};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
@@ -21,6 +21,15 @@ use crate::model::snapshot::{Change, Record, Snapshot};
 use crate::part::defaults;
 
 type Transaction = (Vec<When>, Vec<Write>);
+
+/// An endpoint as it is kept on this host's disk.
+#[derive(Debug, Clone)]
+struct Kept {
+    key: EndpointKey,
+    endpoint: Endpoint,
+    /// Whether its container starts only with a node's word: it may have no address yet, but wait for it.
+    waits: bool,
+}
 
 fn absent(key: Key, value: Vec<u8>) -> Transaction {
     (vec![When::Absent(key.clone())], vec![Write::Put(key, value)])
@@ -41,9 +50,13 @@ impl Store {
         for container in reserved {
             match holdings.reservations.read(container) {
                 Ok(reservation) => {
-                    kept.extend(reservation.into_iter().flat_map(|one| one.endpoints).map(|(id, one)| {
-                        let (host, orchestrator) = (holdings.host.name.clone(), Orchestrator::docker());
-                        (EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id }, one)
+                    kept.extend(reservation.into_iter().flat_map(|one| {
+                        let waits = one.withheld.is_some();
+                        one.endpoints.into_iter().map(move |(id, endpoint)| {
+                            let (host, orchestrator) = (holdings.host.name.clone(), Orchestrator::docker());
+                            let key = EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id };
+                            Kept { key, endpoint, waits }
+                        })
                     }));
                 }
                 // Who settles the container says so.
@@ -74,16 +87,35 @@ impl Store {
     }
 }
 
+/// The claim of an address that the datastore has lost, as it was before, or as it must have been: that of the one which
+/// does not wait, and beside it of the one which does. `None`: none of the endpoints that are kept had a part in it.
+fn lost_claim(address: &AssignmentKey, kept: &[Kept], before: &Snapshot) -> Option<Claim> {
+    let is_kept = |owner: &Owner| kept.iter().any(|one| owner.is(&one.key));
+    if let Some(claim) = before.claims.get(address).and_then(Record::readable) {
+        return if is_kept(&claim.owner) {
+            Some(claim.clone())
+        } else {
+            claim.passed_over().filter(|next| is_kept(&next.owner))
+        };
+    }
+    let again = |one: &Kept| Claim::bound_again(&one.key, one.key.workload.short(), String::new());
+    let has_it = |one: &&Kept| one.endpoint.addresses.contains(&address.address);
+    let holder = kept.iter().filter(has_it).min_by_key(|one| one.waits)?;
+    let next = kept.iter().filter(has_it).find(|one| one.waits && one.key != holder.key).map(again);
+    let successor = next.map(|next| Box::new(Successor { owner: next.owner, request: next.request }));
+    Some(Claim { successor, ..again(holder) })
+}
+
 /// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
-/// pools and profiles before those who need them.
-fn lacking(kept: &[(EndpointKey, Endpoint)], before: &Snapshot, found: &Snapshot) -> Result<Vec<Transaction>, Fault> {
-    let (mut first, mut then) = (Vec::new(), Vec::new());
+/// pools and profiles before those who need them, and who waits for an address after its holder.
+fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+    let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
     if !kept.is_empty() && found.pools.is_empty() {
         pools.extend(before.pools.keys().copied());
     }
-    for (key, kept) in kept {
-        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(kept);
+    for Kept { key, endpoint, .. } in kept {
+        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(endpoint);
         profiles.extend(endpoint.profiles.iter().cloned());
         if found.endpoints.contains_key(key) {
             continue;
@@ -91,28 +123,32 @@ fn lacking(kept: &[(EndpointKey, Endpoint)], before: &Snapshot, found: &Snapshot
         let path = Key::Endpoint(key.clone());
         let mut when = vec![When::Absent(path.clone())];
         let mut writes = vec![Write::Put(path, to_json(endpoint)?)];
+        let mut waits = false;
         let whole = endpoint.addresses.iter().all(|address| {
             let Some(pool) = found.pool_of(*address).or_else(|| before.pool_of(*address)).map(|pool| pool.cidr) else {
                 return false;
             };
             let claim = AssignmentKey { pool, address: *address };
-            let of = |snapshot: &Snapshot| snapshot.claims.get(&claim).and_then(Record::readable).cloned();
-            let owned = |claim: &Claim| claim.owner.is(key);
-            if found.claims.contains_key(&claim) {
+            if let Some(claim) = found.claims.get(&claim) {
                 // Somebody else's stays so; that they collide is told where the container is settled.
-                return of(found).is_some_and(|claim| owned(&claim));
+                return claim.readable().is_some_and(|claim| claim.owners().any(|owner| owner.is(key)));
             }
-            let name = key.workload.short();
-            let claimed = of(before).filter(owned).unwrap_or_else(|| Claim::bound_again(key, name, String::new()));
-            let Ok(value) = to_json(&claimed) else { return false };
+            let Some(lost) = lost_claim(&claim, kept, before) else { return false };
             let path = Key::Assignment(claim);
+            if !lost.owner.is(key) {
+                // Its holder's transaction writes the claim, with both in it.
+                waits = true;
+                when.push(When::Present(path));
+                return lost.owners().any(|owner| owner.is(key));
+            }
+            let Ok(value) = to_json(&lost) else { return false };
             when.push(When::Absent(path.clone()));
             writes.push(Write::Put(path, value));
             pools.insert(pool);
             true
         });
         if whole {
-            then.push((when, writes));
+            if waits { &mut last } else { &mut then }.push((when, writes));
         }
     }
     for pool in pools.iter().filter(|pool| !found.pools.contains_key(*pool)) {
@@ -131,6 +167,7 @@ fn lacking(kept: &[(EndpointKey, Endpoint)], before: &Snapshot, found: &Snapshot
         }
     }
     first.extend(then);
+    first.extend(last);
     Ok(first)
 }
 
@@ -152,10 +189,54 @@ mod tests {
         from_json(&WHOLE.replace("WORKLOAD", &"c".repeat(64)))
     }
 
-    fn kept() -> Vec<(EndpointKey, Endpoint)> {
+    fn kept() -> Vec<Kept> {
         let whole = whole();
         let (key, record) = whole.endpoints.iter().next().unwrap();
-        vec![(key.clone(), record.readable().unwrap().clone())]
+        vec![Kept { key: key.clone(), endpoint: record.readable().unwrap().clone(), waits: false }]
+    }
+
+    /// Who waited for an address became its owner, and its holder, which ran, went dark.
+    #[test]
+    fn who_waits_for_an_address_is_put_back_behind_its_holder_in_whatever_order_they_are_read() {
+        let old = kept().remove(0);
+        let mut new = Kept { waits: true, ..old.clone() };
+        new.key.workload = "d".repeat(64).parse().unwrap();
+        new.key.endpoint = "b".repeat(32).parse().unwrap();
+        let claimed = {
+            let mut claim = Claim::bound_again(&old.key, "", String::new());
+            let owner = Claim::bound_again(&new.key, "", String::new()).owner;
+            claim.successor = Some(Box::new(Successor { owner, request: "r2".to_owned() }));
+            String::from_utf8(to_json(&claim).unwrap()).unwrap()
+        };
+        let with_claim = WHOLE.replace("WORKLOAD", &"c".repeat(64)).replacen(
+            '{',
+            &format!(r#"{{"/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": {claimed},"#),
+            1,
+        );
+        let pool = from_json(r#"{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "10.0.0.0/8"}}"#);
+        for before in [Snapshot::default(), from_json(&with_claim)] {
+            for kept in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
+                let all = lacking(&kept, &before, &pool).unwrap();
+                let of = |key: &EndpointKey| {
+                    let put = |write: &Write| *write.key() == Key::Endpoint(key.clone());
+                    all.iter().position(|(_, writes)| writes.iter().any(put)).unwrap()
+                };
+                let (holders, waiting) = (&all[of(&old.key)].1, &all[of(&new.key)]);
+                let Write::Put(Key::Assignment(path), claim) = &holders[1] else { panic!("{holders:?}") };
+                let claim: Claim = serde_json::from_slice(claim).unwrap();
+                assert!(claim.owner.is(&old.key) && claim.successor.unwrap().owner.is(&new.key));
+                assert!(of(&old.key) < of(&new.key), "{all:?}");
+                assert_eq!(waiting.1.len(), 1, "{waiting:?}");
+                assert!(waiting.0.contains(&When::Present(Key::Assignment(path.clone()))), "{waiting:?}");
+            }
+            // Its holder is gone, so it waits no more.
+            let alone = lacking(&[new.clone()], &before, &pool).unwrap();
+            let Some(Write::Put(_, claim)) = alone.last().and_then(|(_, writes)| writes.get(1)) else {
+                panic!("{alone:?}")
+            };
+            let claim: Claim = serde_json::from_slice(claim).unwrap();
+            assert!(claim.owner.is(&new.key) && claim.successor.is_none());
+        }
     }
 
     fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
