@@ -19,24 +19,33 @@ pub(crate) struct Netns {
     what: String,
 }
 
+/// Whether a file of a process is not there because the process is not. Source: linux fs/proc/base.c; of a process that ends
+/// between two calls it is `ESRCH`.
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error().map(nix::Error::from_raw), Some(nix::Error::ENOENT | nix::Error::ESRCH))
+}
+
 impl Netns {
-    /// The namespace of a container's first process.
+    /// The namespace of a container's first process; `None` if no such process is to be seen, or it belongs to something
+    /// else: the container has exited meanwhile, unless this host's processes are hidden from us.
     ///
     /// The number of a dead process may be given out again, so after the file is open the process is checked to be of
     /// this container still: its control group is named after the container's id, in full, whatever the driver.
     ///
     /// # Errors
-    /// `Conflict` if the process is gone or belongs to something else: the container has exited meanwhile.
-    pub(crate) fn of_container(id: &ContainerId, pid: i32) -> Result<Self, Fault> {
-        let gone = |cause: String| Fault::Conflict(format!("open the network of container {}: {cause}", id.short()));
-        let file =
-            File::open(format!("/proc/{pid}/ns/net")).map_err(|error| gone(format!("process {pid}: {error}")))?;
-        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .map_err(|error| gone(format!("process {pid}: {error}")))?;
-        if groups.contains(id.as_str()) {
-            Ok(Netns { file, what: format!("container {}", id.short()) })
-        } else {
-            Err(gone(format!("process {pid} is not of this container any more")))
+    /// `Away`: whether it is there could not be seen.
+    pub(crate) fn of_container(id: &ContainerId, pid: i32) -> Result<Option<Self>, Fault> {
+        let open = || {
+            let file = File::open(format!("/proc/{pid}/ns/net"))?;
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+            Ok(groups.contains(id.as_str()).then_some(file))
+        };
+        match open() {
+            Ok(file) => Ok(file.map(|file| Netns { file, what: format!("container {}", id.short()) })),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => {
+                Err(Fault::Away(format!("open the network of container {}: process {pid}: {error}", id.short())))
+            }
         }
     }
 
@@ -75,5 +84,31 @@ impl Netns {
                 Err(_) => Err(enter("the work inside panicked".to_owned())),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever kept the node from looking was taken for the end of the container, and darkened it.
+    #[test]
+    fn a_process_is_gone_only_if_it_is_not_there() {
+        let id: ContainerId = "a".repeat(64).parse().unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        // No process has the first; the second is of another.
+        for pid in [i32::MAX, own] {
+            assert!(Netns::of_container(&id, pid).unwrap().is_none(), "{pid}");
+        }
+        for (error, gone) in [
+            (nix::Error::ENOENT, true),
+            (nix::Error::ESRCH, true),
+            (nix::Error::EMFILE, false),
+            (nix::Error::ENFILE, false),
+            (nix::Error::ENOMEM, false),
+            (nix::Error::EACCES, false),
+        ] {
+            assert_eq!(is_gone(&error.into()), gone, "{error}");
+        }
     }
 }

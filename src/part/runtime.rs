@@ -177,7 +177,8 @@ async fn wire(folders: &Folders, container: &ContainerId, state: &HookState) -> 
         }
     };
     let wirer = Wirer::open()?;
-    let netns = Netns::of_container(container, state.pid)?;
+    let netns = Netns::of_container(container, state.pid)?
+        .ok_or_else(|| Fault::World(format!("open its network: its process {} is not to be seen", state.pid)))?;
     for endpoint in reservation.endpoints.values() {
         wirer.wire(&desired_wiring(endpoint, reservation.gateway)?, &netns).await?;
         let addresses: Vec<IpAddr> = endpoint.addresses.iter().copied().collect();

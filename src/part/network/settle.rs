@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Network, Recorded, is_of, usable};
 use crate::edge::docker::Container;
@@ -22,6 +22,10 @@ use crate::plan::wiring::desired_wiring;
 
 /// How often a record that somebody else changes meanwhile is looked at again.
 const ATTEMPTS: usize = 20;
+
+/// How long dockerd may take to hear that a process has ended, and how often it is asked.
+const END_IS_KNOWN: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Who waits for a container to be settled, and for what. The kernel takes some 20 ms to remove an interface: for that
 /// nobody waits who is to have his answer when the container's addresses are free.
@@ -235,14 +239,22 @@ impl Network {
         self.check_withheld(id)?;
         self.take_over(id).await?;
         self.has_its_addresses(id)?;
-        let netns = Netns::of_container(id, pid)?;
+        let recorded = self.recorded(id);
+        for one in &recorded {
+            self.await_policy(one).await?;
+        }
+        fail_point("start: the policy stands");
+        // Only now: while the policy was waited for the container may have exited.
+        let Some(netns) = Netns::of_container(id, pid)? else {
+            return Err(Fault::Away(format!(
+                "open its network: its process {pid} is not to be seen; the node must see the host's processes"
+            )));
+        };
         // What stood for this very process and does not any more, somebody else has taken away.
         let stood = self.lit.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&pid);
         let mut changed = false;
-        for one in &self.recorded(id) {
-            self.await_policy(one).await?;
+        for one in &recorded {
             let wiring = desired_wiring(&one.endpoint, self.ground.host_ip)?;
-            fail_point("start: the policy stands");
             let wired = self.wirer.wire(&wiring, &netns).await?;
             changed |= wired;
             if wired && stood {
@@ -331,17 +343,16 @@ impl Network {
     async fn give_up(&self, container: &Container, fault: Fault, who: Waits) -> Result<(), Fault> {
         let id = &container.id;
         let mut undo = Vec::new();
-        let exited = || container.pid.is_none_or(|pid| Netns::of_container(id, pid).is_err());
         // What cannot be had now says nothing against what stands, and policy keeps dark what does not.
-        let stays = who != Waits::Start && !exited() && matches!(fault, Fault::Away(_));
+        let stays = who != Waits::Start && matches!(fault, Fault::Away(_)) && !self.has_exited(container).await;
         let undone = async { if stays { Ok(true) } else { self.darken(&self.find(id).await?).await } };
         match undone.await {
             Ok(true) => {}
             Ok(false) => undo.push("somebody else changed its record meanwhile".to_owned()),
             Err(fault) => undo.push(fault.to_string()),
         }
-        // A process that ended before it could be wired has not failed to be wired. dockerd may not know of the end yet.
-        if exited() {
+        // A process that ended before it could be wired has not failed to be wired.
+        if self.has_exited(container).await {
             tracing::info!(container = id.short(), %fault, "the container exited before it was wired");
             return Ok(());
         }
@@ -356,6 +367,22 @@ impl Network {
             doing = format!("{doing} (and undo it: {})", undo.join("; "));
         }
         Err(fault.during(&doing))
+    }
+
+    /// Whether the process of a container has ended for certain: it is not to be seen, and dockerd says so too, which may hear
+    /// of it a moment later. A node that is kept from looking sees no process either.
+    async fn has_exited(&self, container: &Container) -> bool {
+        let Some(pid) = container.pid else { return true };
+        if !matches!(Netns::of_container(&container.id, pid), Ok(None)) {
+            return false;
+        }
+        let ended = async {
+            let id = container.id.as_str();
+            while !self.docker.inspect(id).await.is_ok_and(|now| now.is_none_or(|now| now.pid != Some(pid))) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(END_IS_KNOWN, ended).await.is_ok()
     }
 
     /// Puts another record in the place of one; `None` if somebody has changed it meanwhile.
