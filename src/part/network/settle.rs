@@ -92,7 +92,12 @@ impl Network {
                 if recorded? {
                     removed?;
                     // Who made way for it may start again.
-                    return self.awaited_holders(id).iter().try_for_each(|holder| self.reserve(holder));
+                    for holder in self.awaited_holders(id) {
+                        let lock = self.lock(&holder);
+                        let _serial = lock.lock().await;
+                        self.reserve(&holder)?;
+                    }
+                    return Ok(());
                 }
                 removed?;
                 continue;
