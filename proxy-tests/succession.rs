@@ -560,3 +560,27 @@ fn a_datastore_that_has_lost_both_gets_the_holder_back_before_who_waits_for_its_
     assert!(h1.space.pings(old.ip()));
     lab.remove_everything();
 }
+
+/// Nobody could write down that the address had passed over, so both ran with it.
+#[test]
+fn while_etcd_is_away_who_waits_for_an_address_does_not_start_and_its_holder_does() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let old = created(h1, "shop_web_1", &place(1));
+    start(&old);
+    stop(&old);
+    h1.api("POST", &format!("/containers/{}/rename?name=old_shop_web_1", old.id), None);
+    let new = created(h1, "shop_web_1", &place(1));
+    is_awaited(&old, &new);
+    lab.kill_etcd();
+    wait_until("the node knows that etcd is away", Duration::from_secs(8), || !h1.is_ready());
+    let refused = h1.raw_docker(&format!("start {}", new.id));
+    assert!(!refused.succeeded() && refused.err().contains("is away, and it waits for its address"), "{refused}");
+    h1.raw_docker(&format!("start {}", old.id)).ok();
+    assert_eq!(new.pid(), 0);
+    lab.start_etcd();
+    h1.await_ready();
+    is_awaited(&old, &new);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -36,6 +36,12 @@ impl Network {
             self.check_lost(id, is_ours)?;
             return Ok(ContainerWiring::NotOurs);
         }
+        if !self.store.is_connected()
+            && let Some(waits) = self.waits(id)
+        {
+            // Its holder would start beside it: nobody could write down who has the address.
+            return Err(Fault::Away(format!("etcd at {} is away, and {waits}", self.etcd.address())));
+        }
         self.make_way(id).await?;
         self.has_its_addresses(id)?;
         let recorded = self.recorded(id);
