@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
+use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -214,5 +215,22 @@ fn a_container_is_added_and_removed_though_nobody_waits_for_the_answer() {
     ask("/v1/containers/remove", r#"{"container":"ann"}"#);
     wait_until("ann is let go", SOON, || ann.try_record().is_none());
     lab.assert_consistent();
+    lab.remove_everything();
+}
+
+/// What was still kept of it brought it back, if the node loaded its view just then.
+#[test]
+fn a_container_that_was_taken_out_stays_out_though_the_node_dies_right_after_that() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.raw_docker("run -d --name ann --network none busybox sleep 600").ok();
+    h1.calicoctl("container add ann 192.168.1.1").ok();
+    std::fs::write(h1.run_dir().join("fail-point"), "destroy: the addresses are free").unwrap();
+    h1.calicoctl("container remove ann").fails_with(1);
+    wait_until("the node has died", SOON, || h1.has_ended());
+    h1.kill_node();
+    h1.start_node();
+    lab.assert_consistent();
+    assert!(h1.container("ann").try_record().is_none());
     lab.remove_everything();
 }

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::Network;
+use super::claims::with_undo;
 use super::settle::Waits;
+use super::{Network, Recorded};
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, IfName};
@@ -95,14 +96,28 @@ impl Network {
                 behind.path
             )));
         }
+        if !self.is_loaded() {
+            let at = self.etcd.address();
+            return Err(Fault::Away(format!("remove container {name}: etcd at {at} has not answered yet")));
+        }
         // Without a record it starts only with an operator's word, and this is it.
         self.released.set(id.as_str(), "")?;
-        for one in &recorded {
+        // What is kept goes first: a view that is loaded just after the record has gone would put it back from there.
+        let kept = self.reservations.read(&id).unwrap_or_default();
+        self.reservations.remove(&id)?;
+        if let Err(fault) = self.take_out(&recorded).await {
+            let kept_again = kept.map_or(Ok(()), |kept| self.reservations.write(&kept));
+            return Err(with_undo(fault, kept_again.and(self.released.clear(id.as_str()))));
+        }
+        self.forget_process(&id);
+        Ok(id)
+    }
+
+    async fn take_out(&self, recorded: &[Recorded]) -> Result<(), Fault> {
+        for one in recorded {
             self.wirer.links.remove(&one.endpoint.interface).await?;
             self.free(&one.key).await?;
         }
-        self.reservations.remove(&id)?;
-        self.forget_process(&id);
-        Ok(id)
+        Ok(())
     }
 }

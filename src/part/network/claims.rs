@@ -624,7 +624,7 @@ impl Prepared {
 }
 
 /// A fault, and what was not undone of what had led to it.
-fn with_undo(fault: Fault, undone: Result<(), Fault>) -> Fault {
+pub(super) fn with_undo(fault: Fault, undone: Result<(), Fault>) -> Fault {
     match undone {
         Ok(()) => fault,
         Err(undo) => fault.during(&format!("{undo}; before that")),
