@@ -234,3 +234,20 @@ fn a_container_that_was_taken_out_stays_out_though_the_node_dies_right_after_tha
     assert!(h1.container("ann").try_record().is_none());
     lab.remove_everything();
 }
+
+#[test]
+fn two_who_add_one_container_at_once_do_not_both_add_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.raw_docker("run -d --name ann --network none busybox sleep 600").ok();
+    let added: Vec<bool> = thread::scope(|scope| {
+        let adding = [1, 2, 3]
+            .map(|last| scope.spawn(move || h1.calicoctl(&format!("container add ann 192.168.1.{last}")).succeeded()));
+        adding.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    assert_eq!(added.iter().filter(|added| **added).count(), 1, "{added:?}");
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/").len(), 1);
+    assert_eq!(h1.workload_keys().len(), 1);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

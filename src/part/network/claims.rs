@@ -433,6 +433,9 @@ impl Network {
     async fn try_bind(&self, prepared: &Prepared, id: &ContainerId) -> Result<Vec<String>, Fault> {
         let lock = self.lock(id);
         let _serial = lock.lock().await;
+        if !self.recorded(id).is_empty() {
+            return Err(Fault::Conflict("it has been added already".to_owned()));
+        }
         let one = Recorded { key: self.endpoint_key(prepared, id), endpoint: self.new_endpoint(prepared), revision: 0 };
         // While etcd brings the record to its disk, what is kept of it comes to this host's.
         let (reservations, likely) = (self.reservations.clone(), self.reservation(id, std::slice::from_ref(&one)));
