@@ -287,15 +287,20 @@ impl Netlink {
         self.add_address(link.index, net).await.map_err(fault(doing()))
     }
 
-    /// Whether everything is routed over an interface in each family that it has an address of: that is the last of what
-    /// [`address`](Self::address) does.
+    /// Whether an interface has its addresses, and everything is routed over it in each family of theirs: that is the last of
+    /// what [`address`](Self::address) does.
     pub(crate) async fn is_addressed(&self, index: u32, wiring: &Wiring) -> Result<bool, Fault> {
-        for family in Family::BOTH {
-            if wiring.has(family) && !self.has_default(index, family).await? {
+        let mut there = BTreeSet::new();
+        for family in Family::BOTH.into_iter().filter(|family| wiring.has(*family)) {
+            if !self.has_default(index, family).await? {
                 return Ok(false);
             }
+            self.addresses(family, |message| {
+                there.extend(local(message).or_else(|| peer(message)).filter(|_| message.header.index == index));
+            })
+            .await?;
         }
-        Ok(true)
+        Ok(wiring.addresses.iter().all(|address| there.contains(address)))
     }
 
     async fn has_default(&self, index: u32, family: Family) -> Result<bool, Fault> {
@@ -360,7 +365,7 @@ impl Netlink {
             Family::V6 => AddressFamily::Inet6,
         };
         let mut found = request.execute();
-        while let Some(message) = found.try_next().await.map_err(fault("list the host's addresses".to_owned()))? {
+        while let Some(message) = found.try_next().await.map_err(fault("list addresses".to_owned()))? {
             hear(&message);
         }
         Ok(())

@@ -188,6 +188,8 @@ mod tests {
                 if six {
                     container.sh("ip -6 route flush default").await;
                     assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: half of it was taken away");
+                    container.sh("ip -6 addr del fd00::1/128 dev eth1").await;
+                    assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: an address was taken away");
                     container.sh("ip link set eth1 down").await;
                     assert_eq!(wirer.wire(&wiring, &netns).await, Ok(true), "{addresses:?}: it was set down");
                     assert!(sh_succeeds("ping -c 1 -W 5 fd00::1").await, "{addresses:?}: it was set down");
