@@ -12,11 +12,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
@@ -28,7 +28,7 @@ use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
 use crate::model::name::{ContainerId, IfName, Orchestrator};
 use crate::model::report::Beside;
-use crate::plan::backoff::Backoff;
+use crate::plan::backoff::{Backoff, Retries};
 use crate::plan::rota::Rota;
 
 /// How often all containers are compared with the records though no event asked for it.
@@ -50,15 +50,35 @@ const AT_ONCE: usize = 16;
 /// What is under way.
 struct Work {
     network: Arc<Network>,
-    tasks: JoinSet<(ContainerId, Result<(), Fault>)>,
+    tasks: JoinSet<Done>,
     slots: Arc<Semaphore>,
-    /// The containers whose last try failed.
-    waits: HashMap<ContainerId, Backoff>,
+    /// The containers that are being settled, or are to be again.
+    settling: Retries<ContainerId>,
     /// Those whose links something happened to.
     resting: HashSet<ContainerId>,
     /// Those whose inside is looked at.
     rota: Rota<ContainerId>,
-    stop: CancellationToken,
+}
+
+/// What a task has done.
+enum Done {
+    Settled(ContainerId, Result<(), Fault>),
+    /// The links of a container have come to rest, and work, or do not.
+    Rested(ContainerId, bool),
+    /// Something that nothing follows from.
+    Other,
+}
+
+/// What a task has done. One that panicked ends this part, and the process with it.
+fn joined(done: Result<Done, JoinError>) -> Done {
+    done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Network {
@@ -68,10 +88,9 @@ impl Network {
             network: Arc::clone(self),
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
-            waits: HashMap::new(),
+            settling: Retries::at(RETRY),
             resting: HashSet::new(),
             rota: Rota::default(),
-            stop: stop.clone(),
         };
         let mut backoff = RETRY;
         while !stop.is_cancelled() {
@@ -89,7 +108,7 @@ impl Network {
         }
         // What is under way is finished, but nothing is tried again: half a wiring helps nobody.
         while let Some(done) = work.tasks.join_next().await {
-            work.finished(done);
+            joined(done);
         }
     }
 
@@ -322,9 +341,9 @@ impl Work {
                     match event {
                         Event::Started(id) => {
                             self.look_around(id.clone());
-                            self.begin(id, Duration::ZERO);
+                            self.begin(id);
                         }
-                        Event::Ended(id) => self.begin(id, Duration::ZERO),
+                        Event::Ended(id) => self.begin(id),
                         Event::Reloaded => network.look_at_runtimes().await,
                     }
                 }
@@ -333,7 +352,12 @@ impl Work {
                     LinkEvent::Lost => audit.reset_immediately(),
                     LinkEvent::Rerouted(_) => {}
                 },
-                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(done),
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.finished(joined(done)),
+                () = until(self.settling.next()) => {
+                    for id in self.settling.due(Instant::now()) {
+                        self.begin(id);
+                    }
+                }
                 _ = audit.tick(), if network.store.is_connected() => {
                     if let Err(fault) = self.compare(first).await {
                         return fault;
@@ -370,8 +394,8 @@ impl Work {
         ids.extend(self.next_in_turn());
         for id in ids {
             // One that failed lately has its own clock.
-            if !self.waits.contains_key(&id) {
-                self.begin(id, Duration::ZERO);
+            if !self.settling.has(&id) {
+                self.begin(id);
             }
         }
         for id in network.refused.all() {
@@ -389,18 +413,15 @@ impl Work {
     /// Looks at a link that something happened to, once it has come to rest.
     fn let_rest(&mut self, interface: &str) {
         let Some(id) = self.network.behind(interface) else { return };
-        if self.stop.is_cancelled() || !self.resting.insert(id.clone()) {
+        if !self.resting.insert(id.clone()) {
             return;
         }
         let network = Arc::clone(&self.network);
         self.tasks.spawn(async move {
             tokio::time::sleep(LINK_RESTS).await;
-            let settled = match network.links_work(&id).await {
-                Ok(true) => Ok(()),
-                Ok(false) => network.settle(&id, Waits::All).await,
-                Err(fault) => Err(fault),
-            };
-            (id, settled)
+            let work = network.links_work(&id).await;
+            // Why it could not be seen is told by the look that follows.
+            Done::Rested(id, work.unwrap_or(false))
         });
     }
 
@@ -410,7 +431,7 @@ impl Work {
             let network = Arc::clone(&self.network);
             self.tasks.spawn(async move {
                 network.tell_of_stranger(&id).await;
-                (id, Ok(()))
+                Done::Other
             });
         }
     }
@@ -423,51 +444,43 @@ impl Work {
             if let Err(fault) = network.start_refused(&id).await {
                 tracing::warn!(container = id.short(), %fault, "its start was refused, and it is not started yet");
             }
-            (id, Ok(()))
+            Done::Other
         });
     }
 
-    fn begin(&mut self, id: ContainerId, wait: Duration) {
-        if self.stop.is_cancelled() {
-            return;
-        }
-        let (network, slots, stop) = (Arc::clone(&self.network), Arc::clone(&self.slots), self.stop.clone());
+    fn begin(&mut self, id: ContainerId) {
+        self.settling.begun(id.clone());
+        let (network, slots) = (Arc::clone(&self.network), Arc::clone(&self.slots));
         self.tasks.spawn(async move {
-            if !wait.is_zero() {
-                tokio::select! {
-                    () = stop.cancelled() => return (id, Ok(())),
-                    () = tokio::time::sleep(wait) => {}
-                }
-            }
             // The semaphore is never closed, so a permit always comes.
             let _slot = slots.acquire_owned().await;
             let settled = network.settle(&id, Waits::All).await;
-            (id, settled)
+            Done::Settled(id, settled)
         });
     }
 
-    fn finished(&mut self, done: Result<(ContainerId, Result<(), Fault>), tokio::task::JoinError>) {
-        if let Ok((id, _)) = &done {
-            self.resting.remove(id);
-        }
+    fn finished(&mut self, done: Done) {
         match done {
-            Ok((id, Ok(()))) => {
-                self.waits.remove(&id);
+            Done::Settled(id, Ok(())) => {
+                self.settling.well(&id);
                 self.network.failing.send_if_modified(|failing| failing.remove(id.as_str()).is_some());
             }
-            Ok((id, Err(fault))) => {
-                let backoff = self.waits.entry(id.clone()).or_insert(RETRY);
-                if backoff.is_well() {
+            Done::Settled(id, Err(fault)) => {
+                if self.settling.failed(id.clone(), Instant::now()) {
                     tracing::error!(container = id.short(), %fault, "the container's network is not as it should be; trying again");
                 }
-                let wait = backoff.failed();
                 let why = fault.to_string();
                 self.network
                     .failing
                     .send_if_modified(|failing| failing.insert(id.to_string(), why.clone()) != Some(why));
-                self.begin(id, wait);
             }
-            Err(error) => tracing::error!(%error, "settling a container panicked"),
+            Done::Rested(id, works) => {
+                self.resting.remove(&id);
+                if !works {
+                    self.begin(id);
+                }
+            }
+            Done::Other => {}
         }
     }
 }
