@@ -584,3 +584,30 @@ fn while_etcd_is_away_who_waits_for_an_address_does_not_start_and_its_holder_doe
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// A refusal that stood was tried again every ten seconds, and who had been stopped by hand saw his successor start unasked.
+#[test]
+fn who_was_refused_an_address_that_is_in_use_is_not_started_when_its_holder_is_stopped() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let old = created(h1, "shop_web_1", &place(1));
+    start(&old);
+    h1.api("POST", &format!("/containers/{}/rename?name=old_shop_web_1", old.id), None);
+    let new = created(h1, "shop_web_1", &place(1));
+    h1.docker(&format!("update --restart always {}", new.id)).ok();
+    let refused = h1.raw_docker(&format!("start {}", new.id));
+    assert!(!refused.succeeded() && refused.err().contains("is still held by container"), "{refused}");
+    let marked = h1.run_dir().join("refused").join(&new.id);
+    assert!(!marked.exists(), "the node would start it later");
+    // What is missing and may come is another matter.
+    stop(&old);
+    lab.kill_etcd();
+    wait_until("the node knows that etcd is away", Duration::from_secs(8), || !h1.is_ready());
+    assert!(!h1.raw_docker(&format!("start {}", new.id)).succeeded());
+    assert!(marked.exists());
+    lab.start_etcd();
+    wait_until("it is started", Duration::from_secs(40), || new.pid() != 0 && !marked.exists());
+    is_held_by(&new);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -141,8 +141,11 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
         .map_err(|error| Fault::World(format!("start the runtime: {error}")))?;
     let wired = runtime.block_on(wire(folders, &container, &state));
     wired.map_err(|fault| {
-        // The node starts it later, if its restart policy wants that. Without the mark it stays as it is.
-        let marked = Marks::refused(&folders.run_dir).set(container.as_str(), &fault.to_string());
+        // What is missing may come: then the node starts it, if its restart policy wants that. What somebody has decided stays so.
+        let marked = match fault {
+            Fault::Refusal(_) | Fault::Conflict(_) => Ok(()),
+            _ => Marks::refused(&folders.run_dir).set(container.as_str(), &fault.to_string()),
+        };
         let fault = fault.during(&format!("wire container {} before it runs", container.short()));
         match marked {
             Ok(()) => fault,

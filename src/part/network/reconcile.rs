@@ -38,6 +38,9 @@ const AUDIT: Duration = Duration::from_secs(10);
 const ROUND: Duration = Duration::from_mins(1);
 const AT_A_TIME: usize = 32;
 
+/// How long to wait before another try to start a container whose start the OCI hook has refused again.
+const RESTART: Backoff = Backoff::between(AUDIT, Duration::from_mins(5));
+
 /// How long a link is left alone that something happened to: who makes or removes it does so in several steps.
 const LINK_RESTS: Duration = Duration::from_millis(200);
 
@@ -54,6 +57,8 @@ struct Work {
     slots: Arc<Semaphore>,
     /// The containers that are being settled, or are to be again.
     settling: Retries<ContainerId>,
+    /// Those that are being started because the hook has refused it, or are to be again.
+    starting: Retries<ContainerId>,
     /// Those whose links something happened to.
     resting: HashSet<ContainerId>,
     /// Those whose inside is looked at.
@@ -65,6 +70,8 @@ enum Done {
     Settled(ContainerId, Result<(), Fault>),
     /// The links of a container have come to rest, and work, or do not.
     Rested(ContainerId, bool),
+    /// A container whose start the hook had refused was started, or its start refused again.
+    Started(ContainerId),
     /// Something that nothing follows from.
     Other,
 }
@@ -89,6 +96,7 @@ impl Network {
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             settling: Retries::at(RETRY),
+            starting: Retries::at(RESTART),
             resting: HashSet::new(),
             rota: Rota::default(),
         };
@@ -229,6 +237,10 @@ impl Network {
 
     /// Starts a container whose start the OCI hook had to refuse, if its restart policy wants it to run.
     async fn start_refused(&self, id: &ContainerId) -> Result<(), Fault> {
+        // A client has started or stopped it meanwhile.
+        if !self.refused.is_set(id.as_str()) {
+            return Ok(());
+        }
         // Whatever comes of it: a hook that refuses again says so again.
         self.refused.clear(id.as_str())?;
         match self.docker.inspect(id.as_str()).await? {
@@ -358,6 +370,11 @@ impl Work {
                         self.begin(id);
                     }
                 }
+                () = until(self.starting.next()) => {
+                    for id in self.starting.due(Instant::now()) {
+                        self.start_refused(id);
+                    }
+                }
                 _ = audit.tick(), if network.store.is_connected() => {
                     if let Err(fault) = self.compare(first).await {
                         return fault;
@@ -398,8 +415,10 @@ impl Work {
                 self.begin(id);
             }
         }
-        for id in network.refused.all() {
-            self.start_refused(&id);
+        for id in network.refused.all().iter().filter_map(|id| id.parse().ok()) {
+            if !self.starting.has(&id) {
+                self.start_refused(id);
+            }
         }
         Ok(())
     }
@@ -437,14 +456,16 @@ impl Work {
     }
 
     /// Starts a container whose start the OCI hook had to refuse, if its restart policy wants it to run.
-    fn start_refused(&mut self, id: &str) {
-        let Ok(id) = id.parse::<ContainerId>() else { return };
-        let network = Arc::clone(&self.network);
+    fn start_refused(&mut self, id: ContainerId) {
+        self.starting.begun(id.clone());
+        let (network, slots) = (Arc::clone(&self.network), Arc::clone(&self.slots));
         self.tasks.spawn(async move {
+            // The semaphore is never closed, so a permit always comes.
+            let _slot = slots.acquire_owned().await;
             if let Err(fault) = network.start_refused(&id).await {
                 tracing::warn!(container = id.short(), %fault, "its start was refused, and it is not started yet");
             }
-            Done::Other
+            Done::Started(id)
         });
     }
 
@@ -480,6 +501,10 @@ impl Work {
                     self.begin(id);
                 }
             }
+            Done::Started(id) if self.network.refused.is_set(id.as_str()) => {
+                self.starting.failed(id, Instant::now());
+            }
+            Done::Started(id) => self.starting.well(&id),
             Done::Other => {}
         }
     }
