@@ -1,7 +1,7 @@
 //! dockerd, as our own client sees it: inspect, list, events, and the two calls that undo what we began.
 //!
-//! Never on the proxy's path: a typed client drops fields that it does not know. The API version is negotiated with the
-//! first answer, so dockerd may be away when this process starts.
+//! Never on the proxy's path: a typed client drops fields that it does not know. No call names a version of the API, so each
+//! dockerd answers in its own, also one that takes the place of another under a node that runs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,7 +35,7 @@ const MOST_BYTES: usize = 64 << 20;
 /// How long a container whose wiring failed may take to stop, in seconds.
 const STOP_GRACE_S: i32 = 5;
 
-/// Where dockerd listens, and the client once it has answered.
+/// Where dockerd listens, and the client once there is a socket.
 #[derive(Debug)]
 pub(crate) struct Docker {
     host: String,
@@ -223,14 +223,14 @@ impl Docker {
 
     async fn client(&self) -> Result<&bollard::Docker, Fault> {
         let make = || async {
+            // It asks for this and sends it to nobody.
             let version = bollard::API_DEFAULT_VERSION;
             let client = if let Some(path) = self.host.strip_prefix("unix://") {
                 bollard::Docker::connect_with_unix(path, CALL_TIMEOUT_S, version)
             } else {
                 bollard::Docker::connect_with_http(&self.host, CALL_TIMEOUT_S, version)
             };
-            let client = client.map_err(|error| self.fault("connect", &error))?;
-            client.negotiate_version().await.map_err(|error| self.fault("negotiate the API version", &error))
+            client.map_err(|error| self.fault("connect", &error))
         };
         self.client.get_or_try_init(make).await
     }
@@ -456,6 +456,27 @@ mod tests {
         ] {
             assert_eq!(answered(name, status).await.is_ok_and(|found| found.is_none()), is_gone, "{name}: {status}");
         }
+    }
+
+    /// One that was negotiated once would be refused by a newer dockerd under a node that runs.
+    #[tokio::test]
+    async fn no_call_names_a_version_of_the_api() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let docker = Docker::new(&format!("unix://{}", path.display()));
+        let answer = async {
+            let mut asked = listener.accept().await.unwrap().0;
+            let mut head = [0; 4096];
+            let length = asked.read(&mut head).await.unwrap();
+            let reply = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]";
+            asked.write_all(reply.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&head[..length]).into_owned()
+        };
+        let (listed, head) = tokio::join!(docker.list(), answer);
+        assert_eq!(listed, Ok(vec![]));
+        assert!(head.starts_with("GET /containers/json?"), "{head}");
     }
 
     #[test]
