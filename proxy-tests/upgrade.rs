@@ -94,7 +94,7 @@ fn a_new_node_has_the_doors_that_its_flags_name_and_takes_no_place_if_it_cannot_
     let reply = http::exchange(UnixStream::connect(door).unwrap(), "GET", "/_ping", None).unwrap();
     assert_eq!(reply.status, 200);
     let refused = h1.space.enter(|| TcpStream::connect(("127.0.0.1", 2377))).unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "a door that nobody named");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "a door that nobody named");
     assert!(!h1.proxy_socket().exists(), "the file of a socket at which nobody listens");
 }
 
