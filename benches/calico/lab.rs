@@ -157,9 +157,7 @@ impl Lab {
 
     /// An etcd that outlives nodes, on a disk that takes no time. Answers where it listens.
     pub(crate) fn start_etcd(&mut self) -> Outcome<String> {
-        let data = self.folder.join("etcd").display().to_string();
-        fs::create_dir_all(&data)?;
-        run("mount", &["-t", "tmpfs", "tmpfs", &data])?;
+        let data = self.in_memory("etcd")?;
         let log = fs::File::create(self.folder.join("etcd.log"))?;
         let etcd = command("etcd")
             .args([
@@ -182,6 +180,18 @@ impl Lab {
         })?;
         self.node_args.extend(["--etcd-endpoints".to_owned(), PLACE.to_owned()]);
         Ok(PLACE.to_owned())
+    }
+
+    /// Has the next node keep its state on a disk that takes no time.
+    pub(crate) fn keep_state_in_memory(&self) -> Outcome<()> {
+        self.in_memory("state").map(drop)
+    }
+
+    fn in_memory(&self, name: &str) -> Outcome<String> {
+        let folder = self.folder.join(name).display().to_string();
+        fs::create_dir_all(&folder)?;
+        run("mount", &["-t", "tmpfs", "tmpfs", &folder])?;
+        Ok(folder)
     }
 
     pub(crate) fn node_id(&self) -> Outcome<u32> {

@@ -7,7 +7,7 @@
 //! - **idle streams**: upgraded attaches without a byte, before an engine that is nothing but sockets.
 //!
 //! Options: `--n` samples of each kind of call, `--creates` of creates, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how
-//! many, `--etcd-in-memory` for an etcd that waits for no disk.
+//! many, `--no-disk` for an etcd and a node that wait for no disk.
 
 mod bulk;
 mod contender;
@@ -28,17 +28,17 @@ use crate::{Arguments, Outcome};
 
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     let (mut samples, mut creates, mut bulk_mib, mut rounds, mut streams) = (5000, 100, 1024, 3, vec![1000, 9000]);
-    let mut is_etcd_in_memory = false;
+    let mut without_disk = false;
     while let Some(option) = arguments.next() {
         match option.as_str() {
-            "--etcd-in-memory" => is_etcd_in_memory = true,
+            "--no-disk" => without_disk = true,
             "--n" => samples = arguments.value(&option)?.parse()?,
             "--creates" => creates = arguments.value(&option)?.parse()?,
             "--bulk-mib" => bulk_mib = arguments.value(&option)?.parse()?,
             "--rounds" => rounds = arguments.value(&option)?.parse()?,
             "--streams" => streams = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             other => {
-                let known = "--n, --creates, --bulk-mib, --rounds, --streams or --etcd-in-memory";
+                let known = "--n, --creates, --bulk-mib, --rounds, --streams or --no-disk";
                 return Err(format!("unknown option {other:?}: it must be {known}").into());
             }
         }
@@ -46,8 +46,9 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;
     let mut lab = Lab::up(&["--host", &format!("tcp://127.0.0.1:{DOCKERD_PORT}"), "--tls=false"])?;
-    if is_etcd_in_memory {
+    if without_disk {
         lab.start_etcd()?;
+        lab.keep_state_in_memory()?;
     }
     {
         let dockerd = lab.docker_socket();
