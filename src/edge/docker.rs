@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bollard::query_parameters::{
-    EventsOptionsBuilder, InspectNetworkOptions, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
-    StartContainerOptions, StopContainerOptionsBuilder,
+    EventsOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
+    StopContainerOptionsBuilder,
 };
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http_body_util::Full;
 use hyper::{Request, header};
@@ -119,14 +120,21 @@ struct Inspected {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct InspectedNetworkSettings {
-    networks: Option<BTreeMap<String, Option<InspectedNetwork>>>,
+    networks: Option<BTreeMap<String, Option<InspectedEndpoint>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct InspectedEndpoint {
+    #[serde(rename = "NetworkID")]
+    network_id: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct InspectedNetwork {
-    #[serde(rename = "NetworkID")]
-    network_id: Option<String>,
+    name: Option<String>,
+    id: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -201,6 +209,10 @@ fn segment(name: &str) -> String {
         }
     }
     segment
+}
+
+fn unexpected(doing: &str, status: u16, body: &[u8]) -> Fault {
+    Fault::World(format!("{doing}: it answered {status} {}", String::from_utf8_lossy(body).trim()))
 }
 
 fn status_of(error: &bollard::errors::Error) -> Option<u16> {
@@ -278,12 +290,46 @@ impl Docker {
         if name.is_empty() || name.len() > LONGEST_NAME {
             return Ok(None);
         }
-        let doing = || format!("inspect container {name} at dockerd {}", self.host);
-        let request = Request::get(format!("/containers/{}/json", segment(name)))
+        let doing = format!("inspect container {name} at dockerd {}", self.host);
+        match self.ask(&format!("/containers/{}/json", segment(name)), &doing).await? {
+            (200, body) => {
+                let found = serde_json::from_slice::<Inspected>(&body).map_err(|error| error.to_string());
+                found.and_then(Inspected::read).map(Some).map_err(|error| Fault::World(format!("{doing}: {error}")))
+            }
+            (404, _) => Ok(None),
+            // A part of several ids is as good as none, and so is what is no name at all. Of a container that is known by its
+            // id, only 404 says that it is gone: whoever stands before dockerd may have other reasons.
+            (300..=400, _) if name.parse::<ContainerId>().is_err() => Ok(None),
+            (status, body) => Err(unexpected(&doing, status, &body)),
+        }
+    }
+
+    /// The name and the id of a network that is named by either; `None` if there is none. For somebody who waits for dockerd
+    /// anyhow.
+    pub(crate) async fn network(&self, name: &str) -> Result<Option<(String, String)>, Fault> {
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Ok(None);
+        }
+        let doing = format!("inspect network {name} at dockerd {}", self.host);
+        match self.ask(&format!("/networks/{}", segment(name)), &doing).await? {
+            (200, body) => {
+                let found = serde_json::from_slice::<InspectedNetwork>(&body);
+                let found = found.map_err(|error| Fault::World(format!("{doing}: {error}")))?;
+                Ok(found.name.zip(found.id))
+            }
+            // An ambiguous part of an id is as good as none.
+            (400..500, _) => Ok(None),
+            (status, body) => Err(unexpected(&doing, status, &body)),
+        }
+    }
+
+    /// What dockerd answers to a question, with its status, however long it takes.
+    async fn ask(&self, path: &str, doing: &str) -> Result<(u16, Bytes), Fault> {
+        let request = Request::get(path)
             .header(header::HOST, "docker")
             .body(Full::default())
-            .map_err(|error| Fault::World(format!("{}: {error}", doing())))?;
-        let away = |error: &dyn std::fmt::Display| Fault::DockerAway(format!("{}: {error}", doing()));
+            .map_err(|error| Fault::World(format!("{doing}: {error}")))?;
+        let away = |error: &dyn std::fmt::Display| Fault::DockerAway(format!("{doing}: {error}"));
         let answer = match self.host.parse()? {
             Engine::Unix(path) => {
                 let stream = connect_unix(&path).await.map_err(|error| away(&error))?;
@@ -294,31 +340,7 @@ impl Docker {
                 http::ask(stream, request, MOST_BYTES).await
             }
         };
-        match answer.map_err(|error| away(&error))? {
-            (200, body) => {
-                let found = serde_json::from_slice::<Inspected>(&body).map_err(|error| error.to_string());
-                found.and_then(Inspected::read).map(Some).map_err(|error| Fault::World(format!("{}: {error}", doing())))
-            }
-            (404, _) => Ok(None),
-            // A part of several ids is as good as none, and so is what is no name at all. Of a container that is known by its
-            // id, only 404 says that it is gone: whoever stands before dockerd may have other reasons.
-            (300..=400, _) if name.parse::<ContainerId>().is_err() => Ok(None),
-            (status, body) => {
-                let said = String::from_utf8_lossy(&body);
-                Err(Fault::World(format!("{}: it answered {status} {}", doing(), said.trim())))
-            }
-        }
-    }
-
-    /// The name and the id of a network that is named by either; `None` if there is none.
-    pub(crate) async fn network(&self, name: &str) -> Result<Option<(String, String)>, Fault> {
-        let client = self.client().await?;
-        match client.inspect_network(&segment(name), None::<InspectNetworkOptions>).await {
-            Ok(found) => Ok(found.name.zip(found.id)),
-            // An ambiguous part of an id is as good as none.
-            Err(error) if status_of(&error).is_some_and(|status| (400..500).contains(&status)) => Ok(None),
-            Err(error) => Err(self.fault(&format!("inspect network {name}"), &error)),
-        }
+        answer.map_err(|error| away(&error))
     }
 
     /// Which network a container was made with, also while dockerd is starting it: then it inspects it for nobody, and lists
@@ -477,6 +499,17 @@ mod tests {
         let (listed, head) = tokio::join!(docker.list(), answer);
         assert_eq!(listed, Ok(vec![]));
         assert!(head.starts_with("GET /containers/json?"), "{head}");
+    }
+
+    /// After half a minute a create that named a network was a 502, while dockerd was only slow.
+    #[tokio::test(start_paused = true)]
+    async fn a_network_is_asked_for_as_long_as_dockerd_takes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let docker = Docker::new(&format!("unix://{}", path.display()));
+        let asked = timeout(Duration::from_mins(10), docker.network("web")).await;
+        assert!(asked.is_err(), "{asked:?}");
     }
 
     #[test]
