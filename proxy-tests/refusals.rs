@@ -86,6 +86,7 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
         (400, &["CALICO_IP=banana", "CALICO_PROFILE=a/b"], json!({}), &["banana", "a/b"]),
         (400, &["CALICO_IP=192.168.77.5,192.168.2.2"], json!({}), &["192.168.77.0/24"]),
     ];
+    let mut count = 0;
     for (status, env, host_config, words) in &refused {
         let reply = h1.try_create("never", env, host_config).expect("an answer");
         assert_eq!(reply.status, *status, "{env:?}: {}", reply.message());
@@ -108,7 +109,11 @@ fn a_wish_that_cannot_be_met_is_refused_and_leaves_nothing() {
             assert!(said.contains(word), "{word} for {env:?} in {said}");
         }
         assert_eq!(everything(h1), before, "after docker run of {env:?}");
+        count += 1;
     }
+    let metrics = h1.sh("curl -s http://127.0.0.1:9091/metrics");
+    let told = format!("calico_creates_refused_total {}\n", refused.len() + count);
+    assert!(metrics.contains(&told), "{told} is not in {metrics}");
 
     // What dockerd refuses leaves nothing either.
     for (options, code) in [("-e CALICO_IP=auto --name holder", 125), ("-e CALICO_IP=auto --memory=1m", 125)] {

@@ -293,6 +293,11 @@ impl Network {
         })
     }
 
+    /// A create that asked for a network of ours did not get it.
+    pub(crate) fn count_refused(&self) {
+        self.metrics.creates_refused.inc();
+    }
+
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.
     pub(crate) async fn ours(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
         match self.named(name).await? {

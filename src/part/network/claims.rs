@@ -161,7 +161,6 @@ impl Network {
         if prepared.is_err() {
             // What etcd did without our hearing of it is released by the next comparison.
             self.lose_sight(&request);
-            self.metrics.creates_refused.inc();
         }
         prepared
     }

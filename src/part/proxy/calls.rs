@@ -23,7 +23,7 @@ use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::part::network::{Network, Waits};
-use crate::plan::body;
+use crate::plan::body::{self, Ask};
 use crate::plan::call::Call;
 use crate::plan::runtime::{RUNTIME, Runtimes};
 
@@ -184,12 +184,25 @@ async fn create(
     body: &[u8],
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
-    let Some((ask, edited)) = body::read_create(body, name, &network.runtimes())? else {
+    let read = body::read_create(body, name, &network.runtimes());
+    let Some((ask, edited)) = read.inspect_err(|_| network.count_refused())? else {
         return Ok(Said::docker(upstream.exchange(raw).await?));
     };
+    let made = create_with(network, ask, head, &edited, upstream).await;
+    made.inspect_err(|_| network.count_refused())
+}
+
+/// A create with a wish, and its body as dockerd is to have it.
+async fn create_with(
+    network: &Network,
+    ask: Ask,
+    head: &[u8],
+    edited: &[u8],
+    upstream: &mut Upstream,
+) -> Result<Said, Fault> {
     let prepared = network.prepare(ask).await?;
     let mut request = head::reframed(head, edited.len());
-    request.extend_from_slice(&edited);
+    request.extend_from_slice(edited);
     if let Err(fault) = upstream.connect().await {
         network.abandon(prepared).await;
         return Err(fault);
