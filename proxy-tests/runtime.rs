@@ -215,6 +215,9 @@ fn a_runtime_that_the_user_asks_for_does_the_work_behind_ours() {
     let noted = std::fs::read_to_string(&log).unwrap();
     assert!(noted.lines().any(|line| line.starts_with("--noting ") && line.contains(" create ")), "{noted}");
     assert_eq!(ann.record()["wired_by"], "runtime");
+    // Whoever makes her anew from what he is shown asks for it again.
+    let shown = [ann.inspect(), ann.raw_inspect()].map(|one| one["HostConfig"]["Runtime"].clone());
+    assert_eq!(shown, ["noting", "calico"]);
     // Its word on how she runs is in her record alone.
     let refused = h1.calicoctl("container remove ann").fails_with(1);
     assert!(refused.contains("noting") && refused.contains("without CALICO_IP"), "{refused}");

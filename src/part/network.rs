@@ -342,13 +342,17 @@ impl Network {
     pub(crate) fn appearance(&self, id: &ContainerId) -> Option<Appearance> {
         let recorded = self.recorded(id);
         let first = recorded.first()?;
+        let requested = first.endpoint.requested.clone().unwrap_or_default();
+        let runtimes = self.runtimes.read().unwrap_or_else(PoisonError::into_inner);
+        let runtime = requested.runtime.as_ref().and_then(|behind| runtimes.name_of(behind));
         Some(Appearance {
             addresses: recorded.iter().flat_map(|one| one.endpoint.addresses.iter().copied()).collect(),
             mac: first.endpoint.mac,
             ipv4_gateway: first.endpoint.ipv4_gateway,
             // What a container's routes say; the record names the host's address that stands behind it.
             ipv6_gateway: Some(IpAddr::V6(HOST_LINK_LOCAL)),
-            requested: first.endpoint.requested.clone().unwrap_or_default(),
+            runtime: runtime.map(str::to_owned),
+            requested,
         })
     }
 

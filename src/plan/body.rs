@@ -37,6 +37,8 @@ pub(crate) struct Appearance {
     pub(crate) ipv4_gateway: Option<IpAddr>,
     pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Requested,
+    /// The runtime that does the work behind ours: who makes the container anew from what he is shown asks for it again.
+    pub(crate) runtime: Option<String>,
 }
 
 /// An endpoint as dockerd shows it where it shows none.
@@ -529,6 +531,12 @@ fn container_edits(
         .collect();
     if let Some(networks) = member(&settings, "Networks") {
         edits.push((networks.value.clone(), networks_text(reply, &networks.value, &shown, &id)));
+    }
+    let host_config = member(&members, "HostConfig").and_then(|host_config| json::members(reply, &host_config.value));
+    if let (Some(name), Some(host_config)) = (&shown.runtime, host_config)
+        && let Some(runtime) = member(&host_config, "Runtime")
+    {
+        edits.push((runtime.value.clone(), json::quote(name)));
     }
     Some(edits)
 }

@@ -50,6 +50,11 @@ impl Runtimes {
         self.known.contains_key(RUNTIME)
     }
 
+    /// The name that dockerd knows a runtime by.
+    pub(crate) fn name_of(&self, runtime: &OciRuntime) -> Option<&str> {
+        self.known.iter().find(|(_, known)| *known == runtime).map(|(name, _)| name.as_str())
+    }
+
     /// How a container is wired that asks for a runtime, or for none with an empty name.
     pub(crate) fn choose(&self, asked: &str) -> Way {
         if !self.has_ours() {

@@ -207,6 +207,21 @@ fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
             networks: networks.collect(),
             ..Requested::default()
         },
+        runtime: None,
+    }
+}
+
+/// Whoever made a container anew from its inspect lost the runtime that it was made with.
+#[test]
+fn inspect_shows_the_runtime_that_was_asked_for() {
+    let reply = format!(
+        r#"{{"Id":"{ID}","HostConfig":{{"NetworkMode":"none","Runtime":"calico","x": 1}},"NetworkSettings":{{"Networks":{{}}}}}}"#
+    );
+    for (runtime, wanted) in [(Some("gpu".to_owned()), "gpu"), (None, "calico")] {
+        let shown = Appearance { runtime, ..appearance(&[]) };
+        let edited = shown_in_inspect(reply.as_bytes(), |_| Some(shown.clone())).unwrap();
+        let edited: Value = serde_json::from_slice(&edited).unwrap();
+        assert_eq!(edited["HostConfig"], json!({"NetworkMode": "none", "Runtime": wanted, "x": 1}));
     }
 }
 
