@@ -59,6 +59,8 @@ struct Work {
     settling: Retries<ContainerId>,
     /// Those that are being started because the hook has refused it, or are to be again.
     starting: Retries<ContainerId>,
+    /// Whether creates that were cut off are being finished.
+    finishing: bool,
     /// Those whose links something happened to.
     resting: HashSet<ContainerId>,
     /// Those whose inside is looked at.
@@ -72,6 +74,8 @@ enum Done {
     Rested(ContainerId, bool),
     /// A container whose start the hook had refused was started, or its start refused again.
     Started(ContainerId),
+    /// Creates that were cut off are finished, as far as they can be now.
+    Finished,
     /// Something that nothing follows from.
     Other,
 }
@@ -97,6 +101,7 @@ impl Network {
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             settling: Retries::at(RETRY),
             starting: Retries::at(RESTART),
+            finishing: false,
             resting: HashSet::new(),
             rota: Rota::default(),
         };
@@ -395,13 +400,8 @@ impl Work {
     /// Begins the work on every container whose record does not agree with Docker; at first, on every one that runs.
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
-        let listed = network.docker.list().await?;
-        if let Err(fault) = network.finish_creates(&listed).await {
-            tracing::warn!(%fault, "a create that was cut off is not finished yet");
-        }
-        if let Err(fault) = network.release_orphans().await {
-            tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
-        }
+        let listed = Arc::new(network.docker.list().await?);
+        self.finish_creates(Arc::clone(&listed));
         network.note_escapes(&listed);
         if let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
@@ -421,6 +421,24 @@ impl Work {
             }
         }
         Ok(())
+    }
+
+    /// Finishes creates that were cut off, and releases what belongs to none: beside the events, since dockerd and etcd may
+    /// take their time over it.
+    fn finish_creates(&mut self, listed: Arc<Vec<Listed>>) {
+        if std::mem::replace(&mut self.finishing, true) {
+            return;
+        }
+        let network = Arc::clone(&self.network);
+        self.tasks.spawn(async move {
+            if let Err(fault) = network.finish_creates(&listed).await {
+                tracing::warn!(%fault, "a create that was cut off is not finished yet");
+            }
+            if let Err(fault) = network.release_orphans().await {
+                tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
+            }
+            Done::Finished
+        });
     }
 
     /// The containers whose inside is looked at this time.
@@ -505,6 +523,7 @@ impl Work {
                 self.starting.failed(id, Instant::now());
             }
             Done::Started(id) => self.starting.well(&id),
+            Done::Finished => self.finishing = false,
             Done::Other => {}
         }
     }
