@@ -92,10 +92,13 @@ pub(super) fn name_of(index: u32) -> Option<String> {
 
 impl Netlink {
     /// In the namespace of this process.
+    ///
+    /// # Errors
+    /// `Away`: there is no socket to be had.
     pub(crate) fn open() -> Result<Self, Fault> {
         let open = || {
             let opened = rtnetlink::new_connection();
-            opened.map_err(|error| Fault::World(format!("open a netlink socket: {error}")))
+            opened.map_err(|error| Fault::Away(format!("open a netlink socket: {error}")))
         };
         let ((connection, handle, _), (removals, remover, _)) = (open()?, open()?);
         let tasks = [tokio::spawn(connection), tokio::spawn(removals)];
