@@ -7,12 +7,14 @@
 //! there. That it is gone is told by the kernel: at once on a unix socket, by a reset or by keep-alive probes on TCP.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use tokio::sync::Notify;
 
+use super::clock::timeout;
 use super::pipe::{self, Pipe};
 use super::wire::{LITTLE_BYTES, READ_BYTES, Wire};
 
@@ -64,6 +66,9 @@ impl Bounds for Boundless {
 
 /// More bytes follow at once: TCP makes one segment of them (`MSG_MORE`, linux/socket.h; nix does not name it).
 const MORE: MsgFlags = MsgFlags::from_bits_retain(0x8000);
+
+/// How long what was sent so waits for them. The kernel would keep it for 200 ms.
+const MORE_TIME: Duration = Duration::from_millis(1);
 
 /// From how many bytes at a time on a splice pays.
 const SPLICE_FROM: usize = LITTLE_BYTES;
@@ -136,6 +141,7 @@ impl<'a, B: Bounds> Flow<'a, B> {
                 self.is_busy && unseen >= SPLICE_FROM as u64 && from.plain().is_some() && to.plain().is_some();
             // The start of a chunk goes with the rest of it; nothing else has to wait for what follows it.
             let is_start = splices && self.cleared <= BETWEEN_BYTES;
+            let is_withheld = is_start && self.cleared > 0;
             let more = if is_start { MORE } else { MsgFlags::empty() };
             to.write_before(self.buffer, &mut self.cleared, more).await.map_err(|_| Failed::Writing)?;
             if self.bounds.is_over() {
@@ -156,6 +162,10 @@ impl<'a, B: Bounds> Flow<'a, B> {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         // Others may need it while nothing comes here.
                         pipe.put_back();
+                        // Boxed, so that an idle stream does not keep room for it.
+                        if is_withheld && Box::pin(timeout(MORE_TIME, from.readable())).await.is_err() {
+                            to.push();
+                        }
                         from.readable().await.map_err(|_| Failed::Reading)?;
                     }
                     // No socket that bytes can be spliced from.

@@ -393,6 +393,14 @@ impl Wire {
         }
     }
 
+    /// Has TCP send what was written with `MSG_MORE`. Source: Linux net/ipv4/tcp.c, `__tcp_sock_set_nodelay`.
+    pub(super) fn push(&self) {
+        if let Wire::Tcp(stream) = self {
+            // Where that fails the kernel sends it a little later.
+            let _ = stream.set_nodelay(true);
+        }
+    }
+
     /// Takes what has arrived into an empty pipe, up to so many bytes; 0 is the peer's FIN.
     pub(super) fn fill(&self, pipe: &mut Pipe, most: u64) -> io::Result<usize> {
         match self {

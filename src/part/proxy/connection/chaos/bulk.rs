@@ -138,6 +138,27 @@ async fn last(stream: &mut (impl AsyncRead + Unpin)) -> Last {
     }
 }
 
+/// It was kept back for the rest of its chunk, for 200 ms.
+#[tokio::test]
+async fn the_start_of_a_chunk_does_not_wait_for_the_rest_of_it() {
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let (mut client, dockerd) = stage(true).await;
+        client.write_all(GET).await.unwrap();
+        let mut engine = within(dockerd.accept()).await;
+        let chunk = [format!("{:x}\r\n", CHUNKS[2]).into_bytes(), content(CHUNKS[2]), b"\r\n".to_vec()].concat();
+        let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let sent = [head.as_slice(), &chunk, &chunk].concat();
+        // dockerd sends the end of a chunk with the start of the next one.
+        let (sent, end) = sent.split_at(sent.len() - 2);
+        carry(&mut engine, &mut client, sent).await;
+        let began = Instant::now();
+        carry(&mut engine, &mut client, &[end, b"20000\r\n", &[b'x'; 100]].concat()).await;
+        quickest = quickest.min(began.elapsed());
+    }
+    assert!(quickest < Duration::from_millis(100), "{quickest:?}");
+}
+
 #[tokio::test]
 async fn every_byte_of_a_long_reply_arrives_before_the_next_one_and_whatever_comes_behind_it() {
     for reply in [Message::chunked("HTTP/1.1 200 OK"), Message::with_length("HTTP/1.1 200 OK")] {
