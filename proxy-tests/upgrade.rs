@@ -7,7 +7,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::differ::wire::{Stream, Way};
 use crate::lab::container::SOON;
@@ -70,6 +71,7 @@ fn a_new_node_takes_over_and_no_client_is_refused_and_no_stream_is_cut() {
     assert!(stream.wait().unwrap().success());
     let status = wait_for("the old node ends", SOON, || before.try_wait().unwrap());
     assert!(status.success(), "the old node ended with {status}");
+    assert!(!h1.node_log_text().contains("calls that are under way are given up"), "the new one waited for a stream");
     // It has taken nothing of the new one's with it.
     assert!(h1.try_api("GET", "/_ping", None).is_some() && answers_over_tcp(h1));
     lab.remove_everything();
@@ -155,6 +157,16 @@ fn a_client_that_had_come_before_a_take_over_creates_a_container_during_it() {
     lab.remove_everything();
 }
 
+/// Keeps the host's BIRD from ending, and with it the other parts of the node.
+fn hold_bird(host: &Host) {
+    let space = host.space.path().rsplit('/').next().unwrap().to_owned();
+    for pid in crate::lab::ip(&["netns", "pids", &space]).lines() {
+        if std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "bird") {
+            kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGSTOP).unwrap();
+        }
+    }
+}
+
 #[test]
 fn open_streams_hold_a_stop_up_until_their_time_is_over_or_a_second_signal_comes() {
     let lab = Lab::hosts(1);
@@ -169,16 +181,19 @@ fn open_streams_hold_a_stop_up_until_their_time_is_over_or_a_second_signal_comes
             .map(|(way, path)| (way, path, open(h1, way, path)))
             .collect();
         let mut node = h1.take_node();
+        if is_told_again {
+            hold_bird(h1);
+        }
         send(&node, Signal::SIGTERM);
         wait_until("nobody is let in any more", SOON, || h1.try_api("GET", "/_ping", None).is_none());
         assert!(node.try_wait().unwrap().is_none(), "the open streams did not hold the node");
-        let status = wait_for("the node ends", SOON, || {
-            if is_told_again {
-                send(&node, Signal::SIGTERM);
-            }
-            node.try_wait().unwrap()
-        });
+        if is_told_again {
+            send(&node, Signal::SIGTERM);
+        }
+        let status = wait_for("the node ends", SOON, || node.try_wait().unwrap());
         assert!(status.success(), "the node ended with {status}");
+        // A stream is nothing that the other parts are needed for.
+        assert!(!h1.node_log_text().contains("calls that are under way are given up"), "it waited for streams twice");
         for (way, path, mut stream) in streams {
             let mut rest = Vec::new();
             let end = stream.read_to_end(&mut rest).map_err(|error| error.kind());

@@ -124,6 +124,7 @@ impl Parts {
                 // As after a kill: what is half done is finished by the next node.
                 () = signals.next() => {
                     tracing::warn!("told to end once more: what is under way is cut off");
+                    self.ends.cut.cancel();
                     self.tasks.abort_all();
                     continue;
                 }

@@ -27,6 +27,7 @@ use super::upstream::{Behind, Upstream};
 use crate::edge::clock::{sleep, sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow, Toward};
 use crate::edge::wire::{READ_BYTES, Wire};
+use crate::model::fault::Fault;
 use crate::plan::call::Call;
 
 /// How long a body of ours may be (decided; dockerd itself has no limit).
@@ -175,12 +176,17 @@ where
             };
             self.is_under_way = true;
             let foreign = request.foreign.as_ref().and_then(|foreign| foreign.reason(|name| self.is_called(name)));
+            let is_first = self.arriving.is_some();
             let then = match (foreign, &request.classified.call) {
                 (Some(reason), _) => {
                     let answer = Manner::of(&request).closing().error(403, &reason);
                     self.say(&answer, Then::Close).await
                 }
-                (None, Call::Pass) => self.pass(&request).await,
+                (None, Call::Pass) => {
+                    // Other parts have nothing to do with it, and it may be a stream.
+                    self.arriving = None;
+                    self.pass(&request).await
+                }
                 // Boxed, so that a stream that is nothing but a tunnel does not pay for its room.
                 (None, _) => Box::pin(self.ours(request)).await,
             };
@@ -188,7 +194,7 @@ where
             if then != Then::Next {
                 break then;
             }
-            if self.arriving.take().is_some() {
+            if is_first {
                 // The client has its answer, so this costs it nothing.
                 self.upstream.prepare_next();
             }
@@ -245,7 +251,7 @@ where
             match self.heads.next(&self.inbound, self.client.is_tcp()) {
                 Some(Ok(mut request)) => {
                     // dockerd would overlook them only if the request before was its to answer.
-                    let overlooked = std::mem::take(&mut request.overlooked);
+                    let overlooked = usize::from(std::mem::take(&mut request.overlooked));
                     self.inbound.advance(overlooked);
                     request.length -= overlooked;
                     return Ok(request);
@@ -329,15 +335,24 @@ where
         }
     }
 
+    /// Connects to dockerd.
+    ///
+    /// # Errors
+    /// `DockerAway`; `None` if its queue was full and the client does not wait in it any more.
+    async fn connect(&mut self) -> Result<(), Option<Fault>> {
+        tokio::select! {
+            biased;
+            connected = self.upstream.connect() => connected.map_err(Some),
+            () = left(&self.client, &mut self.inbound, &mut self.client_ended, || ()) => Err(None),
+        }
+    }
+
     /// Lets a request flow up and its reply down.
     async fn pass(&mut self, request: &Request) -> Then {
-        let connected = tokio::select! {
-            biased;
-            connected = self.upstream.connect() => connected,
-            // dockerd's queue is full, and this client does not wait in it any more.
-            () = left(&self.client, &mut self.inbound, &mut self.client_ended, || ()) => return Then::Drop,
-        };
+        // Boxed, so that a stream does not keep room for it.
+        let connected = if self.upstream.parts().0.is_some() { Ok(()) } else { Box::pin(self.connect()).await };
         if let Err(fault) = connected {
+            let Some(fault) = fault else { return Then::Drop };
             let has_body = !request.body.is_done();
             let manner = Manner::of(request);
             let manner = if has_body { manner.closing() } else { manner };
@@ -390,7 +405,8 @@ where
     /// Gathers a request of ours and has the service answer it.
     async fn ours(&mut self, request: Request) -> Then {
         let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
-        let _arriving = (!only_reads).then(|| self.arrivals.token());
+        let arriving = self.arriving.take();
+        let _needs_others = (!only_reads).then(|| arriving.unwrap_or_else(|| self.arrivals.token()));
         let gathered = self.gather(&request).await;
         let (raw, body, is_whole) = match gathered {
             Ok(body) => (self.inbound.split_to(body.end).freeze(), body.content, true),

@@ -40,8 +40,8 @@ pub(crate) enum Unreadable {
 pub(crate) struct Request {
     /// The head's bytes, blank line included, and the line ends before it.
     pub(crate) length: usize,
-    /// So many line ends before it are overlooked.
-    pub(crate) overlooked: usize,
+    /// So many line ends before it are overlooked; four at most.
+    pub(crate) overlooked: u8,
     pub(crate) classified: Classified,
     pub(crate) is_head: bool,
     pub(crate) is_http_1_0: bool,
@@ -176,8 +176,10 @@ impl Heads {
             return Some(Ok(said.clone()));
         }
         // Source: Go net/http/server.go, readRequest: up to four line ends after a POST, and none otherwise.
-        let ends =
-            if self.after_post { bytes.iter().take(4).take_while(|byte| is_line_end(**byte)).count() } else { 0 };
+        let most = if self.after_post { 4 } else { 0 };
+        let overlooked =
+            bytes.iter().take(most).take_while(|byte| is_line_end(**byte)).fold(0_u8, |count, _| count + 1);
+        let ends = usize::from(overlooked);
         if ends < 4 && ends == bytes.len() {
             return None;
         }
@@ -196,7 +198,7 @@ impl Heads {
         if head.starts_with(b"PRI * HTTP/2.0\r\n") {
             return Some(Err(Unreadable::Http2));
         }
-        let request = read_request(head, length, guarded).map(|read| Request { overlooked: ends, ..read });
+        let request = read_request(head, length, guarded).map(|read| Request { overlooked, ..read });
         self.after_post = request.is_some() && head.starts_with(POST);
         self.said = request.clone().filter(|_| ends == 0 && length <= REMEMBERED_MOST);
         self.last.clear();
