@@ -203,16 +203,22 @@ fn a_container_is_added_and_removed_though_nobody_waits_for_the_answer() {
     let h1 = lab.host(1);
     h1.raw_docker("run -d --name ann --network none busybox sleep 600").ok();
     let ann = h1.container("ann");
-    let ask = |path: &str, body: &str| {
+    // The node has begun when the connection is there no more.
+    let ask = |path: &str, body: &str, has_begun: &dyn Fn() -> bool| {
         let mut control = UnixStream::connect(h1.run_dir().join("control.sock")).unwrap();
         let length = body.len();
         let request = format!("POST {path} HTTP/1.1\r\nHost: node\r\nContent-Length: {length}\r\n\r\n{body}");
         control.write_all(request.as_bytes()).unwrap();
+        wait_until("the node has begun", SOON, has_begun);
     };
-    ask("/v1/containers/add", r#"{"container":"ann","ip":"192.168.1.1","interface":"eth1"}"#);
+    let is_noted = || std::fs::read_dir(h1.state_dir().join("creating")).is_ok_and(|notes| notes.count() > 0);
+    ask("/v1/containers/add", r#"{"container":"ann","ip":"192.168.1.1","interface":"eth1"}"#, &|| {
+        is_noted() || ann.try_record().is_some()
+    });
     wait_until("ann has her network", SOON, || ann.try_record().is_some_and(|(_, record)| record["state"] == "active"));
     lab.assert_consistent();
-    ask("/v1/containers/remove", r#"{"container":"ann"}"#);
+    let released = h1.state_dir().join("released").join(&ann.id);
+    ask("/v1/containers/remove", r#"{"container":"ann"}"#, &|| released.exists());
     wait_until("ann is let go", SOON, || ann.try_record().is_none());
     lab.assert_consistent();
     lab.remove_everything();
