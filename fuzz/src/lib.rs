@@ -104,6 +104,7 @@ pub fn bodies(bytes: &[u8]) {
         ipv4_gateway: None,
         ipv6_gateway: None,
         requested: model::endpoint::Requested::default(),
+        runtime: Some("gpu".to_owned()),
     };
     for edited in
         [body::shown_in_inspect(bytes, |_| Some(shown.clone())), body::shown_in_list(bytes, |_| Some(shown.clone()))]
