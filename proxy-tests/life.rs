@@ -636,13 +636,12 @@ fn a_client_that_goes_away_leaves_its_container_whole_or_none(lab: &Lab) {
         pause(Duration::from_micros(round * 400));
         drop(client);
     }
-    // Whole: it has its record, and starts with its network; that all calls have ended is seen from the names.
+    // Whole: it has its record, and starts with its network. Thirty have said all.
     let mut names = Vec::new();
     wait_until("every create has come to its end", SOON, || {
-        let before = std::mem::replace(&mut names, h1.container_ids());
-        before.len() == names.len() && lab.violations(Pending::Wrong).is_empty()
+        names = h1.container_ids();
+        names.len() >= 30 && lab.violations(Pending::Wrong).is_empty()
     });
-    assert!(names.len() >= 20, "{} of the thirty that said all are there", names.len());
     for id in &names {
         let container = h1.container(id);
         assert!(container.try_record().is_some(), "{} has no record", container.raw_inspect()["Name"]);
