@@ -84,9 +84,12 @@ fn a_new_node_has_the_doors_that_its_flags_name_and_takes_no_place_if_it_cannot_
     h1.spawn_node(&[]);
     h1.await_ready();
     // Where the metrics are nobody else can listen.
-    let refused = h1.node_command(&["--take-over", "--listen", "tcp://127.0.0.1:9091"]).run().fails_with(1);
+    let own = format!("unix://{}", h1.proxy_socket().display());
+    let refused = h1.node_command(&["--take-over", "--listen", &own, "--listen", "tcp://127.0.0.1:9091"]);
+    let refused = refused.run().fails_with(1);
     assert!(refused.contains("127.0.0.1:9091") && refused.contains("in use"), "{refused}");
     assert!(answers_over_tcp(h1), "the node whose place was not taken is gone");
+    assert!(h1.try_api("GET", "/_ping", None).is_some(), "its socket's file is gone");
     let mut before = h1.take_node();
     let door = h1.scratch().join("other.sock");
     h1.spawn_node_with(&["--take-over", "--listen", &format!("unix://{}", door.display())]);

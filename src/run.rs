@@ -186,7 +186,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         // It goes on where a door does not open.
         let mut doors = doors.open().await?;
         replace(predecessor).await?;
-        doors.remove_unwanted();
+        doors.take_files();
         (checks::be_the_only_one(&flags.run_dir)?, doors)
     } else {
         (checks::be_the_only_one(&flags.run_dir)?, doors.open().await?)

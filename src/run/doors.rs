@@ -48,7 +48,8 @@ pub(super) struct Doors {
     pub(super) told: Vec<Told>,
     /// To be dropped at the end.
     pub(super) files: Vec<SocketFile>,
-    /// The files of sockets that another node has where none is wanted.
+    /// The files of sockets that another node has, as long as it has them: those that stay open, and those that are not wanted.
+    inherited: Vec<PathBuf>,
     unwanted: Vec<PathBuf>,
 }
 
@@ -226,7 +227,7 @@ impl Wanted {
     pub(super) async fn open(self) -> Result<Doors, Fault> {
         let Wanted { places, passed, unwanted, certificates, names, engine } = self;
         let (mut listeners, mut told, mut files) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut open, mut faults) = (Vec::new(), Vec::new());
+        let (mut open, mut inherited, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         let tell = |listen: &Listen, by_systemd| {
             let name = if matches!(listen, Listen::Tls(_)) { TLS_NAME } else { "docker" };
             Told { name: name.to_owned(), by_systemd }
@@ -260,8 +261,7 @@ impl Wanted {
             let taken = match socket {
                 PassedSocket::Tcp(socket, _) => over_tcp(&listen, socket),
                 PassedSocket::Unix(socket, path) => {
-                    let path = path.filter(|_| !by_systemd);
-                    files.extend(path.and_then(|path| SocketFile::new(&path).ok()));
+                    inherited.extend(path.filter(|_| !by_systemd));
                     Ok(Listener::Unix(socket))
                 }
             };
@@ -278,13 +278,14 @@ impl Wanted {
             return Err(Fault::World(faults.join("; ")));
         }
         let (listeners, names) = (listeners.into(), names.into());
-        Ok(Doors { listeners, places: open, names, certificates, told, files, unwanted })
+        Ok(Doors { listeners, places: open, names, certificates, told, files, inherited, unwanted })
     }
 }
 
 impl Doors {
-    /// Takes away the files of the sockets that another node had and none is wanted at: it has closed them.
-    pub(super) fn remove_unwanted(&mut self) {
+    /// The other node has given its place up: the files of its sockets are ours, to keep or to take away.
+    pub(super) fn take_files(&mut self) {
+        self.files.extend(self.inherited.drain(..).filter_map(|path| SocketFile::new(&path).ok()));
         self.unwanted.drain(..).for_each(|path| drop(SocketFile::new(&path)));
     }
 }
