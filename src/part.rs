@@ -13,3 +13,4 @@ pub(crate) mod runtime;
 pub(crate) mod runtime_entry;
 pub(crate) mod status;
 pub(crate) mod store;
+pub(crate) mod under_way;

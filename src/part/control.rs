@@ -16,6 +16,7 @@ use crate::model::wish::Wish;
 use crate::part::metrics::Metrics;
 use crate::part::network::Network;
 use crate::part::status::Gauge;
+use crate::part::under_way::outcome;
 
 /// Answers on the control socket.
 pub(crate) struct Control {
@@ -44,31 +45,22 @@ fn read<T: DeserializeOwned>(asked: &Asked) -> Result<T, Fault> {
 }
 
 impl Control {
+    /// Done to its end whether or not its asker waits: a connection that ends takes its answer with it.
     async fn add(&self, asked: &Asked) -> Result<Answer, Fault> {
         let ContainerAdd { container, ip, interface } = read(asked)?;
         let (network, wish) = (Arc::clone(&self.network), Wish::parse(&ip, None)?);
         let adopted = async move { network.adopt(&container, wish, interface).await };
-        let (container, addresses) = self.to_its_end(adopted).await?;
+        let (container, addresses) = outcome(self.under_way.spawn(adopted)).await?;
         Ok(Answer::json(200, &ContainerAdded { container, addresses }))
     }
 
+    /// Done to its end too.
     async fn remove(&self, asked: &Asked) -> Result<Answer, Fault> {
         let ContainerRemove { container } = read(asked)?;
         let network = Arc::clone(&self.network);
-        let container = self.to_its_end(async move { network.release(&container).await }).await?;
+        let released = async move { network.release(&container).await };
+        let container = outcome(self.under_way.spawn(released)).await?;
         Ok(Answer::json(200, &ContainerNamed { container }))
-    }
-
-    /// Does what must not be left half done, whether or not its asker waits: a connection that ends takes its answer with it.
-    async fn to_its_end<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
-        match self.under_way.spawn(work).await {
-            Ok(done) => done,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The process ends, and the connection with it.
-                Err(_) => std::future::pending().await,
-            },
-        }
     }
 
     async fn starting(&self, asked: &Asked) -> Result<Answer, Fault> {

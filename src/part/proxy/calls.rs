@@ -23,6 +23,7 @@ use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::part::network::{Network, Waits};
+use crate::part::under_way::outcome;
 use crate::plan::body::{self, Ask};
 use crate::plan::call::Call;
 use crate::plan::runtime::{RUNTIME, Runtimes};
@@ -72,16 +73,10 @@ impl Service<Asked> for Calls {
         let working = self.under_way.spawn_on(answer, &self.workers);
         Box::pin(async move {
             // What nobody waits for any more is not read on; other work is finished.
-            let worked = if only_reads { AbortOnDropHandle::new(working).await } else { working.await };
-            match worked {
-                Ok(answered) => Ok(answered),
-                Err(error) => match error.try_into_panic() {
-                    // It goes on in the connection's own task, which it ends.
-                    Ok(panic) => std::panic::resume_unwind(panic),
-                    // The process ends, and the connection with it.
-                    Err(_) => std::future::pending().await,
-                },
+            if only_reads {
+                return Ok(outcome(AbortOnDropHandle::new(working)).await);
             }
+            Ok(outcome(working).await)
         })
     }
 }
