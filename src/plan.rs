@@ -16,6 +16,7 @@ pub(crate) mod filter;
 pub(crate) mod flow;
 pub(crate) mod json;
 pub(crate) mod nat;
+pub(crate) mod offer;
 pub(crate) mod raw;
 pub(crate) mod reports;
 pub(crate) mod rota;

@@ -55,6 +55,13 @@ pub(crate) struct Successor {
     pub(crate) request: String,
 }
 
+/// A claim as the view has it, with the revision at which it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) revision: i64,
+    pub(crate) claim: Claim,
+}
+
 /// What becomes of a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {

@@ -1,19 +1,17 @@
 //! Claims: an address is held before its container exists, and given back when that container is destroyed.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use super::succession::{Held, Inheritance, container_of};
+use super::succession::container_of;
 use super::{Network, Recorded};
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
-use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
+use crate::model::claim::{Change, Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key, POOLS};
@@ -21,8 +19,9 @@ use crate::model::name::{CONTAINER_INTERFACE, ContainerId, EndpointId, IfName, M
 use crate::model::pool::Family;
 use crate::model::profile::{default_rules, default_tags};
 use crate::model::wish::AddressWish;
-use crate::plan::address::{Reserved, choose};
+use crate::plan::address::Reserved;
 use crate::plan::body::Ask;
+use crate::plan::offer::{Chosen, Inheritance, Offer, taken};
 
 /// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
 const LEASE_S: i64 = 60;
@@ -49,32 +48,6 @@ struct Claimed {
     key: AssignmentKey,
     revision: i64,
     claim: Claim,
-}
-
-/// An address on its way to a claim.
-#[derive(Debug, Clone)]
-struct Picked {
-    pool: IpNet,
-    address: IpAddr,
-    /// Asked for by name, so no other will do.
-    exactly: bool,
-    /// The claim of the container whose place is taken.
-    held: Option<Held>,
-}
-
-impl Picked {
-    fn key(&self) -> AssignmentKey {
-        AssignmentKey { pool: self.pool, address: self.address }
-    }
-
-    /// The claim as it is while the create is under way.
-    fn claim(&self, owner: &Owner, request: &str) -> Claim {
-        let (owner, request) = (owner.clone(), request.to_owned());
-        match &self.held {
-            Some(held) => Claim { successor: Some(Box::new(Successor { owner, request })), ..held.claim.clone() },
-            None => Claim { v: 1, state: ClaimState::Pending, owner, request, successor: None },
-        }
-    }
 }
 
 /// Random bytes of the kernel.
@@ -187,8 +160,8 @@ impl Network {
         let mut newest = false;
         for _ in 0..ATTEMPTS {
             let inheritance = self.inheritance(&ask).await?;
-            let picked = match self.pick(&ask.wish.addresses, &reserved, &inheritance, &lost) {
-                Ok(picked) => picked,
+            let chosen = match self.choose(&ask.wish.addresses, &reserved, &inheritance, &lost) {
+                Ok(chosen) => chosen,
                 // The view may be some milliseconds behind who has just added a pool.
                 Err(_) if !newest => {
                     self.see_pools().await?;
@@ -197,11 +170,11 @@ impl Network {
                 }
                 Err(fault) => return Err(fault),
             };
-            let claims: Vec<Claim> = picked.iter().map(|one| one.claim(&owner, request)).collect();
+            let claims: Vec<Claim> = chosen.iter().map(|one| one.claim(&owner, request)).collect();
             let (mut when, mut writes) = (Vec::new(), Vec::new());
-            for (one, claim) in picked.iter().zip(&claims) {
-                let key = Key::Assignment(one.key());
-                when.push(When::Present(Key::Pool(one.pool)));
+            for (one, claim) in chosen.iter().zip(&claims) {
+                let key = Key::Assignment(one.key.clone());
+                when.push(When::Present(Key::Pool(one.key.pool)));
                 if let Some(held) = &one.held {
                     when.push(When::At(key.clone(), held.revision));
                     writes.push(Write::Put(key, to_json(claim)?));
@@ -211,12 +184,12 @@ impl Network {
                 }
             }
             if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
-                let claimed = picked.iter().zip(claims);
-                let claimed = claimed.map(|(one, claim)| Claimed { key: one.key(), revision, claim }).collect();
+                let claimed = chosen.iter().zip(claims);
+                let claimed = claimed.map(|(one, claim)| Claimed { key: one.key.clone(), revision, claim }).collect();
                 fail_point("create: the claim is pending");
                 return Prepared::of(ask, request, endpoint, claimed);
             }
-            self.find_lost(&picked, &mut lost).await?;
+            self.find_lost(&chosen, &mut lost).await?;
         }
         Err(Fault::Conflict(format!("claim an address: lost the race for one {ATTEMPTS} times; try again")))
     }
@@ -263,13 +236,15 @@ impl Network {
     }
 
     /// Learns which of the addresses was taken by somebody else.
-    async fn find_lost(&self, picked: &[Picked], lost: &mut BTreeSet<IpAddr>) -> Result<(), Fault> {
-        for one in picked {
-            match self.etcd.get(&Key::Assignment(one.key())).await? {
+    async fn find_lost(&self, chosen: &[Chosen], lost: &mut BTreeSet<IpAddr>) -> Result<(), Fault> {
+        for one in chosen {
+            match self.etcd.get(&Key::Assignment(one.key.clone())).await? {
                 Some(found) if one.held.is_some() => self.store.reach(found.revision).await?,
-                Some(found) if one.exactly => return Err(taken(one.address, &found.value)),
+                Some(found) if one.exactly => {
+                    return Err(taken(one.key.address, serde_json::from_slice(&found.value).ok().as_ref()));
+                }
                 Some(_) => {
-                    lost.insert(one.address);
+                    lost.insert(one.key.address);
                 }
                 None => {}
             }
@@ -277,119 +252,18 @@ impl Network {
         Ok(())
     }
 
-    /// Chooses an address for every item of a wish.
-    fn pick(
+    /// Chooses an address for every item of a wish, as the view has it.
+    fn choose(
         &self,
         wishes: &[AddressWish],
         reserved: &Reserved,
         inheritance: &Inheritance,
         lost: &BTreeSet<IpAddr>,
-    ) -> Result<Vec<Picked>, Fault> {
-        let (mut picked, mut besides) = (Vec::new(), lost.clone());
-        let mut errors = Vec::new();
-        // Addresses asked for by name first, so that an automatic choice does not take one of them.
-        let (exact, any): (Vec<&AddressWish>, Vec<&AddressWish>) =
-            wishes.iter().partition(|wish| matches!(wish, AddressWish::Exactly(_)));
-        for wish in exact.into_iter().chain(any) {
-            let one = match wish {
-                AddressWish::Exactly(address) => self.pick_exactly(*address, reserved, inheritance),
-                AddressWish::Any(family) => self.pick_any(*family, None, reserved, &besides),
-                AddressWish::From(net) => self.pick_any(Family::of_net(*net), Some(*net), reserved, &besides),
-            };
-            match one {
-                Ok(one) => {
-                    besides.insert(one.address);
-                    picked.push(one);
-                }
-                Err(fault) => errors.push(fault),
-            }
-        }
-        // The first fault gives the kind, all of them the text.
-        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        match errors.into_iter().next() {
-            None => Ok(picked),
-            Some(Fault::Conflict(_)) => Err(Fault::Conflict(texts.join("; "))),
-            Some(_) => Err(Fault::Refusal(texts.join("; "))),
-        }
-    }
-
-    /// # Errors
-    /// `Refusal` if containers are not given addresses of a family on this host.
-    fn gives(&self, family: Family) -> Result<(), Fault> {
-        if family == Family::V4 || self.ground.ipv6 {
-            return Ok(());
-        }
-        Err(Fault::Refusal("this host gives no IPv6, for the reason that the node's log told at its start".to_owned()))
-    }
-
-    fn pick_exactly(&self, address: IpAddr, reserved: &Reserved, inheritance: &Inheritance) -> Result<Picked, Fault> {
-        let doing = format!("claim {address}");
-        self.gives(Family::of(address)).map_err(|fault| fault.during(&doing))?;
-        if let Some(reason) = reserved.reason(address) {
-            return Err(Fault::Refusal(format!("{doing}: {reason}")));
-        }
-        self.store.read(|snapshot| {
-            let Some(pool) = snapshot.pool_of(address).filter(|pool| pool.gives()) else {
-                let pools: Vec<String> =
-                    snapshot.pools_of(Family::of(address)).map(|pool| pool.cidr.to_string()).collect();
-                return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {}", pools.join(", "))));
-            };
-            let mut picked = Picked { pool: pool.cidr, address, exactly: true, held: None };
-            picked.held = inheritance.get(&picked.key()).cloned();
-            match snapshot.claims.get(&picked.key()) {
-                None => Ok(Picked { held: None, ..picked }),
-                Some(_) if picked.held.is_some() => Ok(picked),
-                Some(record) => Err(match record.readable() {
-                    Some(claim) => Fault::Conflict(format!("{doing}: already held by {}", claim.holder())),
-                    None => taken(address, b""),
-                }),
-            }
-        })
-    }
-
-    fn pick_any(
-        &self,
-        family: Family,
-        only: Option<IpNet>,
-        reserved: &Reserved,
-        besides: &BTreeSet<IpAddr>,
-    ) -> Result<Picked, Fault> {
-        self.gives(family).map_err(|fault| fault.during("claim an address"))?;
+    ) -> Result<Vec<Chosen>, Fault> {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.read(|snapshot| {
-            let mut tried = Vec::new();
-            for pool in snapshot.pools_of(family) {
-                let wanted = only.map_or_else(|| pool.chooses(), |net| net == pool.cidr && pool.gives());
-                if !wanted {
-                    continue;
-                }
-                let after = match cursors.entry(pool.cidr) {
-                    Entry::Occupied(cursor) => Some(*cursor.get()),
-                    Entry::Vacant(cursor) => last_given(snapshot, pool.cidr).map(|last| *cursor.insert(last)),
-                };
-                let claimed = |from| snapshot.claims_of_pool(pool.cidr, from).map(|(address, _)| address);
-                if let Some(address) = choose(pool.cidr, after, claimed, besides, reserved) {
-                    cursors.insert(pool.cidr, address);
-                    return Ok(Picked { pool: pool.cidr, address, exactly: false, held: None });
-                }
-                tried.push(pool.cidr.to_string());
-            }
-            Err(match (tried.is_empty(), only) {
-                (true, Some(net)) => {
-                    let pools: Vec<String> = snapshot.pools_of(family).map(|pool| pool.cidr.to_string()).collect();
-                    Fault::Refusal(format!(
-                        "claim an address of {net}: it is not a pool; the pools are: {}",
-                        pools.join(", ")
-                    ))
-                }
-                (true, None) => Fault::Refusal(
-                    "claim an address: there is no pool to choose from; make one with calicoctl pool add".to_owned(),
-                ),
-                (false, _) => Fault::Conflict(format!(
-                    "claim an address: every address of {} is taken; remove containers or add a pool",
-                    tried.join(", ")
-                )),
-            })
+            let offer = Offer { snapshot, reserved, inheritance, ipv6: self.ground.ipv6 };
+            offer.choose(wishes, lost, &mut cursors)
         })
     }
 
@@ -631,18 +505,6 @@ pub(super) fn with_undo(fault: Fault, undone: Result<(), Fault>) -> Fault {
         Ok(()) => fault,
         Err(undo) => fault.during(&format!("{undo}; before that")),
     }
-}
-
-/// The newest claim of a pool: where an automatic choice goes on after a restart.
-fn last_given(snapshot: &crate::model::snapshot::Snapshot, pool: IpNet) -> Option<IpAddr> {
-    let of_pool = snapshot.claims_of_pool(pool, pool.network());
-    of_pool.max_by_key(|(_, record)| record.revision).map(|(address, _)| address)
-}
-
-fn taken(address: IpAddr, value: &[u8]) -> Fault {
-    let holder =
-        serde_json::from_slice::<Claim>(value).map_or_else(|_| "an unknown owner".to_owned(), |claim| claim.holder());
-    Fault::Conflict(format!("claim {address}: already held by {holder}"))
 }
 
 fn warnings(prepared: &Prepared, made: &[ProfileName]) -> Vec<String> {

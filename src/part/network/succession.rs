@@ -17,26 +17,17 @@ use super::settle::Waits;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
-use crate::model::claim::{Change, Claim, Owner};
+use crate::model::claim::{Change, Held, Owner};
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
 use crate::model::recreation::Replaceable;
 use crate::model::wish::AddressWish;
 use crate::plan::body::Ask;
+use crate::plan::offer::Inheritance;
 
 /// How often a transaction that lost a race is tried again.
 const ATTEMPTS: usize = 20;
-
-/// A claim as the view has it.
-#[derive(Debug, Clone)]
-pub(super) struct Held {
-    pub(super) revision: i64,
-    pub(super) claim: Claim,
-}
-
-/// Addresses that a create may wait for, and how their claims stand.
-pub(super) type Inheritance = BTreeMap<AssignmentKey, Held>;
 
 /// The container that an owner is; `None` while it is being created.
 pub(super) fn container_of(owner: &Owner) -> Option<ContainerId> {
