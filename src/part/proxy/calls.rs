@@ -16,7 +16,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::Service;
 
 use super::answer::Manner;
-use super::connection::{Answered, Asked};
+use super::connection::ours::{Answered, Asked};
 use super::head;
 use super::upstream::{Behind, Gathered, Upstream};
 use crate::edge::fail_point::fail_point;

@@ -13,28 +13,23 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
-use tower::{Service, ServiceExt};
+use tower::Service;
 
+use self::ours::{Answered, Asked};
 use super::answer::Manner;
 use super::framing::Framing;
-use super::head::{self, Heads, LONGEST_HEAD, Request, Unreadable};
-use super::upstream::{Behind, Upstream};
+use super::head::{self, Heads, Request, Unreadable};
+use super::upstream::Upstream;
 use crate::edge::clock::{sleep, sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow, Toward};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::model::fault::Fault;
 use crate::plan::call::Call;
-
-/// How long a body of ours may be (decided; dockerd itself has no limit).
-const LONGEST_BODY: usize = 16 << 20;
-
-/// How long such a body may be with its framing around it.
-const LONGEST_RAW_BODY: usize = 4 * LONGEST_BODY;
 
 /// How long a client may take for a head that it has begun: as long as newer engines give it (moby cmd/dockerd,
 /// `ReadHeaderTimeout`). A connection without a request has no limit, as at dockerd.
@@ -44,33 +39,9 @@ const HEAD_TIME: Duration = Duration::from_mins(5);
 /// connection: with it closed the client would be refused, while the next node listens already.
 const FIRST_TIME: Duration = Duration::from_millis(500);
 
-/// What a client waits for that asks before it sends a body.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
 /// How long a client may take to read the last answer. Closing at once would make its kernel throw away what it has not
 /// read yet, if there are bytes of its own that we have not read.
 const LINGER: Duration = Duration::from_secs(5);
-
-/// A call of ours, gathered, and the way to dockerd.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    pub(crate) request: Request,
-    /// Head and body as they came; nothing where the request is not whole, and then it cannot be sent on.
-    pub(crate) raw: Bytes,
-    /// Whether the body was read to its end. dockerd reads no further than the end of what it wants to know.
-    pub(crate) is_whole: bool,
-    /// The content of the body.
-    pub(crate) body: Vec<u8>,
-    pub(crate) upstream: Upstream,
-}
-
-/// What the client gets.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) reply: Bytes,
-    pub(crate) then: Behind,
-    pub(crate) upstream: Upstream,
-}
 
 /// What becomes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -401,106 +372,6 @@ where
             Flowed::ClientGone => Then::Drop,
         }
     }
-
-    /// Gathers a request of ours and has the service answer it.
-    async fn ours(&mut self, request: Request) -> Then {
-        let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
-        let arriving = self.arriving.take();
-        let _needs_others = (!only_reads).then(|| arriving.unwrap_or_else(|| self.arrivals.token()));
-        let gathered = self.gather(&request).await;
-        let (raw, body, is_whole) = match gathered {
-            Ok(body) => (self.inbound.split_to(body.end).freeze(), body.content, true),
-            Err(Ungathered::Gone) => return Then::Drop,
-            Err(Ungathered::Broken(content)) if request.must_be_seen() == Seen::InPart => {
-                (Bytes::new(), content, false)
-            }
-            Err(_) if request.must_be_seen() == Seen::Ended => (Bytes::new(), Vec::new(), false),
-            // dockerd may say what it thinks of it; nothing that we edit is in it.
-            Err(_) if request.must_be_seen() == Seen::Never => return self.pass(&request).await,
-            Err(why) => {
-                let (status, cause) = match why {
-                    Ungathered::TooLong => (
-                        413,
-                        format!("it is longer than {LONGEST_BODY} bytes, or than {LONGEST_RAW_BODY} with its chunks"),
-                    ),
-                    _ => (400, "it is not whole, or its framing is broken".to_owned()),
-                };
-                let text = format!("read the body of the request: {cause}");
-                let answer = Manner::of(&request).closing().error(status, &text);
-                return self.say(&answer, Then::Close).await;
-            }
-        };
-        let ended = CancellationToken::new();
-        let upstream = self.upstream.take().for_client(ended.clone());
-        let closes = request.closes || !is_whole;
-        let asked = Asked { request: request.clone(), raw, is_whole, body, upstream };
-        let Ok(service) = self.service.ready().await;
-        let mut answering = pin!(service.call(asked));
-        let Ok(answered) = tokio::select! {
-            biased;
-            answered = &mut answering => answered,
-            () = left(&self.client, &mut self.inbound, &mut self.client_ended, || ended.cancel()) => {
-                if only_reads {
-                    return Then::Drop;
-                }
-                answering.await
-            }
-        };
-        self.upstream = answered.upstream;
-        if answered.then == Behind::Pass {
-            return self.pass(&request).await;
-        }
-        let then = self.say(&answered.reply, Then::Next).await;
-        match answered.then {
-            _ if then != Then::Next => then,
-            Behind::Nothing | Behind::Pass => Then::Close,
-            // Where dockerd answered it closes too; where we did, nobody else would.
-            Behind::Next if closes => Then::Close,
-            Behind::Next => Then::Next,
-            Behind::Stream => {
-                let inbound = std::mem::take(&mut self.inbound);
-                let (Some(wire), outbound) = self.upstream.parts() else { return Then::Drop };
-                let outbound = std::mem::take(outbound);
-                relay::tunnel(&self.client, wire, inbound, outbound).await.into()
-            }
-        }
-    }
-
-    /// Gathers the body of the request at the start of `inbound`, where all of it stays.
-    async fn gather(&mut self, request: &Request) -> Result<Body, Ungathered> {
-        let mut framing = request.body.clone();
-        let (mut content, mut end) = (Vec::new(), request.length);
-        if let Framing::Length(length) = framing
-            && length > LONGEST_BODY as u64
-        {
-            return Err(Ungathered::TooLong);
-        }
-        // dockerd asks for a body when it reads one, whether some of it is there already or not.
-        let is_read = matches!(
-            request.classified.call,
-            Call::Create { .. } | Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. }
-        );
-        if request.expects_continue && !framing.is_done() && (is_read || self.inbound.len() == request.length) {
-            self.client.write_all(CONTINUE).await.map_err(|_| Ungathered::Gone)?;
-        }
-        loop {
-            end += framing.scan(&self.inbound[end..], |bytes| content.extend_from_slice(bytes));
-            if framing.is_done() && content.len() <= LONGEST_BODY {
-                return Ok(Body { content, end });
-            }
-            if content.len() > LONGEST_BODY || end > LONGEST_RAW_BODY + LONGEST_HEAD {
-                return Err(Ungathered::TooLong);
-            }
-            if self.client_ended || framing == Framing::Malformed {
-                return Err(Ungathered::Broken(content));
-            }
-            match self.client.read_up_to(&mut self.inbound, READ_BYTES).await {
-                Ok(0) => self.client_ended = true,
-                Ok(_) => {}
-                Err(_) => return Err(Ungathered::Gone),
-            }
-        }
-    }
 }
 
 impl<S> Drop for Connection<S> {
@@ -519,46 +390,6 @@ async fn stopped(stop: &mut Pin<Box<WaitForCancellationFutureOwned>>, is_new: bo
         // Boxed, so that idle connections do not keep room for it.
         Box::pin(sleep(FIRST_TIME)).await;
     }
-}
-
-/// Why a request was not gathered.
-enum Ungathered {
-    /// The client is.
-    Gone,
-    TooLong,
-    /// It ended too early, or its framing cannot be followed, after this.
-    Broken(Vec<u8>),
-}
-
-/// What of a body must be seen before dockerd gets it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
-    Never,
-    /// That it ends, if the call is about a container of ours, and otherwise nothing.
-    Ended,
-    /// As much as dockerd reads of it: the container that the call is about stands there.
-    InPart,
-    Whole,
-}
-
-impl Request {
-    fn must_be_seen(&self) -> Seen {
-        match self.classified.call {
-            Call::Create { .. } => Seen::Whole,
-            // It may carry a HostConfig, which is no longer what the create's was.
-            Call::Start { .. } if self.classified.is_before_1_24() => Seen::Whole,
-            // dockerd does it without having read the body: whose container it is must be asked all the same.
-            Call::Start { .. } | Call::Restart { .. } => Seen::Ended,
-            Call::NetworkConnect { .. } | Call::NetworkDisconnect { .. } => Seen::InPart,
-            _ => Seen::Never,
-        }
-    }
-}
-
-/// A gathered body: its content, and where it ends in what the client sent.
-struct Body {
-    content: Vec<u8>,
-    end: usize,
 }
 
 /// A request on its way up. What is known of it outlives a future that is dropped.
@@ -654,6 +485,8 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
     outbound.advance(sent);
     flowed
 }
+
+pub(super) mod ours;
 
 #[cfg(test)]
 mod chaos;

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixListener};
 use tower::service_fn;
 
-use super::connection::{Answered, Asked};
+use super::connection::ours::{Answered, Asked};
 use tokio::time::timeout;
 
 use super::*;

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
 
-use super::super::upstream::Dialer;
+use super::super::upstream::{Behind, Dialer};
 use super::*;
 use crate::edge::wire::Engine;
 

@@ -8,7 +8,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 use tower::service_fn;
 
-use super::super::upstream::Dialer;
+use super::super::upstream::{Behind, Dialer};
+use super::ours::{CONTINUE, LONGEST_BODY};
 use super::*;
 use crate::edge::wire::Engine;
 
@@ -28,7 +29,7 @@ async fn marked(mut asked: Asked) -> Result<Answered, Infallible> {
         // What was read says whose it is: here it is somebody else's unless it says "ours".
         let (reply, then) = match asked.body.as_slice() {
             b"ours" => (Manner::of(&asked.request).closing().error(403, "ours").into(), Behind::Next),
-            _ => (Bytes::new(), Behind::Pass),
+            _ => (bytes::Bytes::new(), Behind::Pass),
         };
         return Ok(Answered { reply, then, upstream: asked.upstream });
     }
