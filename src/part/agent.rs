@@ -120,13 +120,13 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet
     let (guard, seen, seen6) =
         tokio::join!(Guard::raise(&spawner), iptables::observe(Family::V4), iptables::observe(Family::V6));
     let guard = guard?;
-    let mut families = vec![Family::V4];
-    let mut stood = vec![set_up(Family::V4, seen?, &services).await?];
     let ipv6 = async {
         let stood = set_up(Family::V6, seen6?, &services).await?;
         sysctl::forward_ipv6().map(|()| stood)
     };
-    match ipv6.await {
+    let (stood, ipv6) = tokio::join!(set_up(Family::V4, seen?, &services), ipv6);
+    let (mut families, mut stood) = (vec![Family::V4], vec![stood?]);
+    match ipv6 {
         Ok(also) => {
             families.push(Family::V6);
             stood.push(also);
