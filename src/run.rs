@@ -182,15 +182,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let checked = check(flags, passed).await?;
     let Checked { host, host_ip, engine, drain_timeout, apply_timeout, doors, most_connections, .. } = checked;
     let ports = doors.ports();
-    let (only, doors) = if let Some(predecessor) = checked.predecessor {
-        // It goes on where a door does not open.
-        let mut doors = doors.open().await?;
-        replace(predecessor).await?;
-        doors.take_files();
-        (checks::be_the_only_one(&flags.run_dir)?, doors)
-    } else {
-        (checks::be_the_only_one(&flags.run_dir)?, doors.open().await?)
-    };
+    let (only, doors) = take_place(&flags.run_dir, doors, checked.predecessor).await?;
     let spawner = Spawner::new()?;
     let mut parts = Parts::new();
 
@@ -276,6 +268,22 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     // Who comes now is refused at once, or waits for the next node.
     drop((listeners, handover_door));
     end(parts, cause, &mut signals, drain_timeout, (only, files)).await
+}
+
+/// Makes this node the only one, with its doors open: after the one before it, if it is to take that one's place.
+async fn take_place(
+    run_dir: &Path,
+    doors: doors::Wanted,
+    predecessor: Option<Predecessor>,
+) -> Result<(Only, Doors), Fault> {
+    let Some(predecessor) = predecessor else {
+        return Ok((checks::be_the_only_one(run_dir)?, doors.open().await?));
+    };
+    // It goes on where a door does not open.
+    let mut doors = doors.open().await?;
+    replace(predecessor).await?;
+    doors.take_files();
+    Ok((checks::be_the_only_one(run_dir)?, doors))
 }
 
 /// The TCP ports of this host at which this software and its datastore are.
