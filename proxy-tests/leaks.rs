@@ -221,6 +221,15 @@ impl Walk<'_> {
     }
 }
 
+/// Ends a walk, also where what disturbs it fails: its clients would go on for ever.
+struct End<'w>(&'w AtomicUsize);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
 /// Kills the one or the other and has it back.
 fn disturb(lab: &Lab, round: usize) {
     let h1 = lab.host(1);
@@ -276,6 +285,7 @@ fn a_random_walk_of_many_clients_with_everything_killed_in_turns_leaves_nothing(
     let (steps, every) = (counts(500, 10_000), counts(80, 100));
     let walk = Walk { host: h1, left: AtomicUsize::new(steps), answers: Mutex::default() };
     thread::scope(|scope| {
+        let _end = End(&walk.left);
         for client in 1..=8 {
             let walk = &walk;
             scope.spawn(move || walk.client(Dice(seed.wrapping_mul(client).wrapping_add(client) | 1)));

@@ -544,7 +544,8 @@ impl Host {
         let mut node = self.node.lock().unwrap().take().expect("a node runs");
         send(&node, Signal::SIGTERM);
         let what = format!("the node of {} ends after SIGTERM", self.name);
-        let status = wait_for(&what, Duration::from_secs(20), || node.try_wait().unwrap());
+        // Ten seconds each for calls, parts and streams, where dockerd hangs.
+        let status = wait_for(&what, Duration::from_secs(45), || node.try_wait().unwrap());
         assert!(status.success(), "the node of {} ended with {status}", self.name);
     }
 

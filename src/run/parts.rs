@@ -102,7 +102,7 @@ impl Parts {
         }
     }
 
-    /// Ends all parts but what is still open in the proxy: those first who need the others.
+    /// Ends all parts but what is still open in the proxy: those first who need the others, each of both for so long at most.
     pub(super) async fn stop(&mut self, signals: &mut Signals, patience: Duration) -> Vec<Fault> {
         self.ends.stop.cancel();
         self.arrivals.close();
@@ -118,6 +118,9 @@ impl Parts {
         }
         self.stop.cancel();
         let mut faults = Vec::new();
+        // One that waits for a dockerd that hangs would hold up the end for as long as that does.
+        let late = sleep(patience);
+        tokio::pin!(late);
         loop {
             let done = tokio::select! {
                 done = self.tasks.join_next() => done,
@@ -125,6 +128,11 @@ impl Parts {
                 () = signals.next() => {
                     tracing::warn!("told to end once more: what is under way is cut off");
                     self.ends.cut.cancel();
+                    self.tasks.abort_all();
+                    continue;
+                }
+                () = &mut late, if !late.is_elapsed() => {
+                    tracing::warn!(parts = self.tasks.len(), "what is under way takes too long and is cut off");
                     self.tasks.abort_all();
                     continue;
                 }
@@ -191,5 +199,24 @@ fn by_itself(done: Result<(&'static str, Result<(), Fault>), tokio::task::JoinEr
         Ok((name, Ok(()))) => Fault::World(format!("{name} ended by itself")),
         Ok((name, Err(fault))) => fault.during(name),
         Err(error) => Fault::World(format!("a part panicked: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_does_not_end_is_cut_off_after_its_time_and_the_others_end_as_they_want() {
+        let (mut parts, mut signals) = (Parts::new(), Signals::listen().unwrap());
+        parts.keep("one that hangs", |_| std::future::pending());
+        parts.start("one that ends with a fault", |stop| async move {
+            stop.cancelled().await;
+            Err(Fault::World("the reason".to_owned()))
+        });
+        let stopping = parts.stop(&mut signals, Duration::from_millis(50));
+        let faults = tokio::time::timeout(Duration::from_secs(60), stopping).await.expect("it ends");
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert_eq!(faults, ["one that ends with a fault: the reason"]);
     }
 }
