@@ -215,7 +215,7 @@ mod tests {
             Err(Fault::World("the reason".to_owned()))
         });
         let stopping = parts.stop(&mut signals, Duration::from_millis(50));
-        let faults = tokio::time::timeout(Duration::from_secs(60), stopping).await.expect("it ends");
+        let faults = tokio::time::timeout(Duration::from_mins(1), stopping).await.expect("it ends");
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(faults, ["one that ends with a fault: the reason"]);
     }
