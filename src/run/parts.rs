@@ -15,10 +15,16 @@ use crate::edge::handover::Successor;
 use crate::model::fault::Fault;
 use crate::part::proxy::Ends;
 
+/// How long parts may take to end. No flag shortens it: BIRD and the embedded etcd end in their own way in that time, however
+/// little patience there is with clients.
+const PARTS_TIME: Duration = Duration::from_secs(10);
+
 /// The parts that run, each under its name.
 pub(super) struct Parts {
     tasks: JoinSet<(&'static str, Result<(), Fault>)>,
     stop: CancellationToken,
+    /// How long they may take to end.
+    time: Duration,
     /// The proxy outlasts the others.
     proxy: JoinSet<Result<(), Fault>>,
     ends: Ends,
@@ -42,6 +48,7 @@ impl Parts {
         Parts {
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
+            time: PARTS_TIME,
             proxy: JoinSet::new(),
             ends: Ends { stop: CancellationToken::new(), cut: CancellationToken::new() },
             arrivals: TaskTracker::new(),
@@ -102,7 +109,7 @@ impl Parts {
         }
     }
 
-    /// Ends all parts but what is still open in the proxy: those first who need the others, each of both for so long at most.
+    /// Ends all parts but what is still open in the proxy: those first who need the others, for so long at most.
     pub(super) async fn stop(&mut self, signals: &mut Signals, patience: Duration) -> Vec<Fault> {
         self.ends.stop.cancel();
         self.arrivals.close();
@@ -119,7 +126,7 @@ impl Parts {
         self.stop.cancel();
         let mut faults = Vec::new();
         // One that waits for a dockerd that hangs would hold up the end for as long as that does.
-        let late = sleep(patience);
+        let late = sleep(self.time);
         tokio::pin!(late);
         loop {
             let done = tokio::select! {
@@ -214,7 +221,8 @@ mod tests {
             stop.cancelled().await;
             Err(Fault::World("the reason".to_owned()))
         });
-        let stopping = parts.stop(&mut signals, Duration::from_millis(50));
+        parts.time = Duration::from_millis(50);
+        let stopping = parts.stop(&mut signals, Duration::ZERO);
         let faults = tokio::time::timeout(Duration::from_mins(1), stopping).await.expect("it ends");
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
         assert_eq!(faults, ["one that ends with a fault: the reason"]);
