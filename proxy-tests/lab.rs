@@ -16,13 +16,14 @@ pub(crate) mod netns;
 pub(crate) mod traces;
 pub(crate) mod wait;
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use std::time::Duration;
 
 use command::Run;
@@ -39,6 +40,28 @@ pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 25, 0, 0, 0, 
 
 /// How long a daemon may take to come up.
 pub(crate) const START: Duration = Duration::from_secs(30);
+
+thread_local! {
+    /// What this thread has panicked with first.
+    static FAILURE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Has panics remembered as well as told.
+fn remember_failures() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            FAILURE.with_borrow_mut(|failure| {
+                // A test has a thread of its own; what fails while its lab is shown is not what it failed for.
+                if failure.is_empty() {
+                    *failure = panic.to_string();
+                }
+            });
+            tell(panic);
+        }));
+    });
+}
 
 pub(crate) struct Lab {
     name: String,
@@ -88,6 +111,7 @@ impl Lab {
     fn make(plan: Plan) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         check_tools();
+        remember_failures();
         let name = format!("calab-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -221,6 +245,7 @@ impl Lab {
         Netns::named(&name)
     }
 
+    /// What has failed stands last: who keeps only the end of a long output has it.
     fn tell_how_to_look_around(&self) {
         eprintln!("\n---- the lab {} of the failed test", self.name);
         for host in &self.hosts {
@@ -244,6 +269,7 @@ impl Drop for Lab {
             if told.is_err() {
                 eprintln!("---- the rest of the lab cannot be shown");
             }
+            FAILURE.with_borrow(|failure| eprintln!("---- the failure once more: {failure}"));
             if !keep {
                 eprintln!("---- run with CALICO_LAB_KEEP=1 to keep a lab that fails, and enter it");
             }

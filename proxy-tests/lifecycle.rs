@@ -121,6 +121,25 @@ fn short_lives_leave_nothing_behind() {
     assert!(h1.container_ids().is_empty());
 }
 
+/// Freeing once more what is free changes nothing, and etcd answers with the revision of what was written last by whomever: the
+/// node waited for a watch of its own keys to tell it of that, and did so for ever in a datastore that was quiet from then on.
+#[test]
+fn a_container_that_is_removed_while_no_events_are_heard_is_cleared_away_whoever_wrote_to_etcd_last() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    for _ in 0..5 {
+        h1.run("ann", "--restart=always -e CALICO_IP=auto -e CALICO_PROFILE=web");
+        h1.kill_dockerd();
+        h1.spawn_dockerd();
+        h1.await_dockerd();
+        wait_until("ann runs", SOON, || h1.container("ann").pid() != 0);
+        // Her addresses are free with the answer. That her interface goes is left to what is heard of dockerd, later.
+        h1.docker("rm -f ann").ok();
+        lab.etcd().put("/another/root", "its value");
+        lab.assert_consistent();
+    }
+}
+
 /// A record that could not be read was taken for none: the start succeeded, with a dead interface.
 #[test]
 fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_same() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, GetResponse, Identity, PutOptions,
-    SortOrder, SortTarget, TlsOptions, Txn, TxnOp, WatchOptions, WatchStream,
+    SortOrder, SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
 use tokio::time::timeout;
 
@@ -83,7 +83,8 @@ impl Write {
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Carried out, at this revision.
+    /// Carried out, at this revision; 0 if nothing had to be changed for it. The revision that etcd names with such an answer is
+    /// that of whatever was written last, perhaps by somebody else below another root: a view of ours may never come to it.
     Done(i64),
     /// A condition did not hold; nothing was written.
     Lost,
@@ -351,8 +352,15 @@ impl Etcd {
             .collect();
         let mut kv = self.client.kv_client();
         let answer = self.call(doing, kv.txn(Txn::new().when(compares).and_then(operations))).await?;
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-        Ok(if answer.succeeded() { Outcome::Done(revision) } else { Outcome::Lost })
+        if !answer.succeeded() {
+            return Ok(Outcome::Lost);
+        }
+        let changed = answer.op_responses().iter().any(|done| match done {
+            TxnOpResponse::Delete(deleted) => deleted.deleted() > 0,
+            _ => true,
+        });
+        let revision = answer.header().filter(|_| changed).map_or(0, etcd_client::ResponseHeader::revision);
+        Ok(Outcome::Done(revision))
     }
 
     /// A new lease; what hangs on it goes away when it is not kept alive for `seconds`.
