@@ -1,7 +1,7 @@
 //! The node is stopped or replaced: nobody notices who does not have to.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -90,6 +90,13 @@ fn a_new_node_has_the_doors_that_its_flags_name_and_takes_no_place_if_it_cannot_
     assert!(refused.contains("127.0.0.1:9091") && refused.contains("in use"), "{refused}");
     assert!(answers_over_tcp(h1), "the node whose place was not taken is gone");
     assert!(h1.try_api("GET", "/_ping", None).is_some(), "its socket's file is gone");
+    // Nor can the measures be where another program listens.
+    let another = h1.space.enter(|| TcpListener::bind("127.0.0.1:9092")).unwrap();
+    let refused = h1.calico_node(&["--take-over", "--listen", &own, "--metrics-listen", "127.0.0.1:9092"]);
+    let refused = refused.arg("--ip").arg(h1.ip.to_string()).run().fails_with(1);
+    assert!(refused.contains("listen on 127.0.0.1:9092") && refused.contains("in use"), "{refused}");
+    drop(another);
+    assert!(h1.is_ready(), "the node whose place was not taken is gone");
     let mut before = h1.take_node();
     let door = h1.scratch().join("other.sock");
     h1.spawn_node_with(&["--take-over", "--listen", &format!("unix://{}", door.display())]);

@@ -13,7 +13,6 @@ mod parts;
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -21,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -37,8 +36,8 @@ use crate::edge::docker::Docker;
 use crate::edge::etcd::{Etcd, EtcdAddress};
 use crate::edge::exec::Spawner;
 use crate::edge::fail_point;
-use crate::edge::handover::{self, Predecessor, Successor, Told};
-use crate::edge::http::{Door, open_tcp, open_unix, serve};
+use crate::edge::handover::{self, Predecessor, Successor};
+use crate::edge::http::{Door, open_unix, serve};
 use crate::edge::links::Netlink;
 use crate::edge::reservations::Reservations;
 use crate::edge::tls::Certificates;
@@ -54,7 +53,7 @@ use crate::part::control::{Control, Measures};
 use crate::part::defaults::{self, Host};
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
-use crate::part::proxy::listen::{Listener, SocketFile, docker_group};
+use crate::part::proxy::listen::{SocketFile, docker_group};
 use crate::part::proxy::{self, Served};
 use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
@@ -157,12 +156,6 @@ async fn check(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Resul
         // It is not dialled yet.
         Etcd::connect(address).await?;
     }
-    if port_of(&flags.metrics_listen).is_none() {
-        let place = &flags.metrics_listen;
-        return Err(Fault::Refusal(format!(
-            "use --metrics-listen {place:?}: it must be ADDR:PORT, as in 127.0.0.1:9091"
-        )));
-    }
     let (drain_timeout, apply_timeout) = (flags.drain_timeout()?, flags.apply_timeout()?);
     let (predecessor, taken) = flags.take_over.then(|| taken_over(&flags.run_dir.join(HANDOVER))).transpose()?.unzip();
     let passed = passed.map(|passed| passed.into_iter().chain(taken.into_iter().flatten()).collect());
@@ -222,7 +215,9 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         programmed: programmed.clone(),
     });
     let control_door = Door::Unix(open_unix(&flags.run_dir.join(SOCKET), docker_group())?);
-    let metrics_door = open_tcp(&flags.metrics_listen).await?;
+    let measures = doors.metrics.try_clone().and_then(TcpListener::from_std);
+    let metrics_door =
+        Door::Tcp(measures.map_err(|error| Fault::World(format!("listen on {}: {error}", flags.metrics_listen)))?);
     let handover_door = open_unix(&flags.run_dir.join(HANDOVER), None)?;
     notify_systemd("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
@@ -264,9 +259,9 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         parts.quiet(&mut signals, drain_timeout).await;
     }
     tracing::info!("stopping: containers keep their network");
-    let Doors { listeners, files, .. } = doors;
+    let Doors { listeners, metrics, files, .. } = doors;
     // Who comes now is refused at once, or waits for the next node.
-    drop((listeners, handover_door));
+    drop((listeners, metrics, handover_door));
     end(parts, cause, &mut signals, drain_timeout, (only, files)).await
 }
 
@@ -341,8 +336,7 @@ async fn replace(predecessor: Predecessor) -> Result<(), Fault> {
 
 /// Waits for a node that takes the place of this one.
 async fn succeeded(door: &UnixListener, doors: &Doors) -> Successor {
-    let sockets: Vec<(Told, BorrowedFd<'_>)> =
-        doors.told.iter().cloned().zip(doors.listeners.iter().map(Listener::as_fd)).collect();
+    let sockets = doors.to_pass();
     loop {
         match handover::give(door, &sockets).await {
             Ok(successor) => return successor,

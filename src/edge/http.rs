@@ -72,12 +72,6 @@ impl Answer {
     }
 }
 
-/// A TCP door, such as `127.0.0.1:9091`.
-pub(crate) async fn open_tcp(address: &str) -> Result<Door, Fault> {
-    let listener = TcpListener::bind(address).await;
-    listener.map(Door::Tcp).map_err(|error| Fault::World(format!("listen on {address}: {error}")))
-}
-
 /// A unix socket that only root and the group may use. A socket file that an earlier run left is replaced; the caller has
 /// made sure that there is no second node with this run folder.
 pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<UnixListener, Fault> {

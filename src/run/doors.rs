@@ -1,11 +1,14 @@
-//! Doors: where the proxy is reached, as the flags and systemd say it.
+//! Doors: where the proxy and the node's measures are reached, as the flags and systemd say it.
 //!
 //! All that is wrong is told at once, before anything is opened. Whoever gets through a door is root on this host, as at
 //! dockerd's own socket; so a TCP address that others reach is a door only if clients show a certificate, or if the
 //! operator insists.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::fmt::Display;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +23,9 @@ use crate::part::proxy::listen::{Listen, Listener, SocketFile, bind_tcp, bind_un
 /// What the unit of a passed socket names it (`FileDescriptorName=`) if TLS is to be spoken there.
 const TLS_NAME: &str = "tls";
 
+/// What the socket of the measures is called where another node takes it over.
+const METRICS_NAME: &str = "metrics";
+
 /// Doors that are still to be opened.
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -29,23 +35,34 @@ pub(super) struct Wanted {
     passed: Vec<(Listen, Passed)>,
     /// The files of sockets that another node has where none is wanted.
     unwanted: Vec<PathBuf>,
+    metrics: Metrics,
     certificates: Option<Arc<Certificates>>,
     names: Vec<String>,
     /// The engine's own socket, whose owner and mode ours get.
     engine: Option<PathBuf>,
 }
 
+/// Where the measures are read.
+#[derive(Debug)]
+enum Metrics {
+    At(String),
+    /// Another node has it.
+    Passed(TcpListener),
+}
+
 /// Doors that are open.
 #[derive(Debug)]
 pub(super) struct Doors {
     pub(super) listeners: Arc<[Listener]>,
+    /// Where the measures are read.
+    pub(super) metrics: TcpListener,
     /// For people.
     pub(super) places: Vec<String>,
     /// By which names clients may call us.
     pub(super) names: Arc<[String]>,
     pub(super) certificates: Option<Arc<Certificates>>,
     /// What another node needs to know of the listeners, in their order.
-    pub(super) told: Vec<Told>,
+    told: Vec<Told>,
     /// To be dropped at the end.
     pub(super) files: Vec<SocketFile>,
     /// The files of sockets that another node has, as long as it has them: those that stay open, and those that are not wanted.
@@ -70,6 +87,10 @@ pub(super) fn wanted(
     });
     let (passed, mut held): (Vec<Passed>, Vec<Passed>) = passed.into_iter().partition(|one| one.by_systemd);
     let mut passed: Vec<(Listen, Passed)> = passed.into_iter().map(|one| (place_of(&one), one)).collect();
+    let metrics = metrics(&flags.metrics_listen, &mut held).unwrap_or_else(|fault| {
+        faults.push(fault);
+        Metrics::At(String::new())
+    });
     let mut places = Vec::new();
     for (text, spare) in flags.listeners(!passed.is_empty()) {
         match text.parse::<Listen>() {
@@ -118,7 +139,21 @@ pub(super) fn wanted(
         PassedSocket::Tcp(..) => None,
     };
     let unwanted = held.into_iter().filter_map(file).collect();
-    Ok(Wanted { places, passed, unwanted, certificates, names, engine })
+    Ok(Wanted { places, passed, unwanted, metrics, certificates, names, engine })
+}
+
+/// Where the measures are to be read: at a socket that another node holds, if it is the same place.
+fn metrics(place: &str, held: &mut Vec<Passed>) -> Result<Metrics, String> {
+    let wrong = |cause: &dyn Display| {
+        format!("use --metrics-listen {place:?}: it must be ADDR:PORT, as in 127.0.0.1:9091 ({cause})")
+    };
+    let addresses: Vec<SocketAddr> = place.to_socket_addrs().map_err(|error| wrong(&error))?.collect();
+    let is_there = |one: &Passed| matches!(&one.socket, PassedSocket::Tcp(_, at) if addresses.contains(at));
+    let passed = held.iter().position(is_there).map(|at| held.swap_remove(at).socket);
+    Ok(match passed {
+        Some(PassedSocket::Tcp(socket, _)) => Metrics::Passed(socket),
+        _ => Metrics::At(place.to_owned()),
+    })
 }
 
 /// Whether a socket listens at a place, in whichever protocol.
@@ -225,7 +260,7 @@ impl Wanted {
     /// # Errors
     /// `World` with all that cannot be opened.
     pub(super) async fn open(self) -> Result<Doors, Fault> {
-        let Wanted { places, passed, unwanted, certificates, names, engine } = self;
+        let Wanted { places, passed, unwanted, metrics, certificates, names, engine } = self;
         let (mut listeners, mut told, mut files) = (Vec::new(), Vec::new(), Vec::new());
         let (mut open, mut inherited, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         let tell = |listen: &Listen, by_systemd| {
@@ -274,15 +309,37 @@ impl Wanted {
                 Err(error) => faults.push(fault(&listen, ", which was passed", error).to_string()),
             }
         }
-        if !faults.is_empty() {
+        let metrics = metrics.open().map_err(|fault| faults.push(fault)).ok();
+        let Some(metrics) = metrics.filter(|_| faults.is_empty()) else {
             return Err(Fault::World(faults.join("; ")));
-        }
+        };
         let (listeners, names) = (listeners.into(), names.into());
-        Ok(Doors { listeners, places: open, names, certificates, told, files, inherited, unwanted })
+        Ok(Doors { listeners, metrics, places: open, names, certificates, told, files, inherited, unwanted })
+    }
+}
+
+impl Metrics {
+    fn open(self) -> Result<TcpListener, String> {
+        let open = |place: &str| -> io::Result<TcpListener> {
+            let socket = TcpListener::bind(place)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        match self {
+            Metrics::At(place) => open(&place).map_err(|error| format!("listen on {place}: {error}")),
+            Metrics::Passed(socket) => Ok(socket),
+        }
     }
 }
 
 impl Doors {
+    /// All sockets, with what another node needs to know of them.
+    pub(super) fn to_pass(&self) -> Vec<(Told, BorrowedFd<'_>)> {
+        let metrics = Told { name: METRICS_NAME.to_owned(), by_systemd: false };
+        let listeners = self.told.iter().cloned().zip(self.listeners.iter().map(Listener::as_fd));
+        listeners.chain([(metrics, self.metrics.as_fd())]).collect()
+    }
+
     /// The other node has given its place up: the files of its sockets are ours, to keep or to take away.
     pub(super) fn take_files(&mut self) {
         self.files.extend(self.inherited.drain(..).filter_map(|path| SocketFile::new(&path).ok()));

@@ -90,7 +90,8 @@ async fn a_machine_may_lack_a_default_address_but_nobody_else_may_hold_it() {
     let open = async |address: &str| {
         let listen = Listen::Tcp(address.parse().unwrap());
         let (places, passed, names) = (vec![(listen, true)], vec![], vec![]);
-        Wanted { places, passed, unwanted: vec![], certificates: None, names, engine: None }.open().await
+        let metrics = Metrics::At("127.0.0.1:0".to_owned());
+        Wanted { places, passed, unwanted: vec![], metrics, certificates: None, names, engine: None }.open().await
     };
     // TEST-NET-1, RFC 5737.
     assert!(open("192.0.2.1:2377").await.unwrap().listeners.is_empty());
