@@ -339,9 +339,18 @@ fn a_container_that_was_made_for_calico_and_has_no_record_does_not_start_unless_
     h1.etcd().ctl(&["del", &key]).run().ok();
     let said = "was made for Calico and is not recorded";
     wait_until("the node has seen it", SOON, || h1.docker("start bob").err().contains(said));
+    let counted = || {
+        let metrics = h1.sh("curl -s http://127.0.0.1:9091/metrics");
+        let line = metrics.lines().find_map(|line| line.strip_prefix("calico_starts_refused_total ")).map(str::to_owned);
+        line.expect("it is counted").parse::<u32>().unwrap()
+    };
+    let before = counted();
     assert_eq!(h1.api("POST", "/containers/bob/start", None).status, 409);
     let refused = h1.raw_docker("start bob");
     assert!(!refused.succeeded() && refused.err().contains(said), "{}", refused.err());
+    // By the node and by the hook.
+    assert_eq!(counted(), before + 2);
+    assert!(h1.node_log_text().contains("its start was refused"));
     // Others with a wish that nobody asked of Calico: the image's, or made beside the proxy with a network of Docker's.
     for (name, options) in [("dan", "--network none"), ("eve", "--runtime calico")] {
         h1.raw_docker(&format!("create --name {name} {options} -e CALICO_IP=auto busybox sleep 600")).ok();

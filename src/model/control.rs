@@ -23,6 +23,8 @@ pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
 pub(crate) const STARTING: &str = "/v1/containers/starting";
 /// `POST` [`ContainerWired`], answered by [`ContainerNamed`]: the OCI hook has wired.
 pub(crate) const WIRED: &str = "/v1/containers/wired";
+/// `POST` [`ContainerRefused`], answered by [`ContainerNamed`]: the OCI hook does not let a container start.
+pub(crate) const REFUSED: &str = "/v1/containers/refused";
 /// `GET`, answered by [`Status`].
 pub(crate) const STATUS: &str = "/v1/status";
 
@@ -65,6 +67,13 @@ pub(crate) struct ContainerWired {
     pub(crate) container: ContainerId,
     /// How long it took, in seconds, the node's answer included.
     pub(crate) took_s: f64,
+}
+
+/// What the OCI hook has not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerRefused {
+    pub(crate) container: ContainerId,
+    pub(crate) why: String,
 }
 
 /// What a starting container is to be wired with. An answer of success says that its policy stands in the kernel.

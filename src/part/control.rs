@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::http::{Answer, Asked, Service};
 use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, ContainerStarting, ContainerWired, Failed,
-    REMOVE, RESOLVE, STARTING, STATUS, WIRED, resolve_name,
+    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRefused, ContainerRemove, ContainerStarting,
+    ContainerWired, Failed, REFUSED, REMOVE, RESOLVE, STARTING, STATUS, WIRED, resolve_name,
 };
 use crate::model::fault::Fault;
 use crate::model::wish::Wish;
@@ -80,6 +80,14 @@ impl Control {
         Ok(Answer::json(200, &ContainerNamed { container }))
     }
 
+    /// Whoever started it hears why from dockerd; who watches this node hears it from us.
+    fn refused(&self, asked: &Asked) -> Result<Answer, Fault> {
+        let ContainerRefused { container, why } = read(asked)?;
+        tracing::warn!(container = container.short(), %why, "its start was refused");
+        self.network.count_refused_start();
+        Ok(Answer::json(200, &ContainerNamed { container }))
+    }
+
     async fn resolve(&self, asked: &Asked) -> Result<Answer, Fault> {
         let name = resolve_name(&asked.query)
             .ok_or_else(|| Fault::Refusal(format!("read the query {:?}: it must be name=…", asked.query)))?;
@@ -95,6 +103,7 @@ impl Service for Control {
             ("POST", REMOVE) => self.remove(&asked).await,
             ("POST", STARTING) => self.starting(&asked).await,
             ("POST", WIRED) => self.wired(&asked),
+            ("POST", REFUSED) => self.refused(&asked),
             ("GET", RESOLVE) => self.resolve(&asked).await,
             ("GET", STATUS) => Ok(Answer::json(200, &self.gauge.status().await)),
             (method, path) => {

@@ -39,6 +39,8 @@ pub(crate) struct Metrics {
     pub(crate) wiring_failures: Counter,
     /// Creates that asked for Calico and were refused or failed.
     pub(crate) creates_refused: Counter,
+    /// Starts of containers of ours that were not let through.
+    pub(crate) starts_refused: Counter,
     /// Starts of containers that wish for Calico and were created around the proxy.
     pub(crate) created_around: Counter,
     /// Times that the kernel was brought to what the datastore says.
@@ -98,6 +100,7 @@ impl Metrics {
             hook: Histogram::new(buckets),
             wiring_failures: Counter::default(),
             creates_refused: Counter::default(),
+            starts_refused: Counter::default(),
             created_around: Counter::default(),
             applies: Family::default(),
             apply_seconds: Histogram::new(buckets),
@@ -118,7 +121,7 @@ impl Metrics {
     }
 
     fn register(&mut self) {
-        let Metrics { registry, wiring, hook, wiring_failures, creates_refused, created_around, .. } = self;
+        let Metrics { registry, wiring, hook, wiring_failures, creates_refused, .. } = self;
         registry.register(
             "wiring_seconds",
             "Time from a known process to its interface, policy and route",
@@ -128,6 +131,9 @@ impl Metrics {
         registry.register("wiring_failures", "Wirings that failed", wiring_failures.clone());
         let refused = creates_refused.clone();
         registry.register("creates_refused", "Creates that asked for Calico and did not get it", refused);
+        let Metrics { registry, starts_refused, created_around, .. } = self;
+        let help = "Starts of containers of Calico's that were refused, since they would have had no network";
+        registry.register("starts_refused", help, starts_refused.clone());
         registry.register(
             "created_around",
             "Starts of containers that wish for Calico and were created around the proxy",

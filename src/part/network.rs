@@ -294,8 +294,13 @@ impl Network {
     }
 
     /// A create that asked for a network of ours did not get it.
-    pub(crate) fn count_refused(&self) {
+    pub(crate) fn count_refused_create(&self) {
         self.metrics.creates_refused.inc();
+    }
+
+    /// A container of ours was not let start.
+    pub(crate) fn count_refused_start(&self) {
+        self.metrics.starts_refused.inc();
     }
 
     /// The id of a container of ours that Docker knows by name, id or part of an id. `None`: no container, or not ours.

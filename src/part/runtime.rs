@@ -22,7 +22,9 @@ use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::{Wirer, add_hosts_lines};
-use crate::model::control::{ContainerNamed, ContainerStarting, ContainerWired, ContainerWiring, STARTING, WIRED};
+use crate::model::control::{
+    ContainerNamed, ContainerRefused, ContainerStarting, ContainerWired, ContainerWiring, REFUSED, STARTING, WIRED,
+};
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
@@ -35,6 +37,9 @@ const RUNC: &str = "runc";
 
 /// How long the hook waits for the node: above what the node itself waits for its agent, unless it is told to wait longer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the hook waits for a node to hear that it refuses a start.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The word behind our own options that makes a hook of the program.
 const HOOK: &str = "calico-hook";
@@ -139,7 +144,16 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::World(format!("start the runtime: {error}")))?;
-    let wired = runtime.block_on(wire(folders, &container, &state));
+    let wired = runtime.block_on(async {
+        let wired = wire(folders, &container, &state).await;
+        if let Err(fault) = &wired {
+            let refused = ContainerRefused { container: container.clone(), why: fault.to_string() };
+            // A node that is away has nobody who watches it.
+            let node = Control::in_run_dir(&folders.run_dir).waiting_at_most(LAST_WORD);
+            let _ = node.post::<ContainerNamed>(REFUSED, &refused).await;
+        }
+        wired
+    });
     wired.map_err(|fault| {
         // What is missing may come: then the node starts it, if its restart policy wants that. What somebody has decided stays so.
         let marked = match fault {

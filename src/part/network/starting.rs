@@ -57,16 +57,19 @@ impl Network {
     /// # Errors
     /// It must not start, as far as can be seen before. `Ok` says nothing of what happens between this look and the start.
     pub(crate) async fn to_start(&self, name: &str) -> Result<Option<ContainerId>, Fault> {
-        let doing = format!("start container {name}");
+        let refused = |fault: Fault| {
+            self.count_refused_start();
+            fault.during(&format!("start container {name}"))
+        };
         match self.named(name).await? {
             Named::Ours(id) => {
-                self.check_start(&id).await.map_err(|fault| fault.during(&doing))?;
+                self.check_start(&id).await.map_err(refused)?;
                 Ok(Some(id))
             }
             Named::Anothers(container) => {
-                self.check_anothers(&container, name)?;
+                self.check_anothers(&container, name).inspect_err(|_| self.count_refused_start())?;
                 let is_ours = container.wishes() && container.runtime == RUNTIME;
-                self.check_lost(&container.id, is_ours).map_err(|fault| fault.during(&doing))?;
+                self.check_lost(&container.id, is_ours).map_err(refused)?;
                 Ok(None)
             }
             Named::Nothing => Ok(None),

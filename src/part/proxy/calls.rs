@@ -180,11 +180,11 @@ async fn create(
     upstream: &mut Upstream,
 ) -> Result<Said, Fault> {
     let read = body::read_create(body, name, &network.runtimes());
-    let Some((ask, edited)) = read.inspect_err(|_| network.count_refused())? else {
+    let Some((ask, edited)) = read.inspect_err(|_| network.count_refused_create())? else {
         return Ok(Said::docker(upstream.exchange(raw).await?));
     };
     let made = create_with(network, ask, head, &edited, upstream).await;
-    made.inspect_err(|_| network.count_refused())
+    made.inspect_err(|_| network.count_refused_create())
 }
 
 /// A create with a wish, and its body as dockerd is to have it.
