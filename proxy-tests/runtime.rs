@@ -341,7 +341,8 @@ fn a_container_that_was_made_for_calico_and_has_no_record_does_not_start_unless_
     wait_until("the node has seen it", SOON, || h1.docker("start bob").err().contains(said));
     let counted = || {
         let metrics = h1.sh("curl -s http://127.0.0.1:9091/metrics");
-        let line = metrics.lines().find_map(|line| line.strip_prefix("calico_starts_refused_total ")).map(str::to_owned);
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix("calico_starts_refused_total ")).map(str::to_owned);
         line.expect("it is counted").parse::<u32>().unwrap()
     };
     let before = counted();

@@ -402,8 +402,10 @@ impl Snapshot {
             let reason = record.value.as_ref().err()?;
             Some((key.to_string(), reason.clone()))
         });
+        let mesh = self.bgp_mesh.as_ref().and_then(|record| record.value.as_ref().err());
         [
             of(&self.endpoints, Key::Endpoint),
+            of(&self.claims, Key::Assignment),
             remote.collect(),
             of(&self.tags, Key::ProfileTags),
             of(&self.rules, Key::ProfileRules),
@@ -412,6 +414,7 @@ impl Snapshot {
             of(&self.bgp_as, Key::BgpAs),
             of(&self.bgp_peers, |(scope, ip)| Key::BgpPeer(scope, ip)),
             of(&self.bgp_ips, |(host, family)| Key::BgpHostIp(host, family)),
+            mesh.map(|reason| (Key::BgpMesh.path(), reason.clone())).into_iter().collect(),
         ]
         .concat()
     }
@@ -446,11 +449,17 @@ pub(crate) mod tests {
 
     #[test]
     fn an_unreadable_record_stays_with_its_reason() {
-        let snapshot =
-            from_json(r#"{"/calico/v1/policy/profile/web/rules": {"inbound_rules": [{"action": "maybe"}]}}"#);
-        let unreadable = snapshot.unreadable();
-        assert_eq!(unreadable.len(), 1);
-        assert!(unreadable[0].1.contains("maybe"), "{unreadable:?}");
+        let unreadable = [
+            ("/calico/v1/policy/profile/web/rules", r#"{"inbound_rules": [{"action": "maybe"}]}"#),
+            ("/calico/bgp/v1/global/node_mesh", r#"{"enabled": "maybe"}"#),
+            ("/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1", r#"{"state": "maybe"}"#),
+        ];
+        for (path, value) in unreadable {
+            let snapshot = from_json(&format!(r#"{{"{path}": {value}}}"#));
+            let told = snapshot.unreadable();
+            assert_eq!(told.len(), 1, "{path}");
+            assert!(told[0].0 == path && told[0].1.contains("maybe"), "{told:?}");
+        }
     }
 
     #[test]
