@@ -323,6 +323,7 @@ fn the_default_doors_are_both_loopbacks_and_no_page_comes_in() {
         (&["--metrics-listen", "nonsense"][..], "it must be ADDR:PORT"),
         (&[etcd, "http://127.0.0.1"], "it must be http://HOST:PORT"),
         (&[etcd, "https://127.0.0.1:2379", "--etcd-cacert", "/etc/hostname"], "holds no CERTIFICATE"),
+        (&[etcd, "https://127.0.0.1:2379"], "give its file with --etcd-cacert"),
     ] {
         let refused = h1.calico_node(&[&["--take-over"][..], wrong].concat()).run().fails_with(1);
         assert!(refused.contains(why), "no {why} in {refused}");

@@ -72,7 +72,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "ETCD_SCHEME", value_name = "SCHEME", hide = true)]
     etcd_scheme: Option<String>,
 
-    /// File with the authority that signed etcd's certificate (PEM)
+    /// File with the authority that signed etcd's certificate (PEM); https needs it
     #[arg(long, env = "ETCD_CA_CERT_FILE", value_name = "FILE")]
     etcd_cacert: Option<PathBuf>,
 
@@ -116,11 +116,11 @@ pub(crate) struct Flags {
     #[arg(long, env = "CALICO_METRICS_LISTEN", default_value = "127.0.0.1:9091", value_name = "ADDR:PORT")]
     pub(crate) metrics_listen: String,
 
-    /// How long a start waits for policy and route to be in the kernel, in seconds
+    /// How long a start waits for policy and route to be in the kernel, in seconds; with the OCI runtime ten at most
     #[arg(long, env = "CALICO_APPLY_TIMEOUT", default_value_t = 5.0, value_name = "SECONDS")]
     apply_timeout: f64,
 
-    /// How long open streams may go on after SIGTERM, in seconds; a second signal ends them at once
+    /// How long calls that are under way and then open streams may go on after SIGTERM, in seconds each; a further signal ends what is waited for
     #[arg(long, env = "CALICO_DRAIN_TIMEOUT", default_value_t = 10.0, value_name = "SECONDS")]
     drain_timeout: f64,
 

@@ -181,17 +181,20 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             // A member that has lost the others would go on answering, and tell a watch of nothing.
             .with_require_leader(true);
+        let text = address.endpoints.join(",");
         if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
-            let mut tls = TlsOptions::new();
-            if let Some(ca) = &address.ca {
-                tls = tls.ca_certificate(Certificate::from_pem(ca));
-            }
+            // Without one the client would trust nobody, and etcd would be away for ever.
+            let ca = address.ca.as_ref().ok_or_else(|| {
+                Fault::Refusal(format!(
+                    "prepare the connection to etcd at {text}: https needs the authority that signed etcd's certificate: give its file with --etcd-cacert or ETCD_CA_CERT_FILE"
+                ))
+            })?;
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
             if let Some((certificate, key)) = &address.identity {
                 tls = tls.identity(Identity::from_pem(certificate, key));
             }
             options = options.with_tls(tls);
         }
-        let text = address.endpoints.join(",");
         let unusable = |error| Fault::Refusal(format!("prepare the connection to etcd at {text}: {error}"));
         let client = Client::connect(&address.endpoints, Some(options)).await.map_err(unusable)?;
         Ok(Etcd { client, address: text })
