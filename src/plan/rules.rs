@@ -8,6 +8,7 @@
 
 use crate::model::name::TagName;
 use crate::model::pool::Family;
+use crate::model::profile::Rules;
 use crate::model::rule::{Action, Matches, Ports, Rule, Side};
 
 use super::chain::{ChainName, End, Entry, LogPrefix, Match, PORTS_MOST, Target};
@@ -61,10 +62,17 @@ pub(crate) fn entries(family: Family, rule: &Rule, allow: &ChainName) -> Vec<Ent
 /// How many entries the rules of a profile may become, of either way. The tool that shows what stands in the kernel takes a
 /// time that grows with the square of their number: two seconds at this one, half a minute at four times as many, and nothing
 /// else can be put right meanwhile.
-pub(crate) const ENTRIES_MOST: usize = 25_000;
+const ENTRIES_MOST: usize = 25_000;
+
+/// Why rules are more than a node takes, in words that go on from "its rules".
+pub(crate) fn too_many(family: Family, rules: &Rules) -> Option<String> {
+    let most = [&rules.inbound, &rules.outbound].map(|list| count(family, list)).into_iter().max();
+    let count = most.filter(|count| *count > ENTRIES_MOST)?;
+    Some(format!("come to {count} entries of the firewall's: it must be at most {ENTRIES_MOST} for either way"))
+}
 
 /// How many entries rules become. One rule with long lists of ports may come to millions.
-pub(crate) fn count(family: Family, rules: &[Rule]) -> usize {
+fn count(family: Family, rules: &[Rule]) -> usize {
     let of_rule = |rule: &Rule| {
         let lists = [&rule.is.src, &rule.is.dst].map(|side| port_lists(&side.ports).len());
         lists.into_iter().fold(rule.protocols().len(), usize::saturating_mul)

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::datastore::{Datastore, Edit};
-use super::endpoint::{Filter, detailed};
+use super::endpoint::{Filter, reported};
 use super::place::Place;
 use super::{Answer, Failure, profile};
 use crate::edge::control::{Control, Unanswered};
@@ -133,10 +133,11 @@ async fn remove(container: String, place: &Place<'_>) -> Result<Answer, Failure>
 async fn show_endpoint(container: &str, place: &Place<'_>) -> Result<Answer, Failure> {
     let host = place.host()?;
     let resolved = ask_node(container, place).await?;
-    let snapshot = Datastore::connect(place).await?.load().await?;
+    let datastore = Datastore::connect(place).await?;
+    let snapshot = datastore.load().await?;
     let workload = workload_of(resolved, &snapshot, &host, container)?;
     let filter = Filter { host: Some(host.to_string()), workload: Some(workload.to_string()), ..Filter::default() };
-    Ok(detailed(&snapshot, &filter))
+    Ok(reported(&datastore, &snapshot, &filter).await?)
 }
 
 async fn change_profiles(container: &str, change: &ProfileChange, place: &Place<'_>) -> Result<Answer, Failure> {

@@ -10,6 +10,7 @@ use super::place::Place;
 use super::table::Table;
 use super::{Answer, Failure};
 use crate::model::endpoint::{State, WiredBy};
+use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::name::ProfileName;
 use crate::model::report::EndpointReport;
@@ -67,8 +68,12 @@ pub(super) async fn run(command: Endpoint, place: &Place<'_>) -> Result<Answer, 
     if !each {
         return Ok(counted(&snapshot, &filter));
     }
-    let reports = datastore.reports().await?;
-    Ok(with_reports(detailed(&snapshot, &filter), &reports))
+    Ok(reported(&datastore, &snapshot, &filter).await?)
+}
+
+/// Every endpoint that the filter lets through, with what is recorded of it and what its node says of it.
+pub(super) async fn reported(datastore: &Datastore, snapshot: &Snapshot, filter: &Filter) -> Result<Answer, Fault> {
+    Ok(with_reports(detailed(snapshot, filter), &datastore.reports().await?))
 }
 
 /// With what the nodes say of the endpoints that are shown, as far as they say it.
@@ -113,7 +118,7 @@ fn counted(snapshot: &Snapshot, filter: &Filter) -> Answer {
 }
 
 /// Every endpoint that the filter lets through, with what is recorded of it.
-pub(super) fn detailed(snapshot: &Snapshot, filter: &Filter) -> Answer {
+fn detailed(snapshot: &Snapshot, filter: &Filter) -> Answer {
     let mut table = Table::new(&[
         "Hostname",
         "Orchestrator ID",

@@ -15,9 +15,11 @@ use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, HOSTS, Key};
 use crate::model::name::{ProfileName, TagName};
+use crate::model::pool::Family;
 use crate::model::profile::{Rules, default_rules, default_tags};
 use crate::model::rule::Rule;
 use crate::model::snapshot::{Record, Snapshot};
+use crate::plan::rules::too_many;
 
 pub(super) const USAGE: &str = "\
 calicoctl profile add <PROFILE>
@@ -323,8 +325,11 @@ fn parse_rules(input: &[u8], profile: &ProfileName) -> Result<Rules, Fault> {
         mistakes.push(format!("Rules JSON \"id\"={id} doesn't match profile name {profile}."));
     }
     match Rules::try_from(map) {
-        Ok(rules) if mistakes.is_empty() => return Ok(Rules { id: Some(profile.clone()), ..rules }),
-        Ok(_) => {}
+        // What nodes would close the profile for is better said before it is written.
+        Ok(rules) => match Family::BOTH.into_iter().find_map(|family| too_many(family, &rules)) {
+            None if mistakes.is_empty() => return Ok(Rules { id: Some(profile.clone()), ..rules }),
+            why => mistakes.extend(why.map(|why| format!("The rules {why}."))),
+        },
         Err(why) => mistakes.push(why),
     }
     Err(wrong(mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect::<String>()))
@@ -408,6 +413,12 @@ mod tests {
         for text in ["", "[]", "{} {}", "{\"inbound_rules\": 1}", "not json"] {
             assert!(parse_rules(text.as_bytes(), &name("web")).is_err(), "{text}");
         }
+        let ports = |from: u16| (0..3000).map(|at| (from + 2 * at).to_string()).collect::<Vec<_>>().join(",");
+        let (src, dst) = (ports(1), ports(20_000));
+        let text =
+            format!(r#"{{"inbound_rules": [{{"protocol": "tcp", "src_ports": [{src}], "dst_ports": [{dst}]}}]}}"#);
+        let error = parse_rules(text.as_bytes(), &name("web")).unwrap_err().to_string();
+        assert!(error.contains("The rules come to 40000 entries") && error.contains("at most 25000"), "{error}");
         assert_eq!(parse_rules(b"{}", &name("web")).unwrap().id, Some(name("web")));
     }
 

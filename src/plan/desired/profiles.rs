@@ -86,13 +86,8 @@ impl Desired {
 
     /// Why a profile with these rules, which speak of these tags, is closed though it can be read.
     pub(super) fn too_much(&self, rules: &Rules, speaks_of: &BTreeSet<TagName>) -> Option<String> {
-        let counts = [&rules.inbound, &rules.outbound].map(|list| rules::count(self.family, list));
-        let count = counts.into_iter().max().filter(|count| *count > rules::ENTRIES_MOST);
-        let too_many = |count| {
-            let most = rules::ENTRIES_MOST;
-            format!("its rules come to {count} entries of the firewall's: it must be at most {most} for either way")
-        };
-        count.map(too_many).or_else(|| self.overfull_of(speaks_of))
+        let too_many = rules::too_many(self.family, rules).map(|why| format!("its rules {why}"));
+        too_many.or_else(|| self.overfull_of(speaks_of))
     }
 
     fn overfull_of(&self, speaks_of: &BTreeSet<TagName>) -> Option<String> {
