@@ -8,6 +8,7 @@ pub(crate) mod defaults;
 pub(crate) mod metrics;
 pub(crate) mod network;
 pub(crate) mod proxy;
+pub(crate) mod recording;
 pub(crate) mod reports;
 pub(crate) mod runtime;
 pub(crate) mod runtime_entry;

@@ -50,11 +50,12 @@ use crate::model::pool::{Family, nobodys};
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
-use crate::part::defaults::{self, Host};
+use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy::listen::{SocketFile, docker_group};
 use crate::part::proxy::{self, Served};
+use crate::part::recording;
 use crate::part::reports::Reporter;
 use crate::part::runtime_entry;
 use crate::part::status::Gauge;
@@ -393,7 +394,7 @@ fn start_followers(
     let watched = etcd.clone();
     parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &holdings, &stop).await });
     parts.start("the record of this host", |stop| async move {
-        defaults::record(&this, &recorded, &etcd, &stop).await?;
+        recording::record(&this, &recorded, &etcd, &stop).await?;
         stop.cancelled().await;
         Ok(())
     });

@@ -4,24 +4,17 @@
 //! its AS) is brought up to date.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
-use crate::edge::etcd::{Etcd, When, Write, to_json};
+use crate::edge::etcd::{When, Write, to_json};
 use crate::model::bgp::{AsNumber, DEFAULT_AS, Mesh};
 use crate::model::fault::Fault;
 use crate::model::key::{BgpScope, Key};
 use crate::model::name::HostName;
 use crate::model::pool::{Family, Pool};
 use crate::model::snapshot::{Record, Snapshot};
-use crate::part::store::Store;
 
 /// The pools of a new cluster, as the seeds have them.
 const POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
-
-/// How long to wait before trying etcd again.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// This host, as it records itself.
 #[derive(Debug, Clone)]
@@ -35,45 +28,11 @@ pub(crate) struct Host {
     pub(crate) as_number: Option<AsNumber>,
 }
 
-/// Records defaults and this host as soon as etcd is there.
+/// Whether another host has this host's address.
 ///
 /// # Errors
-/// `Conflict` if another host records this host's address as its own: two hosts with one address cannot both be reached.
-pub(crate) async fn record(host: &Host, store: &Store, etcd: &Etcd, stop: &CancellationToken) -> Result<(), Fault> {
-    let mut told = None;
-    loop {
-        let mut synced = store.synced();
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ready = synced.wait_for(|synced| synced.connected) => if ready.is_err() { return Ok(()) },
-        }
-        store.read(|snapshot| check(host, snapshot))?;
-        let mut done = Ok(());
-        for (when, writes) in store.read(|snapshot| wanted(host, snapshot))? {
-            done = etcd.transact("record the defaults", &when, &writes).await.map(drop);
-            // What comes later speaks for what comes before.
-            if done.is_err() {
-                break;
-            }
-        }
-        match done {
-            Ok(()) => return Ok(()),
-            Err(fault) => {
-                if told.as_ref() != Some(&fault) {
-                    tracing::warn!(%fault, "the defaults are not recorded yet");
-                }
-                told = Some(fault);
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
-}
-
-/// Whether another host has this host's address.
-fn check(host: &Host, snapshot: &Snapshot) -> Result<(), Fault> {
+/// `Conflict` if one does: two hosts with one address cannot both be reached.
+pub(super) fn check(host: &Host, snapshot: &Snapshot) -> Result<(), Fault> {
     let own = IpAddr::V4(host.ip);
     let ipv4 = snapshot.host_ips.iter().filter(|(_, record)| record.readable() == Some(&own));
     let ipv4 = ipv4.map(|(name, _)| (name, own, "--ip", Key::HostIp(name.clone())));

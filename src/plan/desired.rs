@@ -23,12 +23,12 @@ use crate::model::snapshot::{News, Record, Remotes, Snapshot};
 
 use super::chain::{Chain, ChainName, ChainText};
 use super::diff::{self, ChainStep, SeenTable, Table};
-use super::filter::{self, ToHost, Way};
+use super::filter::{self, Way};
 use super::nat;
 use super::raw;
 use super::routes::{Route, Routes};
 use super::sets::{Extent, SetName, Sets};
-use super::settings::Settings;
+use super::settings::{Settings, ToHost};
 
 mod flows;
 mod members;

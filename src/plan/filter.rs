@@ -27,7 +27,7 @@ use super::chain::{
     CHAIN_PREFIX, Chain, ChainName, End, Entry, Interface, LINK_LOCAL, LogPrefix, Match, Target, Tracked, words_of,
 };
 use super::rules;
-use super::settings::{DropAction, OWN_PORTS, Open, Settings};
+use super::settings::{DropAction, OWN_PORTS, Open, Settings, ToHost};
 
 /// Which way a packet goes, seen from the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,17 +68,6 @@ impl Way {
     pub(crate) fn dispatch_chain(self, prefix: &str) -> ChainName {
         if prefix.is_empty() { ChainName::fixed(self.dispatch()) } else { ChainName::of(self.dispatch(), prefix) }
     }
-}
-
-/// What happens to a packet from a container to its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum ToHost {
-    #[default]
-    Drop,
-    /// What the container's policy allows goes on to the host's own rules.
-    Return,
-    /// What the container's policy allows is accepted.
-    Accept,
 }
 
 fn ours() -> Interface {

@@ -11,7 +11,6 @@ use crate::model::name::HostName;
 use crate::model::rule::{Ports, Protocol};
 use crate::model::snapshot::Snapshot;
 
-use super::filter::ToHost;
 use super::sets::MEMBERS_MOST;
 
 /// What is never opened to containers, whatever is said: BGP, the Docker API, etcd and the metrics, where they are by default.
@@ -24,6 +23,17 @@ pub(crate) struct DropAction {
     pub(crate) log: bool,
     /// It passes: there is no policy.
     pub(crate) accept: bool,
+}
+
+/// What happens to a packet from a container to its host (`DefaultEndpointToHostAction`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ToHost {
+    #[default]
+    Drop,
+    /// What the container's policy allows goes on to the host's own rules.
+    Return,
+    /// What the container's policy allows is accepted.
+    Accept,
 }
 
 /// Something of the host that containers reach.

@@ -8,10 +8,10 @@ use crate::model::name::{Orchestrator, ProfileName};
 use crate::model::rule::Ports;
 use crate::model::snapshot::Record;
 use crate::plan::chain::Chain;
-use crate::plan::filter::{self, ToHost, Way};
+use crate::plan::filter::{self, Way};
 use crate::plan::flow::{Flow, Word, judge, shutting};
 use crate::plan::sets::SetName;
-use crate::plan::settings::OWN_PORTS;
+use crate::plan::settings::{OWN_PORTS, ToHost};
 
 /// Judges flows by the policy of one moment.
 pub(crate) struct Judge<'d> {
