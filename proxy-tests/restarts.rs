@@ -10,8 +10,12 @@ use crate::lab::{Lab, START, spawn_logged};
 
 #[test]
 fn a_restart_of_the_node_loses_no_packet() {
-    let lab = Lab::running(2);
+    let lab = Lab::hosts(2);
     let (h1, h2) = (lab.host(1), lab.host(2));
+    // How long clients are waited for is one thing, that BIRD ends as it should another.
+    h1.spawn_node(&["--drain-timeout", "0"]);
+    h2.spawn_node(&[]);
+    [h1, h2].iter().for_each(|host| host.await_ready());
     let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
     let far = h2.run("far", "-e CALICO_IP=192.168.2.1 -e CALICO_PROFILE=web");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
-use crate::lab::container::Container;
+use crate::lab::container::{Container, SOON};
 use crate::lab::host::{Host, IDLE};
 use crate::lab::http::Reply;
 use crate::lab::wait::{pause, wait_until};
@@ -606,7 +606,9 @@ fn who_was_refused_an_address_that_is_in_use_is_not_started_when_its_holder_is_s
     assert!(!h1.raw_docker(&format!("start {}", new.id)).succeeded());
     assert!(marked.exists());
     lab.start_etcd();
+    // Nobody waits for this start as a client would, for whom the address has passed over by the time he has his answer.
     wait_until("it is started", Duration::from_secs(40), || new.pid() != 0 && !marked.exists());
+    wait_until("the address has passed over", SOON, || claim(h1)["owner"]["workload"] == new.id.as_str());
     is_held_by(&new);
     lab.assert_consistent();
     lab.remove_everything();
