@@ -15,7 +15,8 @@ fn a_restart_of_the_node_loses_no_packet() {
     // How long clients are waited for is one thing, that BIRD ends as it should another.
     h1.spawn_node(&["--drain-timeout", "0"]);
     h2.spawn_node(&[]);
-    [h1, h2].iter().for_each(|host| host.await_ready());
+    h1.await_ready();
+    h2.await_ready();
     let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
     let bob = h1.run("bob", "-e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
     let far = h2.run("far", "-e CALICO_IP=192.168.2.1 -e CALICO_PROFILE=web");

@@ -5,10 +5,12 @@
 //! - **keystrokes**: one byte through an interactive exec and back.
 //! - **bulk**: an archive into a container and out of it; the processor time and the growth of memory are those of the process in between.
 //! - **idle streams**: upgraded attaches without a byte, before an engine that is nothing but sockets.
+//! - **starts**: from the start of a node until its first client is answered, before such an engine too.
 //!
 //! Options: `--n` samples of each kind of call, `--creates` of creates, `--bulk-mib` size of the archive, `--rounds` archives each way, `--streams` how
-//! many, `--no-disk` for an etcd and a node that wait for no disk.
+//! many, `--starts` of the node, `--no-disk` for an etcd and a node that wait for no disk.
 
+mod birth;
 mod bulk;
 mod contender;
 pub(crate) mod copy;
@@ -28,7 +30,7 @@ use crate::{Arguments, Outcome};
 
 pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     let (mut samples, mut creates, mut bulk_mib, mut rounds, mut streams) = (5000, 100, 1024, 3, vec![1000, 9000]);
-    let mut without_disk = false;
+    let (mut starts, mut without_disk) = (31, false);
     while let Some(option) = arguments.next() {
         match option.as_str() {
             "--no-disk" => without_disk = true,
@@ -36,9 +38,10 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
             "--creates" => creates = arguments.value(&option)?.parse()?,
             "--bulk-mib" => bulk_mib = arguments.value(&option)?.parse()?,
             "--rounds" => rounds = arguments.value(&option)?.parse()?,
+            "--starts" => starts = arguments.value(&option)?.parse()?,
             "--streams" => streams = arguments.value(&option)?.split(',').map(str::parse).collect::<Result<_, _>>()?,
             other => {
-                let known = "--n, --creates, --bulk-mib, --rounds, --streams or --no-disk";
+                let known = "--n, --creates, --bulk-mib, --rounds, --streams, --starts or --no-disk";
                 return Err(format!("unknown option {other:?}: it must be {known}").into());
             }
         }
@@ -69,6 +72,12 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
     }
     if !streams.is_empty() {
         idle::measure(&mut lab, &streams)?;
+    }
+    if starts > 0 {
+        if !without_disk {
+            lab.start_etcd()?;
+        }
+        birth::measure(&mut lab, starts)?;
     }
     Ok(())
 }

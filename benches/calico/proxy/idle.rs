@@ -1,5 +1,8 @@
 //! Streams on which nothing is said.
 
+use std::fs;
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::PING;
@@ -32,12 +35,20 @@ fn open(one: &Contender, count: u32) -> Outcome<Vec<Box<dyn Stream>>> {
         .collect()
 }
 
-pub(crate) fn measure(lab: &mut Lab, counts: &[u32]) -> Outcome<()> {
+/// An engine that is nothing but sockets, and where it listens.
+pub(super) fn engine(lab: &Lab) -> Outcome<(Child, PathBuf)> {
     let socket = lab.folder.join("engine.sock");
-    let mut engine = command(&std::env::current_exe()?.display().to_string()).arg("engine").arg(&socket).spawn()?;
+    // Of one that ended before.
+    let _ = fs::remove_file(&socket);
+    let engine = command(&std::env::current_exe()?.display().to_string()).arg("engine").arg(&socket).spawn()?;
     until("start the engine of sockets", Duration::from_secs(10), || {
         if socket.exists() { Ok(()) } else { Err("no socket".into()) }
     })?;
+    Ok((engine, socket))
+}
+
+pub(crate) fn measure(lab: &mut Lab, counts: &[u32]) -> Outcome<()> {
+    let (mut engine, socket) = engine(lab)?;
     let all = between(lab, &socket)?;
     let mut rows = Vec::new();
     for one in &all {
