@@ -37,7 +37,7 @@ lint: ## formatting, clippy, documentation, licences and sources of dependencies
 test: lint ## everything: lints, unit tests, then the tests from outside on real dockerd, etcd, BIRD and kernel
 	cargo test --locked --lib --bins
 	@tools/fuzz.sh 20
-	cargo test --locked --test proxy -- --test-threads=2
+	cargo test --locked --test proxy -- --test-threads=3
 
 soak: ## the life of containers at full counts, an hour long; prints tables for docs/benchmarks.md; a part: make soak ARGS=leaks::
 	@tools/setup.sh test

@@ -1,7 +1,7 @@
 //! Tests from outside: real dockerd, etcd, BIRD, namespaces and packets.
 //!
 //! They need root and the tools that a [`lab`] lists; what is missing fails them, with its name. One lab is some hundred processes'
-//! worth of work: `--test-threads=2` is as many as two cores bear.
+//! worth of work, and waits for much of its time: two cores take three at once, `--test-threads=3`.
 //!
 //! A test that fails prints the last of its logs, its datastore and how its hosts are entered; `CALICO_LAB_KEEP=1` keeps the lab for that.
 //! `CALICO_NODE_BIN` and `CALICOCTL_BIN` name other binaries than those just built.
