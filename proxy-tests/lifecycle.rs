@@ -173,6 +173,28 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
     assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
 }
 
+/// What was kept of the container on disk was overwritten with the nothing that could be read: with the bad record taken
+/// away it never started again, and its address stayed taken when it was removed.
+#[test]
+fn a_container_whose_record_could_not_be_read_is_itself_again_once_the_record_is_taken_away() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let before = identity(&ann);
+    h1.etcd().put(&before.0, r#"{"state": "perhaps"}"#);
+    wait_until("the node has seen it", SOON, || h1.calicoctl("status").out().contains("perhaps"));
+    // A look at her, which her end leads to.
+    h1.raw_docker("kill ann").ok();
+    wait_until("the node has looked", SOON, || h1.cali_links().is_empty());
+    h1.docker("start ann").fails_with(1);
+    h1.etcd().ctl(&["del", &before.0]).run().ok();
+    wait_until("she is recorded again", SOON * 2, || ann.try_record().is_some());
+    h1.docker("start ann").ok();
+    assert_eq!(identity(&ann), before);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 #[test]
 fn a_wiring_that_was_cut_short_is_completed() {
     let lab = Lab::running(1);

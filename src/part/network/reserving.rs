@@ -118,12 +118,15 @@ impl Network {
         Ok(false)
     }
 
-    /// Keeps what a container is wired with on this host's disk.
+    /// Keeps what a container is wired with on this host's disk. Where a record of it cannot be read, or there is none, what
+    /// is kept stays: it is all that is known.
     pub(super) fn reserve(&self, id: &ContainerId) -> Result<(), Fault> {
-        if !self.is_loaded() {
+        let recorded = self.recorded(id);
+        let is_whole = !recorded.is_empty() && self.keys(id).iter().all(|(_, unreadable)| unreadable.is_none());
+        if !self.is_loaded() || !is_whole {
             return Ok(());
         }
-        self.reservations.write(&self.reservation(id, &self.recorded(id)))
+        self.reservations.write(&self.reservation(id, &recorded))
     }
 
     /// The same of a container that has just been recorded, which was written aside already as it was likely to be.
