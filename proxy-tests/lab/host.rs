@@ -672,16 +672,25 @@ impl Host {
         names.filter(|found| found.trim() == name).count()
     }
 
+    /// What a tool shows of all rules. It fails where a set goes between its look at the rule and that at the set.
+    fn saved(&self, tool: &str) -> String {
+        let shown = || {
+            let run = self.command(tool).run();
+            run.succeeded().then(|| run.out())
+        };
+        wait_for(&format!("{tool} shows the rules of {}", self.name), START, shown)
+    }
+
     /// All rules of IPv4, counters left out.
     pub(crate) fn rules(&self) -> Vec<String> {
-        let saved = self.command("iptables-save").run().ok();
+        let saved = self.saved("iptables-save");
         let lines = saved.lines().filter(|line| !line.starts_with('#'));
         lines.map(|line| line.split(" [").next().unwrap().to_owned()).collect()
     }
 
     /// The same of IPv6.
     pub(crate) fn rules6(&self) -> Vec<String> {
-        let saved = self.command("ip6tables-save").run().ok();
+        let saved = self.saved("ip6tables-save");
         saved.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect()
     }
 
