@@ -166,6 +166,8 @@ fn a_container_whose_record_cannot_be_read_does_not_start_and_is_freed_all_the_s
     wait_until("it is reported as an error", SOON, || {
         reports().iter().any(|report| report.json()["status"] == "error" && report.value.contains("perhaps"))
     });
+    let shown = h1.calicoctl("container ann endpoint show").out();
+    assert!(shown.contains("does not work") && shown.contains("perhaps"), "{shown}");
     h1.stop_node();
     h1.start_node();
     h1.docker("rm -f ann").ok();

@@ -87,10 +87,7 @@ pub(super) fn wanted(
     });
     let (passed, mut held): (Vec<Passed>, Vec<Passed>) = passed.into_iter().partition(|one| one.by_systemd);
     let mut passed: Vec<(Listen, Passed)> = passed.into_iter().map(|one| (place_of(&one), one)).collect();
-    let metrics = metrics(&flags.metrics_listen, &mut held).unwrap_or_else(|fault| {
-        faults.push(fault);
-        Metrics::At(String::new())
-    });
+    let metrics = metrics(&flags.metrics_listen, &mut held).map_err(|fault| faults.push(fault)).ok();
     let mut places = Vec::new();
     for (text, spare) in flags.listeners(!passed.is_empty()) {
         match text.parse::<Listen>() {
@@ -131,9 +128,9 @@ pub(super) fn wanted(
             "use --allow-host {name:?}: it must be a host name without a port, as in docker1.example.org"
         ));
     }
-    if !faults.is_empty() {
+    let Some(metrics) = metrics.filter(|_| faults.is_empty()) else {
         return Err(Fault::Refusal(faults.join("; ")));
-    }
+    };
     let file = |one: Passed| match one.socket {
         PassedSocket::Unix(_, path) => path,
         PassedSocket::Tcp(..) => None,
