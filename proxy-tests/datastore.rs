@@ -116,6 +116,53 @@ fn while_etcd_stands_still_or_is_gone_or_unreachable_all_goes_on_and_its_news_ar
     lab.remove_everything();
 }
 
+/// Creates, starts and removes a container.
+fn one_life(host: &Host) -> bool {
+    let lived = host.try_run("bob", WEB).succeeded();
+    host.docker_run(&["rm", "-f", "bob"]).run();
+    lived
+}
+
+#[test]
+fn any_member_of_a_cluster_may_die_or_stand_still_and_the_others_serve_node_and_commands() {
+    let lab = Lab::with_cluster(1);
+    lab.start_nodes();
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", WEB);
+    type Way = (&'static str, fn(&Lab, u8), fn(&Lab, u8));
+    let ways: [Way; 2] = [
+        ("is gone", Lab::kill_member, Lab::start_member),
+        (
+            "stands still",
+            |lab, member| lab.signal_member(member, Signal::SIGSTOP),
+            |lab, member| lab.signal_member(member, Signal::SIGCONT),
+        ),
+    ];
+    for (how, go, come) in ways {
+        for member in 1..=3 {
+            go(&lab, member);
+            // If it led the others, they have to agree on a new leader first.
+            wait_until(&format!("a container lives while member {member} {how}"), NOTICED, || one_life(h1));
+            wait_until("the node is ready", NOTICED, || h1.is_ready());
+            for turn in 1..=4 {
+                assert!(h1.run("cat", WEB).reaches(ann.ip()));
+                h1.docker("rm -f cat").ok();
+                // Each of these begins anew, with any of the three.
+                h1.calicoctl(&format!("profile add of{member}-{turn}")).ok();
+                h1.calicoctl(&format!("profile remove of{member}-{turn}")).ok();
+            }
+            if member == 1 {
+                h1.kill_node();
+                h1.start_node();
+            }
+            come(&lab, member);
+            wait_until(&format!("member {member} is back"), NOTICED, || lab.etcd().healthy());
+        }
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 #[test]
 fn a_node_under_the_name_of_another_that_lives_takes_nothing_away_from_it() {
     let lab = Lab::hosts(2);

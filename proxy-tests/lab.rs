@@ -17,6 +17,7 @@ pub(crate) mod traces;
 pub(crate) mod wait;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
@@ -67,7 +68,9 @@ pub(crate) struct Lab {
     name: String,
     folder: PathBuf,
     hosts: Vec<Host>,
-    etcd: Mutex<Option<Child>>,
+    /// The members of the common etcd that run, by their number; the first is 1.
+    etcd: Mutex<BTreeMap<u8, Child>>,
+    members: u8,
     undo: Child,
 }
 
@@ -76,8 +79,8 @@ struct Plan {
     hosts: u8,
     /// dockerd with its own bridge and its own firewall rules, as an ordinary installation has them.
     bridge: bool,
-    /// No etcd beside the hosts: each node runs its own.
-    embedded: bool,
+    /// How many members the etcd beside the hosts has; 0: there is none, and each node runs its own.
+    members: u8,
     /// dockerd knows our OCI runtime.
     runtime: bool,
 }
@@ -85,12 +88,12 @@ struct Plan {
 impl Lab {
     /// Hosts whose dockerd leaves the network alone, and one etcd for all.
     pub(crate) fn hosts(hosts: u8) -> Self {
-        Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: true })
+        Lab::make(Plan { hosts, bridge: false, members: 1, runtime: true })
     }
 
     /// The same, where dockerd does not know our OCI runtime.
     pub(crate) fn without_runtime(hosts: u8) -> Self {
-        Lab::make(Plan { hosts, bridge: false, embedded: false, runtime: false })
+        Lab::make(Plan { hosts, bridge: false, members: 1, runtime: false })
     }
 
     /// One host whose dockerd has its bridge and writes its own firewall rules.
@@ -100,12 +103,17 @@ impl Lab {
 
     /// The same, several of them.
     pub(crate) fn bridged_hosts(hosts: u8) -> Self {
-        Lab::make(Plan { hosts, bridge: true, embedded: false, runtime: true })
+        Lab::make(Plan { hosts, bridge: true, members: 1, runtime: true })
     }
 
     /// One host and no etcd.
     pub(crate) fn without_etcd() -> Self {
-        Lab::make(Plan { hosts: 1, bridge: false, embedded: true, runtime: true })
+        Lab::make(Plan { hosts: 1, bridge: false, members: 0, runtime: true })
+    }
+
+    /// Hosts with an etcd of three members, of which they are told all.
+    pub(crate) fn with_cluster(hosts: u8) -> Self {
+        Lab::make(Plan { hosts, bridge: false, members: 3, runtime: true })
     }
 
     fn make(plan: Plan) -> Self {
@@ -117,20 +125,18 @@ impl Lab {
         std::fs::create_dir_all(&folder).unwrap();
         let undo = start_undo(&folder, &name);
         // From here on a panic leads to `drop`, which takes away whatever is there.
-        let mut lab = Lab { name, folder, hosts: Vec::new(), etcd: Mutex::default(), undo };
+        let mut lab = Lab { name, folder, hosts: Vec::new(), etcd: Mutex::default(), members: plan.members, undo };
         lab.make_switch();
-        if !plan.embedded {
-            lab.start_etcd();
-        }
+        lab.start_etcd();
         for number in 1..=plan.hosts {
-            let etcd = (!plan.embedded).then(|| lab.etcd());
+            let etcd = (plan.members > 0).then(|| lab.etcd());
             lab.hosts.push(Host::make(&lab.name, &lab.folder, number, etcd, plan.bridge, plan.runtime));
         }
         for host in &lab.hosts {
             host.await_dockerd();
             host.import_image();
         }
-        if !plan.embedded {
+        if plan.members > 0 {
             wait_until("etcd is healthy", START, || lab.etcd().healthy());
         }
         lab
@@ -153,11 +159,26 @@ impl Lab {
 
     /// The same, of a cluster of this name if it has no data yet, and with these further options.
     pub(crate) fn start_etcd_of(&self, cluster: &str, options: &[&str]) {
-        let [client, peer] = [2379, 2380].map(|port| format!("http://{OUTSIDE}:{port}"));
+        for number in 1..=self.members {
+            self.start_member_of(number, cluster, options);
+        }
+    }
+
+    /// Starts one member of the common etcd.
+    pub(crate) fn start_member(&self, number: u8) {
+        self.start_member_of(number, "calico", &[]);
+    }
+
+    fn start_member_of(&self, number: u8, cluster: &str, options: &[&str]) {
+        let [client, peer] = [client_url(number), peer_url(number)];
+        let name = |number: u8| format!("m{number}");
+        let all: Vec<String> = (1..=self.members).map(|each| format!("{}={}", name(each), peer_url(each))).collect();
         let command = Run::new("nsenter").arg(format!("--net={}", self.outside().path())).args([
             "etcd",
+            "--name",
+            &name(number),
             "--data-dir",
-            &self.etcd_folder().display().to_string(),
+            &self.member_folder(number).display().to_string(),
             "--listen-client-urls",
             &client,
             "--advertise-client-urls",
@@ -167,33 +188,50 @@ impl Lab {
             "--initial-advertise-peer-urls",
             &peer,
             "--initial-cluster",
-            &format!("default={peer}"),
+            &all.join(","),
             "--initial-cluster-token",
             cluster,
         ]);
-        let command = command.args(options);
-        *self.etcd.lock().unwrap() = Some(spawn_logged(command, &self.folder.join("etcd.log")));
+        let log = self.folder.join(format!("etcd-{number}.log"));
+        let member = spawn_logged(command.args(options), &log);
+        self.etcd.lock().unwrap().insert(number, member);
     }
 
-    /// Where the common etcd keeps its data.
+    /// Where the common etcd of one member keeps its data.
     pub(crate) fn etcd_folder(&self) -> PathBuf {
-        self.folder.join("etcd")
+        self.member_folder(1)
+    }
+
+    fn member_folder(&self, number: u8) -> PathBuf {
+        self.folder.join(format!("etcd-{number}"))
     }
 
     /// Kills the common etcd. Its port refuses connections from now on.
     pub(crate) fn kill_etcd(&self) {
-        let mut etcd = self.etcd.lock().unwrap().take().expect("etcd runs");
-        etcd.kill().unwrap();
-        etcd.wait().unwrap();
+        (1..=self.members).for_each(|number| self.kill_member(number));
+    }
+
+    /// Kills one member of the common etcd.
+    pub(crate) fn kill_member(&self, number: u8) {
+        let mut member = self.etcd.lock().unwrap().remove(&number).expect("the member runs");
+        member.kill().unwrap();
+        member.wait().unwrap();
     }
 
     /// Sends etcd a signal: `STOP` makes it accept connections and say nothing.
     pub(crate) fn signal_etcd(&self, signal: nix::sys::signal::Signal) {
-        send(self.etcd.lock().unwrap().as_ref().expect("etcd runs"), signal);
+        (1..=self.members).for_each(|number| self.signal_member(number, signal));
     }
 
+    /// Sends one member of the common etcd a signal.
+    pub(crate) fn signal_member(&self, number: u8, signal: nix::sys::signal::Signal) {
+        send(self.etcd.lock().unwrap().get(&number).expect("the member runs"), signal);
+    }
+
+    /// The common etcd, all members of it.
     pub(crate) fn etcd(&self) -> Etcd {
-        Etcd { space: self.outside(), endpoint: format!("http://{OUTSIDE}:2379") }
+        let all: Vec<String> = (1..=self.members).map(client_url).collect();
+        Etcd { space: self.outside(), endpoint: all.join(",") }
     }
 
     /// The switch namespace.
@@ -251,7 +289,7 @@ impl Lab {
         for host in &self.hosts {
             host.print_logs();
         }
-        if self.etcd.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        if !self.etcd.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             eprintln!("---- the datastore");
             for (key, entry) in self.etcd().entries("/calico/") {
                 eprintln!("{key}{} = {}", if entry.leased { " (leased)" } else { "" }, entry.value);
@@ -287,11 +325,21 @@ impl Drop for Lab {
             for host in &self.hosts {
                 host.reap();
             }
-            if let Some(mut etcd) = self.etcd.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                let _ = etcd.wait();
+            for member in self.etcd.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+                let _ = member.wait();
             }
         }
     }
+}
+
+/// Where a member of the common etcd listens for the hosts.
+fn client_url(number: u8) -> String {
+    format!("http://{OUTSIDE}:{}", 2279 + 100 * u16::from(number))
+}
+
+/// Where it listens for the other members.
+fn peer_url(number: u8) -> String {
+    format!("http://{OUTSIDE}:{}", 2280 + 100 * u16::from(number))
 }
 
 /// Starts the script that takes the lab away at the end of this process, in a session of its own so that a signal to our terminal's

@@ -24,7 +24,7 @@
 //! | --- | --- | --- |
 //! | 0 | `model` | the words of the field: names, keys, records, the snapshot of the datastore |
 //! | 1 | `plan` | every decision, as pure functions: which call a request is, which address a container gets, what chains, sets, routes and BIRD's configuration should be, and the steps from what is to what should be |
-//! | 2 | `edge` | the hands: etcd, dockerd, TLS, systemd's sockets, netlink, connection tracking, iptables, ipset, nft, BIRD, child processes; etcd-client, bollard and rustls are each named in one file |
+//! | 2 | `edge` | the hands: etcd, dockerd, TLS, systemd's sockets, netlink, connection tracking, iptables, ipset, nft, BIRD, child processes; etcd-client, bollard and rustls are each named in one module |
 //! | 3 | `part` | what runs: proxy, network (the life of a container's network), agent, control socket, metrics, reports, the OCI runtime with its hook, and `calicoctl` |
 //! | 4 | `config`, `log`, `run` | the frame: reads the flags, starts the parts, joins them |
 //!

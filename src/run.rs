@@ -207,7 +207,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         host: host.clone(),
         host_ip,
         host_ip6: flags.ip6,
-        etcd: etcd.address().to_owned(),
+        etcd: etcd.address(),
         docker: flags.docker_host.clone(),
         listeners: doors.places.clone(),
         bird_socket: flags.runs_bird().then(|| flags.run_dir.join("bird.ctl")),

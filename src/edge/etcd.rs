@@ -2,31 +2,25 @@
 //!
 //! A watch of `etcd-client` does not survive a broken connection, so a watch here ends with the reason and its owner
 //! loads again; nothing is resumed in secret. Every call ends after [`CALL_TIMEOUT`], and keep-alive pings find a peer
-//! that is gone without a word.
+//! that is gone without a word. Of several members any that answers will do ([`members`]).
 
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, GetResponse, Identity, PutOptions,
-    SortOrder, SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
+    Client, Compare, CompareOp, EventType, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, WatchOptions, WatchStream,
 };
-use tokio::time::timeout;
 
+pub(crate) use self::address::{EtcdAddress, parse_authority, parse_endpoints};
+pub(crate) use self::members::CALL_TIMEOUT;
+use self::members::Members;
 use crate::model::fault::Fault;
 use crate::model::key::{AFTER_REPORTS, Key, REPORTS, ROOT};
 use crate::model::snapshot::{Change, Snapshot};
 use crate::plan::standing::Standing;
 
-/// How long one call may take (decided: calls on a request's path end after 5 s).
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a silent connection is asked whether its peer is there, and how long that may take. etcd cuts off who asks
-/// more often than every 5 s (its `--grpc-keepalive-min-time`).
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
-
-/// How long a connection may take to come up. A connection that begins just before a hole in the network closes is made by
-/// the second SYN, a second later.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+mod address;
+mod members;
 
 /// How many keys one page of a load holds.
 const PAGE: i64 = 1_000;
@@ -35,21 +29,10 @@ const PAGE: i64 = 1_000;
 /// three records of the size that etcd allows exceed.
 const MESSAGE_BYTES: usize = 1 << 30;
 
-/// Where etcd is and how to speak to it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct EtcdAddress {
-    /// `http://host:port` or `https://host:port`, all of one scheme.
-    pub(crate) endpoints: Vec<String>,
-    /// PEM texts: the authority that signed the server, and our own certificate with its key.
-    pub(crate) ca: Option<String>,
-    pub(crate) identity: Option<(String, String)>,
-}
-
-/// A connection; clones share it.
+/// The way to the datastore; clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Etcd {
-    client: Client,
-    address: String,
+    members: Members,
 }
 
 /// What must hold for a transaction to be carried out.
@@ -103,55 +86,6 @@ pub(crate) struct Watch {
     address: String,
 }
 
-/// Reads the addresses of etcd's members, separated by commas, all http or all https. `source` names them.
-///
-/// # Errors
-/// `Refusal`.
-pub(crate) fn parse_endpoints(source: &str, list: &str) -> Result<Vec<String>, Fault> {
-    let endpoints: Vec<String> =
-        list.split(',').map(|item| parse_endpoint(source, item.trim())).collect::<Result<_, _>>()?;
-    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
-    if secure != 0 && secure != endpoints.len() {
-        return Err(Fault::Refusal(format!(
-            "read {source}: {list:?} mixes http and https: all endpoints must have one scheme"
-        )));
-    }
-    Ok(endpoints)
-}
-
-/// Reads the address of one member as the original's tools are told it: `ETCD_AUTHORITY` is `host:port`, `ETCD_SCHEME` what
-/// stands before it.
-///
-/// # Errors
-/// `Refusal`.
-pub(crate) fn parse_authority(authority: &str, scheme: Option<&str>) -> Result<String, Fault> {
-    let scheme = scheme.unwrap_or("http");
-    if !matches!(scheme, "http" | "https") {
-        return Err(Fault::Refusal(format!("read ETCD_SCHEME: {scheme:?} must be http or https")));
-    }
-    parse_endpoint("ETCD_AUTHORITY", &format!("{scheme}://{authority}"))
-}
-
-/// Checks `http://host:port` and takes a closing slash off. `source` named it.
-fn parse_endpoint(source: &str, text: &str) -> Result<String, Fault> {
-    let wrong = || {
-        let right = "it must be http://HOST:PORT or https://HOST:PORT";
-        let right = if source == "ETCD_AUTHORITY" { "it must be HOST:PORT" } else { right };
-        Fault::Refusal(format!("read {source}: {text:?} is not the address of an etcd: {right}"))
-    };
-    let text = text.strip_suffix('/').unwrap_or(text);
-    let (scheme, authority) = text.split_once("://").ok_or_else(wrong)?;
-    let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
-    // An IPv6 address stands in brackets; without them its last group would be taken for a port.
-    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let good_host = match bracketed {
-        Some(inside) => inside.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
-    };
-    let good = matches!(scheme, "http" | "https") && good_host && port.parse::<u16>().is_ok_and(|port| port > 0);
-    if good { Ok(text.to_owned()) } else { Err(wrong()) }
-}
-
 /// The JSON of a value that always has one.
 ///
 /// # Errors
@@ -170,61 +104,23 @@ fn end_of(prefix: &str) -> Vec<u8> {
 }
 
 impl Etcd {
-    /// Prepares a connection; it is made with the first call and again whenever it broke.
+    /// Prepares the connections; each is made with the first call and again whenever it broke.
     ///
     /// # Errors
     /// `Refusal` for an address or certificate that cannot be used.
     pub(crate) async fn connect(address: &EtcdAddress) -> Result<Etcd, Fault> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            // A member that has lost the others would go on answering, and tell a watch of nothing.
-            .with_require_leader(true);
-        let text = address.endpoints.join(",");
-        if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
-            // Without one the client would trust nobody, and etcd would be away for ever.
-            let ca = address.ca.as_ref().ok_or_else(|| {
-                Fault::Refusal(format!(
-                    "prepare the connection to etcd at {text}: https needs the authority that signed etcd's certificate: give its file with --etcd-cacert or ETCD_CA_CERT_FILE"
-                ))
-            })?;
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
-            if let Some((certificate, key)) = &address.identity {
-                tls = tls.identity(Identity::from_pem(certificate, key));
-            }
-            options = options.with_tls(tls);
-        }
-        let unusable = |error| Fault::Refusal(format!("prepare the connection to etcd at {text}: {error}"));
-        let client = Client::connect(&address.endpoints, Some(options)).await.map_err(unusable)?;
-        Ok(Etcd { client, address: text })
+        Ok(Etcd { members: Members::prepare(address).await? })
     }
 
     /// The endpoints, as text for people.
-    pub(crate) fn address(&self) -> &str {
-        &self.address
-    }
-
-    async fn call<T>(
-        &self,
-        doing: &str,
-        call: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, Fault> {
-        match timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Fault::Away(format!("{doing} in etcd at {}: {error}", self.address))),
-            Err(_) => Err(Fault::Away(format!(
-                "{doing} in etcd at {}: no answer within {} s",
-                self.address,
-                CALL_TIMEOUT.as_secs()
-            ))),
-        }
+    pub(crate) fn address(&self) -> String {
+        self.members.names()
     }
 
     /// What the datastore says of itself. One small read.
     pub(crate) async fn standing(&self) -> Result<Standing, Fault> {
-        let mut kv = self.client.kv_client();
-        let answer = self.call("look at the datastore", kv.get(Key::Ready.path(), None)).await?;
+        let look = |client: Client| async move { client.kv_client().get(Key::Ready.path(), None).await };
+        let answer = self.members.ask("look at the datastore", look).await?;
         Ok(Standing {
             cluster: answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
             revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
@@ -276,22 +172,31 @@ impl Etcd {
     /// The first keys of a range, with their values, at a revision; 0 is the newest.
     async fn page(&self, doing: &str, from: &[u8], end: &[u8], revision: i64) -> Result<GetResponse, Fault> {
         let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
-        let mut kv = self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES);
-        self.call(doing, kv.get(from, Some(options))).await
+        let read = |client: Client| {
+            let options = options.clone();
+            async move { client.kv_client().max_decoding_message_size(MESSAGE_BYTES).get(from, Some(options)).await }
+        };
+        self.members.ask(doing, read).await
     }
 
     /// All changes after a revision.
     pub(crate) async fn watch_after(&self, revision: i64) -> Result<Watch, Fault> {
         let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
-        let mut client = self.client.watch_client().max_decoding_message_size(MESSAGE_BYTES);
-        let stream = self.call("watch the datastore", client.watch(ROOT, Some(options))).await?;
-        Ok(Watch { stream, address: self.address.clone() })
+        let watch = |client: Client| {
+            let options = options.clone();
+            async move { client.watch_client().max_decoding_message_size(MESSAGE_BYTES).watch(ROOT, Some(options)).await }
+        };
+        let stream = self.members.ask("watch the datastore", watch).await?;
+        Ok(Watch { stream, address: self.address() })
     }
 
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Found>, Fault> {
         let path = key.path();
-        let mut kv = self.client.kv_client();
-        let mut answer = self.call(&format!("read {path}"), kv.get(path.clone(), None)).await?;
+        let read = |client: Client| {
+            let path = path.clone();
+            async move { client.kv_client().get(path, None).await }
+        };
+        let mut answer = self.members.ask(&format!("read {path}"), read).await?;
         Ok(answer.take_kvs().pop().map(|pair| {
             let revision = pair.mod_revision();
             Found { revision, value: pair.into_key_value().1 }
@@ -323,10 +228,11 @@ impl Etcd {
 
     /// The revision at which the newest of the keys below a path was written; 0 if there is none.
     pub(crate) async fn newest(&self, path: &str) -> Result<i64, Fault> {
-        let options = GetOptions::new().with_prefix().with_sort(SortTarget::Mod, SortOrder::Descend).with_limit(1);
-        let mut kv = self.client.kv_client();
-        let answer =
-            self.call(&format!("look for news below {path}"), kv.get(path, Some(options.with_keys_only()))).await?;
+        let read = |client: Client| async move {
+            let newest = GetOptions::new().with_prefix().with_sort(SortTarget::Mod, SortOrder::Descend).with_limit(1);
+            client.kv_client().get(path, Some(newest.with_keys_only())).await
+        };
+        let answer = self.members.ask(&format!("look for news below {path}"), read).await?;
         Ok(answer.kvs().first().map_or(0, etcd_client::KeyValue::mod_revision))
     }
 
@@ -353,8 +259,12 @@ impl Etcd {
                 Write::Delete(key) => TxnOp::delete(key.path(), None),
             })
             .collect();
-        let mut kv = self.client.kv_client();
-        let answer = self.call(doing, kv.txn(Txn::new().when(compares).and_then(operations))).await?;
+        let transaction = Txn::new().when(compares).and_then(operations);
+        let write = |client: Client| {
+            let transaction = transaction.clone();
+            async move { client.kv_client().txn(transaction).await }
+        };
+        let answer = self.members.tell(doing, write).await?;
         if !answer.succeeded() {
             return Ok(Outcome::Lost);
         }
@@ -368,26 +278,20 @@ impl Etcd {
 
     /// A new lease; what hangs on it goes away when it is not kept alive for `seconds`.
     pub(crate) async fn lease(&self, seconds: i64) -> Result<i64, Fault> {
-        let mut client = self.client.lease_client();
-        Ok(self.call("grant a lease", client.grant(seconds, None)).await?.id())
+        // One that was granted twice is not kept alive.
+        let grant = |client: Client| async move { client.lease_client().grant(seconds, None).await };
+        Ok(self.members.ask("grant a lease", grant).await?.id())
     }
 
     /// Keeps a lease alive until that fails; answers why.
     pub(crate) async fn keep_lease(&self, lease: i64, every: Duration) -> Fault {
-        let mut client = self.client.lease_client();
-        let (mut keeper, mut answers) = match self.call("keep a lease", client.keep_alive(lease)).await {
-            Ok(pair) => pair,
-            Err(fault) => return fault,
-        };
+        let renew = |client: Client| async move { client.lease_client().keep_alive(lease).await };
         loop {
-            if let Err(fault) = self.call("keep a lease", keeper.keep_alive()).await {
+            // A stream each time: whichever member answers then renews it.
+            if let Err(fault) = self.members.ask("keep a lease", renew).await {
                 return fault;
             }
-            match self.call("keep a lease", answers.message()).await {
-                Ok(Some(answer)) if answer.ttl() > 0 => tokio::time::sleep(every).await,
-                Ok(_) => return Fault::Away(format!("keep a lease in etcd at {}: it has expired", self.address)),
-                Err(fault) => return fault,
-            }
+            tokio::time::sleep(every).await;
         }
     }
 }
