@@ -6,6 +6,7 @@
 //! One shell script takes a lab away again, and it is started before the lab: it waits at a pipe for the end of the test process, so
 //! nothing stays behind when a test panics, nor when the process is killed.
 
+pub(crate) mod between;
 pub(crate) mod command;
 pub(crate) mod container;
 pub(crate) mod etcd;

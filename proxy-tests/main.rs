@@ -49,5 +49,6 @@ mod streams;
 mod succession;
 mod tools;
 mod transparency;
+mod unwell;
 mod upgrade;
 mod walkthrough;

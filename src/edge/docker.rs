@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bollard::query_parameters::{
-    EventsOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
-    StopContainerOptionsBuilder,
+    EventsOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -30,8 +29,8 @@ use crate::plan::runtime::Runtimes;
 /// How long one of our own calls may take, in seconds; `stop` adds its grace.
 const CALL_TIMEOUT_S: u64 = 30;
 
-/// How long the description of a container may be, far above any.
-const MOST_BYTES: usize = 64 << 20;
+/// How long an answer may be: far above the description of any container, and of tens of thousands in a list.
+const MOST_BYTES: usize = 1 << 30;
 
 /// How long a container whose wiring failed may take to stop, in seconds.
 const STOP_GRACE_S: i32 = 5;
@@ -165,6 +164,44 @@ struct InspectedHostConfig {
 #[serde(rename_all = "PascalCase", default)]
 struct InspectedRestartPolicy {
     name: Option<String>,
+}
+
+/// What dockerd lists of a container, as far as it concerns us. Source: Engine API, `ContainerList`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Summary {
+    id: Option<String>,
+    names: Option<Vec<String>>,
+    state: Option<String>,
+    created: Option<i64>,
+    host_config: Option<SummaryHostConfig>,
+    network_settings: Option<SummaryNetworkSettings>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SummaryHostConfig {
+    network_mode: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SummaryNetworkSettings {
+    networks: Option<BTreeMap<String, serde_json::Value>>,
+}
+
+impl Summary {
+    fn read(self) -> Option<Listed> {
+        let name = self.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
+        let networks = self.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        Some(Listed {
+            id: self.id?.parse().ok()?,
+            name: name.trim_start_matches('/').to_owned(),
+            running: matches!(self.state.as_deref(), Some("running" | "paused")),
+            created_s: self.created.unwrap_or_default(),
+            networks: networks.into_keys().filter(|network| network != "none").collect(),
+        })
+    }
 }
 
 impl Inspected {
@@ -346,33 +383,26 @@ impl Docker {
     /// Which network a container was made with, also while dockerd is starting it: then it inspects it for nobody, and lists
     /// it all the same.
     pub(crate) async fn network_mode(&self, id: &ContainerId) -> Result<Option<String>, Fault> {
-        let client = self.client().await?;
-        let filters = std::collections::HashMap::from([("id", vec![id.as_str()])]);
-        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
-        let listed = client.list_containers(Some(options)).await;
-        let listed = listed.map_err(|error| self.fault(&format!("list container {}", id.short()), &error))?;
+        let filters = segment(&format!("{{\"id\":[\"{id}\"]}}"));
+        let listed = self.summaries(&format!("&filters={filters}"), &format!("list container {}", id.short())).await?;
         Ok(listed.into_iter().find_map(|summary| summary.host_config?.network_mode))
     }
 
     /// All containers, running or not.
     pub(crate) async fn list(&self) -> Result<Vec<Listed>, Fault> {
-        let client = self.client().await?;
-        let options = ListContainersOptionsBuilder::default().all(true).build();
-        let list =
-            client.list_containers(Some(options)).await.map_err(|error| self.fault("list containers", &error))?;
-        let listed = list.into_iter().filter_map(|summary| {
-            let name = summary.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
-            let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-            let state = summary.state.map(|state| state.to_string()).unwrap_or_default();
-            Some(Listed {
-                id: summary.id?.parse().ok()?,
-                name: name.trim_start_matches('/').to_owned(),
-                running: matches!(state.as_str(), "running" | "paused"),
-                created_s: summary.created.unwrap_or_default(),
-                networks: networks.into_keys().filter(|network| network != "none").collect(),
-            })
-        });
-        Ok(listed.collect())
+        Ok(self.summaries("", "list containers").await?.into_iter().filter_map(Summary::read).collect())
+    }
+
+    /// Lines of the container list; `narrowed` stands at the end of the query. Read here for the same reason as an inspect.
+    async fn summaries(&self, narrowed: &str, doing: &str) -> Result<Vec<Summary>, Fault> {
+        let doing = format!("{doing} at dockerd {}", self.host);
+        let late = |_| Fault::DockerAway(format!("{doing}: no answer within {CALL_TIMEOUT_S} s"));
+        let path = format!("/containers/json?all=1{narrowed}");
+        let asked = timeout(Duration::from_secs(CALL_TIMEOUT_S), self.ask(&path, &doing));
+        match asked.await.map_err(late)?? {
+            (200, body) => serde_json::from_slice(&body).map_err(|error| Fault::World(format!("{doing}: {error}"))),
+            (status, body) => Err(unexpected(&doing, status, &body)),
+        }
     }
 
     /// Stops a container; one that is gone or stopped already is no error.
@@ -446,6 +476,28 @@ mod tests {
         let bare = serde_json::from_str::<Inspected>(&format!(r#"{{"Id":"{id}","State":{{"Pid":7}}}}"#)).unwrap();
         assert_eq!(bare.read().unwrap().pid, None, "a process that has ended has no pid");
         assert!(serde_json::from_str::<Inspected>(r#"{"Id":"x"}"#).unwrap().read().is_err());
+    }
+
+    /// One state that it did not know ended the following of dockerd, for every container, over and over.
+    #[test]
+    fn a_container_is_listed_whatever_state_a_newer_dockerd_has_for_it() {
+        let id = "a".repeat(64);
+        let text = format!(
+            r#"[{{"Id":"{id}","Names":["/web"],"State":"stopping","Created":7,"HostConfig":{{"NetworkMode":"none","New":[]}},
+              "NetworkSettings":{{"Networks":{{"none":{{}},"bridge":null}}}},"Health":{{"Status":"new"}}}},
+              {{"Id":"{id}","Names":null,"State":"paused","NetworkSettings":null}}]"#
+        );
+        let listed: Vec<Summary> = serde_json::from_str(&text).unwrap();
+        let listed: Vec<Listed> = listed.into_iter().filter_map(Summary::read).collect();
+        let id: ContainerId = id.parse().unwrap();
+        let web = Listed {
+            id: id.clone(),
+            name: "web".to_owned(),
+            running: false,
+            created_s: 7,
+            networks: vec!["bridge".to_owned()],
+        };
+        assert_eq!(listed, [web, Listed { id, name: String::new(), running: true, created_s: 0, networks: vec![] }]);
     }
 
     #[tokio::test]

@@ -144,7 +144,7 @@ impl Network {
     }
 
     /// The containers of ours that need a look: gone, running without a link that works, or with one and not running.
-    async fn unsettled(&self, listed: &[Listed]) -> Result<Vec<ContainerId>, Fault> {
+    async fn unsettled(&self, listed: &[Listed]) -> Vec<ContainerId> {
         let running: HashMap<&ContainerId, bool> = listed.iter().map(|one| (&one.id, one.running)).collect();
         let mut unsettled = Vec::new();
         for id in self.containers() {
@@ -153,15 +153,19 @@ impl Network {
                 continue;
             };
             for one in self.recorded(&id) {
-                let link = self.wirer.links.link(&one.endpoint.interface).await?;
-                let fits = if running { link.is_some_and(|link| link.operates) } else { link.is_none() };
+                let fits = match self.wirer.links.link(&one.endpoint.interface).await {
+                    Ok(link) if running => link.is_some_and(|link| link.operates),
+                    Ok(link) => link.is_none(),
+                    // Why it could not be seen is told by the look that follows.
+                    Err(_) => false,
+                };
                 if one.endpoint.is_active() != running || !fits {
                     unsettled.push(id.clone());
                     break;
                 }
             }
         }
-        Ok(unsettled)
+        unsettled
     }
 
     /// Notes, and tells of, running containers of ours that are on networks of Docker's too: they were added to Calico while
@@ -381,10 +385,19 @@ impl Work {
                     }
                 }
                 _ = audit.tick(), if network.store.is_connected() => {
-                    if let Err(fault) = self.compare(first).await {
-                        return fault;
+                    match self.compare(first).await {
+                        Ok(()) => {
+                            first = false;
+                            network.docker_up.send_replace(true);
+                        }
+                        Err(fault @ Fault::DockerAway(_)) => return fault,
+                        // It goes on to tell what happens, and that is heeded.
+                        Err(fault) => {
+                            if network.docker_up.send_replace(false) {
+                                tracing::error!(%fault, "the containers are not compared with dockerd's; trying again");
+                            }
+                        }
                     }
-                    first = false;
                 }
                 // A view that comes back asks for a comparison at once.
                 back = async { synced.wait_for(|synced| synced.connected).await.is_ok() }, if !network.store.is_connected() => {
@@ -398,6 +411,9 @@ impl Work {
     }
 
     /// Begins the work on every container whose record does not agree with Docker; at first, on every one that runs.
+    ///
+    /// # Errors
+    /// The containers could not be listed. Whatever else fails is told, and keeps nobody from the rest.
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
         let listed = Arc::new(network.docker.list().await?);
@@ -406,8 +422,11 @@ impl Work {
         if let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
         }
-        let mut ids = if first { network.containers() } else { network.unsettled(&listed).await? };
-        ids.extend(network.reserved_only()?);
+        let mut ids = if first { network.containers() } else { network.unsettled(&listed).await };
+        match network.reserved_only() {
+            Ok(reserved) => ids.extend(reserved),
+            Err(fault) => tracing::warn!(%fault, "containers that are kept on this host alone are not looked at"),
+        }
         ids.extend(self.next_in_turn());
         for id in ids {
             // One that failed lately has its own clock.

@@ -1,0 +1,42 @@
+//! A dockerd that fails at some of what the node asks of it: the rest goes on.
+
+use std::time::Duration;
+
+use crate::lab::Lab;
+use crate::lab::between::Between;
+use crate::lab::container::SOON;
+use crate::lab::wait::wait_until;
+
+const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
+
+/// How long until the next comparison has surely been made.
+const COMPARED: Duration = Duration::from_secs(15);
+
+/// The node listened to dockerd for some milliseconds four times a second then, and dealt with nothing that it heard.
+#[test]
+fn while_dockerd_does_not_list_its_containers_what_happens_to_them_is_heeded_and_told_once() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    let between = Between::before(h1);
+    h1.spawn_node(&["--docker-host", &between.docker_host()]);
+    h1.await_ready();
+    let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
+    let links = [ann.link(), bob.link()];
+    between.answer("GET /containers/json?all=1", 500);
+    wait_until("the node says that dockerd is not there for it", COMPARED, || !h1.is_ready());
+    h1.raw_docker("stop -t 0 ann").ok();
+    wait_until("the interface of who was stopped is gone", SOON, || !h1.cali_links().contains(&links[0]));
+    h1.raw_docker("start ann").ok();
+    ann.comes_to_reach(bob.ip());
+    h1.raw_docker("rm -f bob").ok();
+    wait_until("the interface of who is gone is gone", SOON, || !h1.cali_links().contains(&links[1]));
+    wait_until("its address is free", SOON, || h1.workload_keys().len() == 1);
+    let log = h1.node_log_text();
+    let told = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+    let told: Vec<&str> = told.filter(|line| line.contains("list containers")).collect();
+    assert!(told.len() == 1 && told[0].contains("not today"), "{told:?}");
+    between.pass();
+    wait_until("the node is ready again", COMPARED, || h1.is_ready());
+    lab.assert_consistent();
+    lab.remove_everything();
+}
