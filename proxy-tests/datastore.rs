@@ -338,3 +338,56 @@ fn a_node_is_not_ready_before_its_defaults_are_recorded_in_an_etcd_that_takes_no
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// What its node kept of it was written back while its end waited for the view: its address was held for some seconds more.
+#[test]
+fn a_container_that_ends_while_the_datastore_is_read_again_is_not_put_back() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let names: Vec<String> = (1..=6).map(|number| format!("c{number}")).collect();
+    names.iter().for_each(|name| drop(h1.run(name, WEB)));
+    for name in &names {
+        lab.kill_etcd();
+        wait_until("the node notices that etcd is gone", NOTICED, || !h1.is_ready());
+        // That its address is to be freed is tried again and again, and may come through before the load does.
+        h1.raw_docker(&format!("rm -f {name}")).ok();
+        lab.start_etcd();
+        comes_back(h1);
+    }
+    wait_until("nothing is left of them", NOTICED, || h1.workload_keys().is_empty());
+    let log = h1.node_log_text();
+    assert!(!log.contains("put back"), "{log}");
+    lab.assert_consistent();
+}
+
+/// The watch ended as the load began, and what was written meanwhile was seen when all had been read: a create that came
+/// then waited for that, and failed if it took 5 s.
+#[test]
+fn while_the_datastore_is_read_again_on_the_clock_its_news_are_taken_in() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", WEB);
+    let record = h1.workload_keys().pop().unwrap();
+    let loads = || h1.node_log_text().matches("the view of the datastore is complete").count();
+    let put_back = || h1.node_log_text().matches("the datastore had lost what this host needs").count();
+    lab.etcd().put("/calico/v1/config/PeriodicResyncInterval", "1");
+    // A load that has put something back waits 2 s for other hosts to do the same, and so is long enough to be met. The
+    // comparison with dockerd may be quicker to write the record again, and a machine that has much to do may be slower.
+    wait_until("a container was created in the midst of a load", Duration::from_secs(60), || {
+        let before = put_back();
+        lab.etcd().ctl(&["del", &record]).run().ok();
+        wait_until("the record is back", NOTICED, || lab.etcd().get(&record).is_some());
+        if put_back() == before {
+            return false;
+        }
+        let done = loads();
+        let created = h1.create("bob", &["CALICO_IP=auto", "CALICO_PROFILE=web"]);
+        let met = loads() == done;
+        assert_eq!(created.status, 201, "{created:?}");
+        h1.docker("rm bob").ok();
+        met
+    });
+    let cat = h1.run("cat", WEB);
+    wait_until("who was put back is in the network again", NOTICED, || ann.reaches(cat.ip()));
+    lab.assert_consistent();
+}

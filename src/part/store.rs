@@ -8,6 +8,7 @@
 //! Whether etcd is there is found by trying, at most once a second, and at first with one small read: a whole load only
 //! when it has answered that. A watch that ends as soon as it began counts as a failed try.
 
+use std::collections::HashSet;
 use std::mem::Discriminant;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -21,7 +22,7 @@ use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::Key;
-use crate::model::name::HostName;
+use crate::model::name::{ContainerId, HostName};
 use crate::model::snapshot::{Change, News, Record, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
@@ -61,6 +62,8 @@ pub(crate) struct Store {
     settings: watch::Sender<Settings>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
+    /// The containers that are gone, of which something is kept here still.
+    going: Mutex<HashSet<ContainerId>>,
 }
 
 /// What this host holds whatever the datastore says, and where is counted how often that is asked.
@@ -79,6 +82,7 @@ impl Store {
             synced: watch::Sender::new(Synced::default()),
             settings: watch::Sender::default(),
             doubt: RwLock::default(),
+            going: Mutex::default(),
         }
     }
 
@@ -152,6 +156,20 @@ impl Store {
         answer
     }
 
+    /// Says that a container is gone and its record about to be taken away: the datastore has not lost it.
+    pub(crate) fn let_go(&self, container: &ContainerId) {
+        self.going().insert(container.clone());
+    }
+
+    /// Says that nothing is kept here any more of a container that is gone.
+    pub(crate) fn gone(&self, container: &ContainerId) {
+        self.going().remove(container);
+    }
+
+    fn going(&self) -> std::sync::MutexGuard<'_, HashSet<ContainerId>> {
+        self.going.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Follows etcd until told to stop.
     pub(crate) async fn run(&self, etcd: &Etcd, holdings: &Holdings, stop: &CancellationToken) {
         let mut backoff = RETRY;
@@ -209,17 +227,27 @@ impl Store {
         known: &mut Option<Standing>,
         since: &mut Option<Instant>,
     ) -> Fault {
+        let mut followed: Option<Watch> = None;
         loop {
-            let (standing, snapshot) = match self.load(etcd, holdings, known.as_ref()).await {
+            let loading = self.load(etcd, holdings, *known);
+            let loaded = match &mut followed {
+                None => loading.await,
+                // A load may take its time, and who writes meanwhile waits until the view has it.
+                Some(watch) => tokio::select! {
+                    loaded = loading => loaded,
+                    ended = self.heed(watch, known) => return ended,
+                },
+            };
+            let (standing, snapshot, mut watch) = match loaded {
                 Ok(loaded) => loaded,
                 Err(fault) => return fault,
             };
-            let revision = snapshot.revision;
-            let watch = match etcd.watch_after(revision).await {
-                Ok(watch) => watch,
+            let snapshot = match self.caught_up(snapshot, &mut watch, followed.is_some()).await {
+                Ok(snapshot) => snapshot,
                 Err(fault) => return fault,
             };
-            *known = Some(standing);
+            let revision = snapshot.revision;
+            *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
             let old = self.write(|view, news| {
                 *news = News::All;
@@ -230,35 +258,28 @@ impl Store {
             self.tell_settings();
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
-            if let Err(fault) = self.follow_watch(watch, known).await {
-                return fault;
+            tokio::select! {
+                ended = self.heed(&mut watch, known) => return ended,
+                () = self.resync_due() => followed = Some(watch),
             }
         }
     }
 
-    /// Takes in what a watch tells, until all is due to be read again.
+    /// Takes in what a watch tells until it is over; answers why it is.
     ///
-    /// # Errors
-    /// Why the watch is over.
-    async fn follow_watch(&self, mut watch: Watch, known: &mut Option<Standing>) -> Result<(), Fault> {
-        let began = Instant::now();
+    /// # Cancel safety
+    /// No change is lost when the future is dropped before it is ready.
+    async fn heed(&self, watch: &mut Watch, known: &mut Option<Standing>) -> Fault {
         loop {
-            let every = self.settings.borrow().resync;
-            let due = async {
-                match every {
-                    Some(every) => tokio::time::sleep_until(began + every).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let changes = tokio::select! {
-                changes = watch.next() => changes?,
-                () = due => return Ok(()),
+            let changes = match watch.next().await {
+                Ok(changes) => changes,
+                Err(fault) => return fault,
             };
             // All that one transaction does comes at once, so a wipe is seen before any part of it is taken in.
             if let Some(change) = changes.iter().find(|change| change.path == Key::Ready.path()) {
                 let ready = change.value.as_deref() == Some(b"true");
                 if !ready && known.is_some_and(|known| known.ready) {
-                    return Err(Fault::Away(format!("watch the datastore: {} was taken away", change.path)));
+                    return Fault::Away(format!("watch the datastore: {} was taken away", change.path));
                 }
                 *known = known.map(|known| Standing { ready, ..known });
             }
@@ -266,6 +287,39 @@ impl Store {
                 self.take_in(&changes);
             }
         }
+    }
+
+    /// Waits until all is to be read again, as the settings have it.
+    async fn resync_due(&self) {
+        let (began, mut settings) = (Instant::now(), self.settings());
+        loop {
+            let due = settings.borrow_and_update().resync.map(|every| began + every);
+            let slept = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = slept => return,
+                // The sender lives as long as the store.
+                _ = settings.changed() => {}
+            }
+        }
+    }
+
+    /// A load that is nowhere behind the view, if that was followed meanwhile: nobody sees the datastore go back.
+    async fn caught_up(&self, mut loaded: Snapshot, watch: &mut Watch, followed: bool) -> Result<Snapshot, Fault> {
+        let seen = if followed { self.synced.borrow().revision } else { 0 };
+        let catch_up = async {
+            while loaded.revision < seen {
+                loaded.follow(&watch.next().await?, &mut News::none());
+            }
+            Ok(loaded)
+        };
+        let late =
+            |_| Fault::Away(format!("load the datastore: what came meanwhile, up to revision {seen}, is not told"));
+        tokio::time::timeout(CALL_TIMEOUT, catch_up).await.map_err(late)?
     }
 
     fn take_in(&self, changes: &[Change]) {
@@ -280,28 +334,29 @@ impl Store {
         }
     }
 
-    /// Loads a datastore that is believed and lacks nothing that this host can put back.
+    /// Loads a datastore that is believed and lacks nothing that this host can put back, and watches it from there.
     async fn load(
         &self,
         etcd: &Etcd,
         holdings: &Holdings,
-        known: Option<&Standing>,
-    ) -> Result<(Standing, Snapshot), Fault> {
+        known: Option<Standing>,
+    ) -> Result<(Standing, Snapshot, Watch), Fault> {
+        let known = known.as_ref();
+        let seen = self.synced.borrow().revision;
         let reserved = holdings.reservations.containers()?;
         self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
-        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
-        self.check(etcd, known, reserved.len(), &loaded.0)?;
+        let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
+        self.check(etcd, known, reserved.len(), &standing)?;
         if known.is_none() {
-            self.check_name(etcd, holdings.host.ip, &loaded.1).await?;
+            self.check_name(etcd, holdings.host.ip, &snapshot).await?;
         }
-        let put_back = self.put_back(etcd, holdings, &reserved, &loaded.1, known.is_some()).await?;
-        let goes_back = loaded.1.revision < self.synced.borrow().revision;
-        if !put_back && !goes_back {
-            return Ok(loaded);
+        let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
+        if put_back || snapshot.revision < seen {
+            tokio::time::sleep(GRACE).await;
+            (standing, snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
+            self.check(etcd, known, reserved.len(), &standing)?;
         }
-        tokio::time::sleep(GRACE).await;
-        let loaded = etcd.load_into(Snapshot::of(self.host.clone())).await?;
-        self.check(etcd, known, reserved.len(), &loaded.0)?;
-        Ok(loaded)
+        let watch = etcd.watch_after(snapshot.revision).await?;
+        Ok((standing, snapshot, watch))
     }
 }

@@ -160,6 +160,7 @@ impl Network {
                 self.etcd.address()
             )));
         }
+        self.store.let_go(id);
         for key in ends.keys() {
             self.free(key).await?;
         }
@@ -185,6 +186,7 @@ impl Network {
         fail_point("destroy: the interface is gone");
         freed?;
         self.reservations.remove(id)?;
+        self.store.gone(id);
         fail_point("destroy: the reservation is gone");
         self.forget_process(id);
         self.refused.clear(id.as_str())?;

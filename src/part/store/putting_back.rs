@@ -47,7 +47,9 @@ impl Store {
         known: bool,
     ) -> Result<bool, Fault> {
         let mut kept = Vec::new();
-        for container in reserved {
+        // Asked before the disk is looked at: a file goes before it is forgotten that its container is going.
+        let going = self.going().clone();
+        for container in reserved.iter().filter(|container| !going.contains(*container)) {
             match holdings.reservations.read(container) {
                 Ok(reservation) => {
                     kept.extend(reservation.into_iter().flat_map(|one| {
