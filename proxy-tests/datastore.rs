@@ -345,7 +345,9 @@ fn a_container_that_ends_while_the_datastore_is_read_again_is_not_put_back() {
     let lab = Lab::running(1);
     let h1 = lab.host(1);
     let names: Vec<String> = (1..=6).map(|number| format!("c{number}")).collect();
-    names.iter().for_each(|name| drop(h1.run(name, WEB)));
+    for name in &names {
+        h1.run(name, WEB);
+    }
     for name in &names {
         lab.kill_etcd();
         wait_until("the node notices that etcd is gone", NOTICED, || !h1.is_ready());
@@ -373,7 +375,7 @@ fn while_the_datastore_is_read_again_on_the_clock_its_news_are_taken_in() {
     lab.etcd().put("/calico/v1/config/PeriodicResyncInterval", "1");
     // A load that has put something back waits 2 s for other hosts to do the same, and so is long enough to be met. The
     // comparison with dockerd may be quicker to write the record again, and a machine that has much to do may be slower.
-    wait_until("a container was created in the midst of a load", Duration::from_secs(60), || {
+    wait_until("a container was created in the midst of a load", Duration::from_mins(1), || {
         let before = put_back();
         lab.etcd().ctl(&["del", &record]).run().ok();
         wait_until("the record is back", NOTICED, || lab.etcd().get(&record).is_some());

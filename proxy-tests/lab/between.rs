@@ -10,7 +10,7 @@ use std::thread;
 use super::host::Host;
 
 /// Which request lines are answered, by their beginning, and with which status.
-type Answers = Arc<Mutex<Vec<(&'static str, u16)>>>;
+type Answers = Arc<Mutex<Vec<(String, u16)>>>;
 
 /// Its threads end with their connections, and the last one with the test process.
 pub(crate) struct Between {
@@ -41,8 +41,8 @@ impl Between {
     }
 
     /// Answers connections that begin with this with a status from now on.
-    pub(crate) fn answer(&self, request: &'static str, status: u16) {
-        self.answers.lock().unwrap().push((request, status));
+    pub(crate) fn answer(&self, request: &str, status: u16) {
+        self.answers.lock().unwrap().push((request.to_owned(), status));
     }
 
     /// Passes everything on again.
@@ -54,7 +54,7 @@ impl Between {
 fn serve(mut asked: UnixStream, behind: &Path, answers: &Answers) -> io::Result<()> {
     let mut first = [0; 4096];
     let length = asked.read(&mut first)?;
-    let begins = |(request, _): &&(&str, u16)| first[..length].starts_with(request.as_bytes());
+    let begins = |(request, _): &&(String, u16)| first[..length].starts_with(request.as_bytes());
     let own = answers.lock().unwrap().iter().find(begins).map(|(_, status)| *status);
     if let Some(status) = own {
         let body = r#"{"message":"not today"}"#;

@@ -127,32 +127,35 @@ impl Network {
         let mut known = self.containers();
         let mut done = Ok(());
         for note in left {
-            let mut found = None;
-            let fitting = listed.iter().filter(|one| note.fits(one) && !known.contains(&one.id));
-            // It looks just like one that another create has made this moment.
-            let is_contested = under_way.iter().any(|other| note.may_be_taken_for(other));
-            for one in fitting.filter(|_| !is_contested) {
-                let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
-                if container.network_mode == "none" && note.is_of(&container.env) {
-                    found = Some(container.id);
-                    break;
-                }
+            // It may look just like one that another create has made this moment.
+            if under_way.iter().any(|other| note.may_be_taken_for(other)) {
+                continue;
             }
-            match found {
-                Some(id) => {
-                    tracing::info!(container = id.short(), "finishing a create that an earlier run began");
-                    // What cannot be finished yet holds up no other.
-                    done = done.and(self.finish(note, &id).await);
-                    known.push(id);
-                }
-                None if note.has_expired() => {
-                    self.release_request(&note.request).await?;
-                    self.forget(&note.request);
-                }
-                None => {}
-            }
+            // What cannot be finished yet holds up no other.
+            done = done.and(self.finish_left(note, listed, &mut known).await);
         }
         done
+    }
+
+    /// Finishes the create of one note if its container is there and nobody's yet, or lets it expire.
+    async fn finish_left(&self, note: Note, listed: &[Listed], known: &mut Vec<ContainerId>) -> Result<(), Fault> {
+        for one in listed.iter().filter(|one| note.fits(one)) {
+            if known.contains(&one.id) {
+                continue;
+            }
+            let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
+            if container.network_mode == "none" && note.is_of(&container.env) {
+                let id = container.id;
+                tracing::info!(container = id.short(), "finishing a create that an earlier run began");
+                known.push(id.clone());
+                return self.finish(note, &id).await;
+            }
+        }
+        if note.has_expired() {
+            self.release_request(&note.request).await?;
+            self.forget(&note.request);
+        }
+        Ok(())
     }
 
     async fn finish(&self, note: Note, id: &ContainerId) -> Result<(), Fault> {

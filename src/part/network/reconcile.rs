@@ -61,8 +61,8 @@ struct Work {
     starting: Retries<ContainerId>,
     /// Whether creates that were cut off are being finished.
     finishing: bool,
-    /// Those whose links something happened to.
-    resting: HashSet<ContainerId>,
+    /// Those whose links something happened to, and whether something has again since.
+    resting: HashMap<ContainerId, bool>,
     /// Those whose inside is looked at.
     rota: Rota<ContainerId>,
 }
@@ -102,7 +102,7 @@ impl Network {
             settling: Retries::at(RETRY),
             starting: Retries::at(RESTART),
             finishing: false,
-            resting: HashSet::new(),
+            resting: HashMap::new(),
             rota: Rota::default(),
         };
         let mut backoff = RETRY;
@@ -250,9 +250,11 @@ impl Network {
         if !self.refused.is_set(id.as_str()) {
             return Ok(());
         }
+        // While dockerd says nothing of it, it stays so.
+        let found = self.docker.inspect(id.as_str()).await?;
         // Whatever comes of it: a hook that refuses again says so again.
         self.refused.clear(id.as_str())?;
-        match self.docker.inspect(id.as_str()).await? {
+        match found {
             Some(container) if container.restarts && !container.is_up => {
                 tracing::info!(container = id.short(), "starting it: its start was refused before");
                 self.docker.start(id).await
@@ -469,9 +471,15 @@ impl Work {
     /// Looks at a link that something happened to, once it has come to rest.
     fn let_rest(&mut self, interface: &str) {
         let Some(id) = self.network.behind(interface) else { return };
-        if !self.resting.insert(id.clone()) {
-            return;
+        match self.resting.get_mut(&id) {
+            // The look that is under way may have been before that.
+            Some(again) => *again = true,
+            None => self.look_at_links(id),
         }
+    }
+
+    fn look_at_links(&mut self, id: ContainerId) {
+        self.resting.insert(id.clone(), false);
         let network = Arc::clone(&self.network);
         self.tasks.spawn(async move {
             tokio::time::sleep(LINK_RESTS).await;
@@ -533,9 +541,11 @@ impl Work {
                     .send_if_modified(|failing| failing.insert(id.to_string(), why.clone()) != Some(why));
             }
             Done::Rested(id, works) => {
-                self.resting.remove(&id);
+                let again = self.resting.remove(&id) == Some(true);
                 if !works {
                     self.begin(id);
+                } else if again {
+                    self.look_at_links(id);
                 }
             }
             Done::Started(id) if self.network.refused.is_set(id.as_str()) => {
