@@ -61,11 +61,20 @@ impl Reservations {
             text => text.map_err(|error| fault(error.to_string()))?,
         };
         let reservation: Reservation = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
-        if reservation.v == 1 && reservation.container == *container {
-            Ok(Some(reservation))
-        } else {
-            Err(fault(format!("it is of version {} and of container {}", reservation.v, reservation.container.short())))
+        if reservation.v != 1 || reservation.container != *container {
+            return Err(fault(format!(
+                "it is of version {} and of container {}",
+                reservation.v,
+                reservation.container.short()
+            )));
         }
+        if reservation.endpoints.is_empty() {
+            return Err(fault(
+                "it names no endpoint; take it away, and what the datastore has of the container is kept there"
+                    .to_owned(),
+            ));
+        }
+        Ok(Some(reservation))
     }
 
     /// Writes a reservation, unless it stands there already.
@@ -150,20 +159,33 @@ mod tests {
 
     use super::*;
 
+    fn reservation(container: &ContainerId) -> Reservation {
+        let endpoint = r#"{"state":"inactive","name":"caliaaaa1111aaa","profile_ids":[],"ipv4_nets":["10.0.0.1/32"]}"#;
+        let endpoints = BTreeMap::from([(
+            "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap(),
+            serde_json::from_str(endpoint).unwrap(),
+        )]);
+        let gateway = "172.25.0.1".parse().unwrap();
+        Reservation { v: 1, container: container.clone(), gateway, endpoints, withheld: None }
+    }
+
     #[test]
     fn a_reservation_is_read_as_it_was_written_until_it_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let reservations = Reservations::in_state_dir(folder.path());
         let container: ContainerId = "a".repeat(64).parse().unwrap();
         assert_eq!((reservations.read(&container), reservations.containers()), (Ok(None), Ok(vec![])));
-        let gateway = "172.25.0.1".parse().unwrap();
-        let written =
-            Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new(), withheld: None };
+        let written = reservation(&container);
         reservations.write(&written).unwrap();
         assert_eq!(reservations.read(&container), Ok(Some(written)));
         assert_eq!(reservations.containers(), Ok(vec![container.clone()]));
-        std::fs::write(reservations.path(&container), "{").unwrap();
-        assert!(reservations.read(&container).is_err());
+        // The second was taken for one of a container that the datastore had lost, and was recorded again for ever.
+        let empty = format!(r#"{{"v":1,"container":"{container}","gateway":"172.25.0.1","endpoints":{{}}}}"#);
+        for text in ["{", &empty] {
+            std::fs::write(reservations.path(&container), text).unwrap();
+            let fault = reservations.read(&container).unwrap_err().to_string();
+            assert!(fault.contains(&reservations.path(&container).display().to_string()), "{fault}");
+        }
         reservations.remove(&container).unwrap();
         reservations.remove(&container).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));
@@ -174,9 +196,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let reservations = Reservations::in_state_dir(folder.path());
         let container: ContainerId = "a".repeat(64).parse().unwrap();
-        let gateway = "172.25.0.1".parse().unwrap();
-        let likely =
-            Reservation { v: 1, container: container.clone(), gateway, endpoints: BTreeMap::new(), withheld: None };
+        let likely = reservation(&container);
         let other = Reservation { withheld: Some("it waits".to_owned()), ..likely.clone() };
         let aside = reservations.write_aside(likely.clone()).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));

@@ -47,8 +47,16 @@ impl Network {
 
     /// Keeps on this host's disk that a container starts only with a node's word from now on.
     pub(super) fn withhold(&self, id: &ContainerId, why: String) -> Result<(), Fault> {
+        // Of one of which nothing is known there is nothing to keep, and it does not start either.
+        let known = self.whole(id).map_or_else(|| self.reservations.read(id), |known| Ok(Some(known)))?;
+        known.map_or(Ok(()), |known| self.reservations.write(&Reservation { withheld: Some(why), ..known }))
+    }
+
+    /// What is to be kept of a container; `None` where a record of it cannot be read, or there is none.
+    fn whole(&self, id: &ContainerId) -> Option<Reservation> {
         let recorded = self.recorded(id);
-        self.reservations.write(&Reservation { withheld: Some(why), ..self.reservation(id, &recorded) })
+        let is_whole = !recorded.is_empty() && self.keys(id).iter().all(|(_, unreadable)| unreadable.is_none());
+        is_whole.then(|| self.reservation(id, &recorded))
     }
 
     /// Refuses a container that may not start by what is kept on this host's disk alone, while that is all there is.
@@ -121,12 +129,8 @@ impl Network {
     /// Keeps what a container is wired with on this host's disk. Where a record of it cannot be read, or there is none, what
     /// is kept stays: it is all that is known.
     pub(super) fn reserve(&self, id: &ContainerId) -> Result<(), Fault> {
-        let recorded = self.recorded(id);
-        let is_whole = !recorded.is_empty() && self.keys(id).iter().all(|(_, unreadable)| unreadable.is_none());
-        if !self.is_loaded() || !is_whole {
-            return Ok(());
-        }
-        self.reservations.write(&self.reservation(id, &recorded))
+        let known = if self.is_loaded() { self.whole(id) } else { None };
+        known.map_or(Ok(()), |known| self.reservations.write(&known))
     }
 
     /// The same of a container that has just been recorded, which was written aside already as it was likely to be.
