@@ -159,6 +159,7 @@ fn any_member_of_a_cluster_may_die_or_stand_still_and_the_others_serve_node_and_
             wait_until(&format!("member {member} is back"), NOTICED, || lab.etcd().healthy());
         }
     }
+    assert!(h1.node_log_text().contains("another member of etcd is asked from now on"));
     lab.assert_consistent();
     lab.remove_everything();
 }

@@ -23,6 +23,15 @@ impl Backoff {
         wait
     }
 
+    /// How long to wait after the end of something that has run for so long: if that is longer than the longest wait, all
+    /// was well until now.
+    pub(crate) fn ended_after(&mut self, ran: Duration) -> Duration {
+        if ran > self.longest {
+            self.well();
+        }
+        self.failed()
+    }
+
     /// How long the next failure is waited for.
     pub(crate) fn wait(&self) -> Duration {
         self.wait
@@ -113,6 +122,15 @@ mod tests {
         assert_eq!(retries.next(), Some(now + ms(400)));
         retries.well(&"a");
         assert!(!retries.has(&"a") && retries.failed("a", now), "all was well");
+    }
+
+    /// An etcd that had died twice in a year was waited for as one that dies at once.
+    #[test]
+    fn what_has_run_for_long_is_started_again_as_soon_as_at_first() {
+        let s = Duration::from_secs;
+        let mut backoff = Backoff::between(s(1), s(10));
+        assert_eq!([1, 1, 1].map(|ran| backoff.ended_after(s(ran))), [1, 2, 4].map(s));
+        assert_eq!([11, 10].map(|ran| backoff.ended_after(s(ran))), [1, 2].map(s));
     }
 
     #[test]

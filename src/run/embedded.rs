@@ -4,7 +4,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +76,7 @@ impl Server {
         while !stop.is_cancelled() {
             let start = Start { program: "etcd".to_owned(), args: self.arguments(), input: false };
             let mut etcd = self.spawner.start(start).await?;
+            let began = Instant::now();
             tokio::select! {
                 ended = etcd.wait() => tracing::error!(?ended, "the embedded etcd ended; starting it again"),
                 () = stop.cancelled() => {
@@ -85,7 +86,7 @@ impl Server {
             }
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(backoff.failed()) => {}
+                () = tokio::time::sleep(backoff.ended_after(began.elapsed())) => {}
             }
         }
         Ok(())

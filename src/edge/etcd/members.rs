@@ -101,7 +101,7 @@ impl Members {
                 }
                 match timeout(PATIENCE, asked.next()).await {
                     Ok(Some((member, Ok(answer)))) => {
-                        self.serving.store(member, Ordering::Relaxed);
+                        self.keep_to(member);
                         return Some(answer);
                     }
                     Ok(Some((member, Err(error)))) => causes.push((member, error.to_string())),
@@ -126,23 +126,37 @@ impl Members {
         F: Future<Output = Result<T, Error>>,
     {
         let end = Instant::now() + CALL_TIMEOUT;
+        let first = self.serving.load(Ordering::Relaxed);
         let mut causes = Vec::new();
-        for _ in 0..self.each.len() {
-            let member = self.serving.load(Ordering::Relaxed);
+        for turn in first..first + self.each.len() {
+            let member = turn % self.each.len();
             let (cause, unseen) = match timeout_at(end, call(self.each[member].1.clone())).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.keep_to(member);
+                    return Ok(answer);
+                }
                 Ok(Err(error)) => (error.to_string(), is_unseen(&error)),
                 Err(_) => (no_answer(), false),
             };
             causes.push((member, cause));
-            let next = (member + 1) % self.each.len();
-            // Unless somebody else has found a better one meanwhile.
-            let _ = self.serving.compare_exchange(member, next, Ordering::Relaxed, Ordering::Relaxed);
             if !unseen {
+                self.keep_to((turn + 1) % self.each.len());
                 break;
             }
         }
         Err(self.away(doing, &causes))
+    }
+
+    /// Asks this member first from now on.
+    fn keep_to(&self, member: usize) {
+        let before = self.serving.swap(member, Ordering::Relaxed);
+        if before != member {
+            tracing::warn!(
+                from = self.each[before].0,
+                to = self.each[member].0,
+                "another member of etcd is asked from now on"
+            );
+        }
     }
 
     fn away(&self, doing: &str, causes: &[(usize, String)]) -> Fault {
