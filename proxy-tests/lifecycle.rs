@@ -219,6 +219,24 @@ fn a_wiring_that_was_cut_short_is_completed() {
 }
 
 /// Text that was none darkened a container for good, and a line of ours came back each minute into a file of its own.
+/// The client got its 500, and the container went on running in the dark.
+#[test]
+fn a_start_that_cannot_be_kept_on_the_hosts_disk_is_undone() {
+    let lab = Lab::running_without_runtime(1);
+    let h1 = lab.host(1);
+    assert_eq!(h1.create("ann", &["CALICO_IP=auto", "CALICO_PROFILE=web"]).status, 201);
+    let ann = h1.container("ann");
+    let in_the_way = h1.state_dir().join("reservations").join(format!("{}.new", ann.id));
+    std::fs::create_dir_all(&in_the_way).unwrap();
+    let reply = h1.api("POST", "/containers/ann/start", None);
+    assert!(reply.status == 500 && reply.message().contains("reservation"), "{} {}", reply.status, reply.message());
+    assert_eq!(ann.raw_inspect()["State"]["Running"], false);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    h1.docker("start ann").ok();
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 #[test]
 fn what_a_container_makes_of_its_hosts_file_is_its_own_business() {
     let lab = Lab::running(1);

@@ -4,7 +4,7 @@
 //! loads again; nothing is resumed in secret. Every call ends after [`CALL_TIMEOUT`], and keep-alive pings find a peer
 //! that is gone without a word. Of several members any that answers will do ([`members`]).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{
     Client, Compare, CompareOp, EventType, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
@@ -21,6 +21,9 @@ use crate::plan::standing::Standing;
 
 mod address;
 mod members;
+
+/// How long after a lease could not be renewed that is tried again.
+const RENEWED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How many keys one page of a load holds.
 const PAGE: i64 = 1_000;
@@ -80,6 +83,9 @@ pub(crate) struct Found {
     pub(crate) value: Vec<u8>,
 }
 
+/// The first path of a range, and the first one behind it.
+type Range = (Vec<u8>, Vec<u8>);
+
 /// A stream of changes.
 pub(crate) struct Watch {
     stream: WatchStream,
@@ -123,50 +129,65 @@ impl Etcd {
         let answer = self.members.ask("look at the datastore", look).await?;
         Ok(Standing {
             cluster: answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id),
-            revision: answer.header().map_or(0, etcd_client::ResponseHeader::revision),
             ready: answer.kvs().first().is_some_and(|pair| pair.value() == b"true"),
         })
     }
 
-    /// The whole datastore at one revision.
-    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
-        self.load_into(Snapshot::default()).await.map(|(_, snapshot)| snapshot)
+    /// The whole datastore at one revision, taken into an empty snapshot, which may be one that keeps less; with what the
+    /// datastore said of itself meanwhile.
+    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
+        let all = [(ROOT.into(), REPORTS.into()), (AFTER_REPORTS.into(), end_of(ROOT))];
+        let (cluster, revision) = self.each("load the datastore", &all, |change| drop(snapshot.apply(&change))).await?;
+        snapshot.revision = revision;
+        let standing = Standing { cluster, ready: snapshot.is_ready() };
+        Ok((standing, snapshot.packed()))
     }
 
-    /// The same, taken into an empty snapshot, which may be one that keeps less; with what the datastore said of itself
-    /// meanwhile.
-    pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
-        let mut from = ROOT.as_bytes().to_vec();
-        let end = end_of(ROOT);
-        let (mut revision, mut cluster) = (0, 0);
-        loop {
-            let mut page = self.page("load the datastore", &from, &end, revision).await?;
-            if revision == 0 {
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
-                cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
-            }
-            let mut more = page.more();
-            for pair in page.take_kvs() {
-                let revision = pair.mod_revision();
-                let (path, value) = pair.into_key_value();
-                if path.starts_with(REPORTS.as_bytes()) {
-                    from = AFTER_REPORTS.as_bytes().to_vec();
-                    more = true;
+    /// What is below some paths, at one revision: to whom the rest says nothing, it is as good as the whole.
+    pub(crate) async fn load_below(&self, paths: &[impl AsRef<str>]) -> Result<Snapshot, Fault> {
+        let mut snapshot = Snapshot::default();
+        let ranges: Vec<Range> = paths.iter().map(AsRef::as_ref).map(|path| (path.into(), end_of(path))).collect();
+        let (_, revision) = self.each("load the datastore", &ranges, |change| drop(snapshot.apply(&change))).await?;
+        snapshot.revision = revision;
+        Ok(snapshot)
+    }
+
+    /// Everything below a path, with the paths, at one revision.
+    pub(crate) async fn below(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, Fault> {
+        let mut found = Vec::new();
+        let take = |Change { path, value, .. }| found.extend(value.map(|value| (path, value)));
+        self.each(&format!("read what is below {path}"), &[(path.into(), end_of(path))], take).await?;
+        Ok(found)
+    }
+
+    /// Shows every key of some ranges, as the change that wrote it. Answers the id of the cluster, and the revision of which
+    /// all are.
+    async fn each(&self, doing: &str, ranges: &[Range], mut show: impl FnMut(Change)) -> Result<(u64, i64), Fault> {
+        let (mut cluster, mut revision) = (0, 0);
+        for (from, end) in ranges {
+            let mut from = from.clone();
+            loop {
+                let mut page = self.page(doing, &from, end, revision).await?;
+                if revision == 0 {
+                    revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
+                    cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
+                }
+                let more = page.more();
+                for pair in page.take_kvs() {
+                    let revision = pair.mod_revision();
+                    let (path, value) = pair.into_key_value();
+                    from.clone_from(&path);
+                    from.push(0);
+                    if let Ok(path) = String::from_utf8(path) {
+                        show(Change { revision, path, value: Some(value) });
+                    }
+                }
+                if !more {
                     break;
                 }
-                from.clone_from(&path);
-                from.push(0);
-                if let Ok(path) = String::from_utf8(path) {
-                    snapshot.apply(&Change { revision, path, value: Some(value) });
-                }
-            }
-            if !more {
-                break;
             }
         }
-        snapshot.revision = revision;
-        let standing = Standing { cluster, revision, ready: snapshot.is_ready() };
-        Ok((standing, snapshot.packed()))
+        Ok((cluster, revision))
     }
 
     /// The first keys of a range, with their values, at a revision; 0 is the newest.
@@ -201,29 +222,6 @@ impl Etcd {
             let revision = pair.mod_revision();
             Found { revision, value: pair.into_key_value().1 }
         }))
-    }
-
-    /// Everything below a path, with the paths, at one revision.
-    pub(crate) async fn below(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, Fault> {
-        let doing = format!("read what is below {path}");
-        let (mut from, end, mut revision) = (path.as_bytes().to_vec(), end_of(path), 0);
-        let mut found = Vec::new();
-        loop {
-            let mut page = self.page(&doing, &from, &end, revision).await?;
-            if revision == 0 {
-                revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
-            }
-            let more = page.more();
-            for pair in page.take_kvs() {
-                let (path, value) = pair.into_key_value();
-                from.clone_from(&path);
-                from.push(0);
-                found.extend(String::from_utf8(path).ok().map(|path| (path, value)));
-            }
-            if !more {
-                return Ok(found);
-            }
-        }
     }
 
     /// The revision at which the newest of the keys below a path was written; 0 if there is none.
@@ -276,22 +274,38 @@ impl Etcd {
         Ok(Outcome::Done(revision))
     }
 
-    /// A new lease; what hangs on it goes away when it is not kept alive for `seconds`.
-    pub(crate) async fn lease(&self, seconds: i64) -> Result<i64, Fault> {
+    /// A new lease; what hangs on it goes away when it is not kept alive for so long.
+    pub(crate) async fn lease(&self, lasts: Duration) -> Result<i64, Fault> {
+        let seconds = i64::try_from(lasts.as_secs()).unwrap_or(i64::MAX);
         // One that was granted twice is not kept alive.
         let grant = |client: Client| async move { client.lease_client().grant(seconds, None).await };
         Ok(self.members.ask("grant a lease", grant).await?.id())
     }
 
-    /// Keeps a lease alive until that fails; answers why.
-    pub(crate) async fn keep_lease(&self, lease: i64, every: Duration) -> Fault {
-        let renew = |client: Client| async move { client.lease_client().keep_alive(lease).await };
-        loop {
-            // A stream each time: whichever member answers then renews it.
-            if let Err(fault) = self.members.ask("keep a lease", renew).await {
-                return fault;
+    /// Keeps a lease alive until it has run out, for all that is known here; answers why. `lasts`: what it was granted for.
+    pub(crate) async fn keep_lease(&self, lease: i64, lasts: Duration, every: Duration) -> Fault {
+        // A stream each time: whichever member answers then renews it.
+        let renew = |client: Client| async move {
+            match client.lease_client().keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(error) => Err(error),
             }
-            tokio::time::sleep(every).await;
+        };
+        let mut renewed = Instant::now();
+        loop {
+            let asked = Instant::now();
+            match self.members.ask("keep a lease", renew).await {
+                Ok(true) => {
+                    renewed = asked;
+                    tokio::time::sleep(every).await;
+                }
+                Ok(false) => {
+                    return Fault::Away(format!("keep a lease in etcd at {}: it has run out", self.address()));
+                }
+                Err(fault) if renewed.elapsed() + RENEWED_AGAIN >= lasts => return fault,
+                Err(_) => tokio::time::sleep(RENEWED_AGAIN).await,
+            }
         }
     }
 }

@@ -81,6 +81,17 @@ pub(crate) fn endpoint_reports_of(host: &HostName) -> String {
 /// What the paths of all hosts' records begin with, their endpoints among them.
 pub(crate) const HOSTS: &str = "/calico/v1/host/";
 
+/// What the paths of a host's endpoints begin with.
+pub(crate) fn endpoints_of(host: &HostName) -> String {
+    format!("{HOSTS}{host}/workload/")
+}
+
+/// What the paths of all profiles begin with.
+pub(crate) const PROFILES: &str = "/calico/v1/policy/profile/";
+
+/// What the paths of all pools and of all claims begin with.
+pub(crate) const ADDRESSES: &str = "/calico/v1/ipam/";
+
 /// What the paths of all pools begin with, by family.
 pub(crate) const POOLS: [&str; 2] = ["/calico/v1/ipam/v4/pool/", "/calico/v1/ipam/v6/pool/"];
 

@@ -84,7 +84,7 @@ impl Reporter {
         let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
         let report = to_json(&HostReport { time, uptime: uptime.as_secs(), first_update })?;
         // A lease for each: it outlasts the next report or takes the key with it.
-        let lease = self.etcd.lease(i64::try_from(interval.ttl.as_secs()).unwrap_or(i64::MAX)).await?;
+        let lease = self.etcd.lease(interval.ttl).await?;
         let writes = [
             Write::PutLeased(Key::HostStatus(self.host.clone()), report.clone(), lease),
             Write::Put(Key::HostLastStatus(self.host.clone()), report),

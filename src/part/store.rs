@@ -42,6 +42,9 @@ const STANDS: Duration = Duration::from_secs(10);
 /// about the longest wait between two tries.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long to wait before reading all again where that has failed and what happens is followed all the same.
+const READ_AGAIN: Duration = Duration::from_mins(1);
+
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Synced {
@@ -229,7 +232,7 @@ impl Store {
     ) -> Fault {
         let mut followed: Option<Watch> = None;
         loop {
-            let loading = self.load(etcd, holdings, *known);
+            let loading = self.load(etcd, holdings, *known, followed.is_some());
             let loaded = match &mut followed {
                 None => loading.await,
                 // A load may take its time, and who writes meanwhile waits until the view has it.
@@ -238,13 +241,17 @@ impl Store {
                     ended = self.heed(watch, known) => return ended,
                 },
             };
-            let (standing, snapshot, mut watch) = match loaded {
-                Ok(loaded) => loaded,
-                Err(fault) => return fault,
-            };
-            let snapshot = match self.caught_up(snapshot, &mut watch, followed.is_some()).await {
-                Ok(snapshot) => snapshot,
-                Err(fault) => return fault,
+            let (standing, snapshot, mut watch) = match (loaded, &mut followed) {
+                (Ok(loaded), _) => loaded,
+                // What is followed is as good as before.
+                (Err(fault @ Fault::Away(_)), Some(watch)) => {
+                    tracing::warn!(%fault, "the datastore is not read again, and is followed as before");
+                    tokio::select! {
+                        ended = self.heed(watch, known) => return ended,
+                        () = tokio::time::sleep(READ_AGAIN) => continue,
+                    }
+                }
+                (Err(fault), _) => return fault,
             };
             let revision = snapshot.revision;
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
@@ -275,11 +282,9 @@ impl Store {
                 Ok(changes) => changes,
                 Err(fault) => return fault,
             };
-            // All that one transaction does comes at once, so a wipe is seen before any part of it is taken in.
-            if let Some(change) = changes.iter().find(|change| change.path == Key::Ready.path()) {
-                let ready = change.value.as_deref() == Some(b"true");
+            if let Some(ready) = readiness(&changes) {
                 if !ready && known.is_some_and(|known| known.ready) {
-                    return Fault::Away(format!("watch the datastore: {} was taken away", change.path));
+                    return wiped();
                 }
                 *known = known.map(|known| Standing { ready, ..known });
             }
@@ -308,17 +313,19 @@ impl Store {
         }
     }
 
-    /// A load that is nowhere behind the view, if that was followed meanwhile: nobody sees the datastore go back.
-    async fn caught_up(&self, mut loaded: Snapshot, watch: &mut Watch, followed: bool) -> Result<Snapshot, Fault> {
-        let seen = if followed { self.synced.borrow().revision } else { 0 };
+    /// Brings a load to where the view has come, which was followed meanwhile: nobody sees the datastore go back.
+    async fn catch_up(&self, loaded: &mut Snapshot, watch: &mut Watch) -> Result<(), Fault> {
         let catch_up = async {
-            while loaded.revision < seen {
-                loaded.follow(&watch.next().await?, &mut News::none());
+            while loaded.revision < self.synced.borrow().revision {
+                let changes = watch.next().await?;
+                if loaded.is_ready() && readiness(&changes) == Some(false) {
+                    return Err(wiped());
+                }
+                loaded.follow(&changes, &mut News::none());
             }
-            Ok(loaded)
+            Ok(())
         };
-        let late =
-            |_| Fault::Away(format!("load the datastore: what came meanwhile, up to revision {seen}, is not told"));
+        let late = |_| Fault::Away("load the datastore: what came meanwhile is not told".to_owned());
         tokio::time::timeout(CALL_TIMEOUT, catch_up).await.map_err(late)?
     }
 
@@ -334,12 +341,14 @@ impl Store {
         }
     }
 
-    /// Loads a datastore that is believed and lacks nothing that this host can put back, and watches it from there.
+    /// Loads a datastore that is believed and lacks nothing that this host can put back, and watches it from there; from
+    /// where the view has come, if that is `followed` meanwhile.
     async fn load(
         &self,
         etcd: &Etcd,
         holdings: &Holdings,
         known: Option<Standing>,
+        followed: bool,
     ) -> Result<(Standing, Snapshot, Watch), Fault> {
         let known = known.as_ref();
         let seen = self.synced.borrow().revision;
@@ -356,7 +365,21 @@ impl Store {
             (standing, snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
             self.check(etcd, known, reserved.len(), &standing)?;
         }
-        let watch = etcd.watch_after(snapshot.revision).await?;
+        let mut watch = etcd.watch_after(snapshot.revision).await?;
+        if followed {
+            self.catch_up(&mut snapshot, &mut watch).await?;
+        }
         Ok((standing, snapshot, watch))
     }
+}
+
+/// What some changes say of whether the datastore holds its defaults, the worst if they are of several revisions; `None`:
+/// nothing. All that one transaction does comes at once, so a wipe is seen before any part of it is taken in.
+fn readiness(changes: &[Change]) -> Option<bool> {
+    let said = changes.iter().filter(|change| change.path == Key::Ready.path());
+    said.map(|change| change.value.as_deref() == Some(b"true")).min()
+}
+
+fn wiped() -> Fault {
+    Fault::Away(format!("watch the datastore: {} was taken away", Key::Ready.path()))
 }

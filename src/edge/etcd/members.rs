@@ -7,6 +7,7 @@
 //! A call that can do no harm twice is put to the others too while the first keeps silent. One that changes the datastore is
 //! put to another member only if the first surely has not seen it: no connection came about.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -25,15 +26,21 @@ use crate::model::fault::Fault;
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a silent connection is asked whether its peer is there, and how long that may take. etcd cuts off who asks
-/// more often than every 5 s (its `--grpc-keepalive-min-time`).
+/// more often than every 5 s (its `--grpc-keepalive-min-time`), and who asks without a call under way: so the connection to
+/// a member that is not used goes after 24 s, and the next call makes a new one.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(3));
 
-/// How long a connection may take to come up. A connection that begins just before a hole in the network closes is made by
-/// the second SYN, a second later.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connection may take to come up, and as long again its TLS. A connection that begins just before a hole in the
+/// network closes is made by the second SYN, a second later.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How long a member may keep silent before the next one is asked too.
-const PATIENCE: Duration = CONNECT_TIMEOUT;
+/// How long a member may keep silent before the next one is asked too: longer than a connection may take, whose failure
+/// would be told to a later call otherwise.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often each member is asked in one call. The failure of a connection that nobody waited for any more is told to the
+/// next call, though the member may be well by then.
+const ROUNDS: usize = 2;
 
 /// See the module; clones share the connections.
 #[derive(Clone)]
@@ -64,7 +71,7 @@ impl Members {
                     "prepare the connection to etcd at {text}: https needs the authority that signed etcd's certificate: give its file with --etcd-cacert or ETCD_CA_CERT_FILE"
                 ))
             })?;
-            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+            let mut tls = TlsOptions::new().timeout(CONNECT_TIMEOUT).ca_certificate(Certificate::from_pem(ca));
             if let Some((certificate, key)) = &address.identity {
                 tls = tls.identity(Identity::from_pem(certificate, key));
             }
@@ -90,21 +97,29 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let first = self.serving.load(Ordering::Relaxed);
-        let mut turns = (first..first + self.each.len()).map(|turn| turn % self.each.len());
-        let (mut asked, mut causes) = (FuturesUnordered::new(), Vec::new());
+        let (first, count) = (self.serving.load(Ordering::Relaxed), self.each.len());
+        let (mut turn, end) = (first, first + ROUNDS * count);
+        let (mut asked, mut causes) = (FuturesUnordered::new(), BTreeMap::new());
         let answer = async {
             loop {
-                if let Some(member) = turns.next() {
+                // Once more only where nobody is waited for.
+                if turn < first + count || turn < end && asked.is_empty() {
+                    let member = turn % count;
                     let answer = call(self.each[member].1.clone());
                     asked.push(async move { (member, answer.await) });
+                    turn += 1;
                 }
                 match timeout(PATIENCE, asked.next()).await {
                     Ok(Some((member, Ok(answer)))) => {
-                        self.keep_to(member);
+                        self.turn_to(member, first);
                         return Some(answer);
                     }
-                    Ok(Some((member, Err(error)))) => causes.push((member, error.to_string())),
+                    Ok(Some((member, Err(error)))) => {
+                        causes.insert(member, error.to_string());
+                        if !is_members(&error) {
+                            return None;
+                        }
+                    }
                     Ok(None) => return None,
                     Err(_) => {}
                 }
@@ -112,7 +127,8 @@ impl Members {
         };
         let answer = timeout(CALL_TIMEOUT, answer).await;
         if answer.is_err() {
-            causes.push((first, no_answer()));
+            causes.insert(first, no_answer());
+            self.turn_to(first + 1, first);
         }
         answer.ok().flatten().ok_or_else(|| self.away(doing, &causes))
     }
@@ -125,32 +141,36 @@ impl Members {
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let end = Instant::now() + CALL_TIMEOUT;
-        let first = self.serving.load(Ordering::Relaxed);
-        let mut causes = Vec::new();
-        for turn in first..first + self.each.len() {
-            let member = turn % self.each.len();
-            let (cause, unseen) = match timeout_at(end, call(self.each[member].1.clone())).await {
+        let until = Instant::now() + CALL_TIMEOUT;
+        let (first, count) = (self.serving.load(Ordering::Relaxed), self.each.len());
+        let mut causes = BTreeMap::new();
+        for turn in first..first + ROUNDS * count {
+            let member = turn % count;
+            let error = match timeout_at(until, call(self.each[member].1.clone())).await {
                 Ok(Ok(answer)) => {
-                    self.keep_to(member);
+                    self.turn_to(member, first);
                     return Ok(answer);
                 }
-                Ok(Err(error)) => (error.to_string(), is_unseen(&error)),
-                Err(_) => (no_answer(), false),
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
             };
-            causes.push((member, cause));
-            if !unseen {
-                self.keep_to((turn + 1) % self.each.len());
-                break;
+            causes.insert(member, error.as_ref().map_or_else(no_answer, ToString::to_string));
+            if error.as_ref().is_some_and(is_unseen) {
+                continue;
             }
+            if error.as_ref().is_none_or(is_members) {
+                self.turn_to(turn + 1, first);
+            }
+            break;
         }
         Err(self.away(doing, &causes))
     }
 
-    /// Asks this member first from now on.
-    fn keep_to(&self, member: usize) {
-        let before = self.serving.swap(member, Ordering::Relaxed);
-        if before != member {
+    /// Asks this member first from now on, unless somebody else has found another one meanwhile.
+    fn turn_to(&self, member: usize, before: usize) {
+        let member = member % self.each.len();
+        let turned = self.serving.compare_exchange(before, member, Ordering::Relaxed, Ordering::Relaxed);
+        if turned.is_ok() && member != before {
             tracing::warn!(
                 from = self.each[before].0,
                 to = self.each[member].0,
@@ -159,7 +179,7 @@ impl Members {
         }
     }
 
-    fn away(&self, doing: &str, causes: &[(usize, String)]) -> Fault {
+    fn away(&self, doing: &str, causes: &BTreeMap<usize, String>) -> Fault {
         let causes: Vec<String> =
             causes.iter().map(|(member, cause)| format!("{}: {cause}", self.each[*member].0)).collect();
         Fault::Away(format!("{doing} in etcd at {}", causes.join("; ")))
@@ -174,6 +194,19 @@ impl Members {
 
 fn no_answer() -> String {
     format!("no answer within {} s", CALL_TIMEOUT.as_secs())
+}
+
+/// Whether a call has failed for a reason that may be this member's own, and not what was asked.
+/// Source: `isHaltErr` of etcd's own client, and what tonic makes of a connection that breaks.
+fn is_members(error: &Error) -> bool {
+    use tonic::Code;
+    match error {
+        Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable | Code::Internal | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded
+        ),
+        _ => true,
+    }
 }
 
 /// Whether a call has failed because there was no connection to make it on.

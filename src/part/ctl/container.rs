@@ -14,7 +14,7 @@ use crate::model::control::{
 };
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
-use crate::model::key::{EndpointKey, Key};
+use crate::model::key::{ADDRESSES, EndpointKey, Key, PROFILES, endpoints_of};
 use crate::model::name::{CONTAINER_INTERFACE, HostName, IfName, ProfileName, WorkloadId};
 use crate::model::snapshot::{Record, Snapshot};
 use crate::model::wish::AddressWish;
@@ -134,7 +134,7 @@ async fn show_endpoint(container: &str, place: &Place<'_>) -> Result<Answer, Fai
     let host = place.host()?;
     let resolved = ask_node(container, place).await?;
     let datastore = Datastore::connect(place).await?;
-    let snapshot = datastore.load().await?;
+    let snapshot = datastore.load(&paths(&host, resolved.is_err())).await?;
     let workload = workload_of(resolved, &snapshot, &host, container)?;
     let filter = Filter { host: Some(host.to_string()), workload: Some(workload.to_string()), ..Filter::default() };
     Ok(reported(&datastore, &snapshot, &filter).await?)
@@ -151,7 +151,14 @@ async fn change_profiles(container: &str, change: &ProfileChange, place: &Place<
         let (key, record) = endpoint_of(snapshot, &host, &workload, container)?;
         edit_profiles(snapshot, key, record, change)
     };
-    Ok(Answer::said(datastore.edit(&doing, decide).await?))
+    let paths = [paths(&host, resolved.is_err()), vec![PROFILES.to_owned()]].concat();
+    Ok(Answer::said(datastore.edit(&doing, &paths, decide).await?))
+}
+
+/// Where what is to be known of a host's containers stands: their names in the claims alone, if no node tells them.
+fn paths(host: &HostName, names: bool) -> Vec<String> {
+    let claims = names.then(|| ADDRESSES.to_owned());
+    [endpoints_of(host)].into_iter().chain(claims).collect()
 }
 
 /// What the node says which container a name stands for.

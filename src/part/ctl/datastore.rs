@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::place::Place;
 use crate::edge::etcd::{Etcd, Outcome, When, Write};
 use crate::model::fault::Fault;
-use crate::model::key::{Key, REPORTS};
+use crate::model::key::Key;
 use crate::model::report::EndpointReport;
 use crate::model::snapshot::Snapshot;
 
@@ -40,13 +40,15 @@ impl Datastore {
         }
     }
 
-    pub(crate) async fn load(&self) -> Result<Snapshot, Fault> {
-        self.etcd.load().await.map_err(|fault| with_advice(fault, &self.source))
+    /// What is below some paths: a command reads no more than it needs, of a hundred thousand endpoints none if it is not
+    /// about endpoints.
+    pub(crate) async fn load(&self, paths: &[impl AsRef<str>]) -> Result<Snapshot, Fault> {
+        self.etcd.load_below(paths).await.map_err(|fault| with_advice(fault, &self.source))
     }
 
-    /// What nodes say of their endpoints, by the endpoint's id.
-    pub(crate) async fn reports(&self) -> Result<BTreeMap<String, EndpointReport>, Fault> {
-        let found = self.etcd.below(REPORTS).await.map_err(|fault| with_advice(fault, &self.source))?;
+    /// What the nodes say of the endpoints below a path of reports, by the endpoint's id.
+    pub(crate) async fn reports(&self, path: &str) -> Result<BTreeMap<String, EndpointReport>, Fault> {
+        let found = self.etcd.below(path).await.map_err(|fault| with_advice(fault, &self.source))?;
         let reports = found.into_iter().filter_map(|(path, value)| match Key::parse(&path) {
             Some(Key::EndpointStatus(key)) => Some((key.endpoint.to_string(), serde_json::from_slice(&value).ok()?)),
             _ => None,
@@ -54,17 +56,18 @@ impl Datastore {
         Ok(reports.collect())
     }
 
-    /// Decides on the newest view and writes; again if a condition did not hold.
+    /// Decides on the newest view of what is below some paths and writes; again if a condition did not hold.
     ///
     /// # Errors
     /// What `decide` refuses; `Conflict` if others were quicker every time. Nothing is written then.
     pub(crate) async fn edit<Answer>(
         &self,
         doing: &str,
+        paths: &[impl AsRef<str>],
         decide: impl Fn(&Snapshot) -> Result<Edit<Answer>, Fault>,
     ) -> Result<Answer, Fault> {
         for _ in 0..TRIES {
-            let edit = decide(&self.load().await?)?;
+            let edit = decide(&self.load(paths).await?)?;
             if self.write(doing, &edit).await? {
                 return Ok(edit.answer);
             }

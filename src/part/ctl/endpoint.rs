@@ -11,8 +11,8 @@ use super::table::Table;
 use super::{Answer, Failure};
 use crate::model::endpoint::{State, WiredBy};
 use crate::model::fault::Fault;
-use crate::model::key::EndpointKey;
-use crate::model::name::ProfileName;
+use crate::model::key::{EndpointKey, HOSTS, REPORTS, endpoint_reports_of, endpoints_of};
+use crate::model::name::{HostName, ProfileName};
 use crate::model::report::EndpointReport;
 use crate::model::snapshot::{Record, Snapshot};
 
@@ -56,6 +56,11 @@ impl Filter {
             && fits(&self.endpoint, key.endpoint.as_str())
     }
 
+    /// The host whose endpoints alone it lets through, if it is given one that can have any.
+    fn one_host(&self) -> Option<HostName> {
+        self.host.as_ref()?.parse().ok()
+    }
+
     fn select<'s>(&'s self, snapshot: &'s Snapshot) -> impl Iterator<Item = (&'s EndpointKey, &'s Stored)> {
         snapshot.endpoints.iter().filter(|(key, _)| self.holds(key))
     }
@@ -64,7 +69,8 @@ impl Filter {
 pub(super) async fn run(command: Endpoint, place: &Place<'_>) -> Result<Answer, Failure> {
     let Endpoint::Show { filter, detailed: each } = command;
     let datastore = Datastore::connect(place).await?;
-    let snapshot = datastore.load().await?;
+    let path = filter.one_host().map_or_else(|| HOSTS.to_owned(), |host| endpoints_of(&host));
+    let snapshot = datastore.load(&[path]).await?;
     if !each {
         return Ok(counted(&snapshot, &filter));
     }
@@ -73,7 +79,8 @@ pub(super) async fn run(command: Endpoint, place: &Place<'_>) -> Result<Answer, 
 
 /// Every endpoint that the filter lets through, with what is recorded of it and what its node says of it.
 pub(super) async fn reported(datastore: &Datastore, snapshot: &Snapshot, filter: &Filter) -> Result<Answer, Fault> {
-    Ok(with_reports(detailed(snapshot, filter), &datastore.reports().await?))
+    let path = filter.one_host().map_or_else(|| REPORTS.to_owned(), |host| endpoint_reports_of(&host));
+    Ok(with_reports(detailed(snapshot, filter), &datastore.reports(&path).await?))
 }
 
 /// With what the nodes say of the endpoints that are shown, as far as they say it.

@@ -13,7 +13,7 @@ use super::{Answer, Failure};
 use crate::edge::etcd::{When, Write, to_json};
 use crate::model::claim::Claim;
 use crate::model::fault::Fault;
-use crate::model::key::{Key, POOLS, assignments_of};
+use crate::model::key::{ADDRESSES, Key, POOLS, assignments_of};
 use crate::model::pool::{Family, Pool as Stored, nobodys, overlap};
 use crate::model::rule::parse_net;
 use crate::model::snapshot::{Record, Snapshot};
@@ -58,16 +58,17 @@ pub(super) async fn run(command: Pool, place: &Place<'_>) -> Result<Answer, Fail
     match command {
         Pool::Add { cidrs, nat_outgoing } => {
             let doing = format!("add pool {}", listed(&cidrs));
-            Ok(datastore.edit(&doing, |snapshot| add(snapshot, &cidrs, nat_outgoing)).await?)
+            Ok(datastore.edit(&doing, &[ADDRESSES], |snapshot| add(snapshot, &cidrs, nat_outgoing)).await?)
         }
         Pool::Remove { cidrs, force } => {
             let doing = format!("remove pool {}", listed(&cidrs));
-            Ok(datastore.edit(&doing, |snapshot| remove(snapshot, &cidrs, force)).await?)
+            let paths: &[&str] = if force { &POOLS } else { &[ADDRESSES] };
+            Ok(datastore.edit(&doing, paths, |snapshot| remove(snapshot, &cidrs, force)).await?)
         }
         Pool::Show { ipv4, ipv6 } => {
             let families: Vec<Family> =
                 [(Family::V4, !ipv6), (Family::V6, !ipv4)].into_iter().filter(|(_, on)| *on).map(|(f, _)| f).collect();
-            Ok(show(&datastore.load().await?, &families))
+            Ok(show(&datastore.load(&POOLS).await?, &families))
         }
     }
 }

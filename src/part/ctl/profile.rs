@@ -13,7 +13,7 @@ use super::{Answer, Failure};
 use crate::edge::etcd::{When, Write, to_json};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
-use crate::model::key::{EndpointKey, HOSTS, Key};
+use crate::model::key::{EndpointKey, HOSTS, Key, PROFILES};
 use crate::model::name::{ProfileName, TagName};
 use crate::model::pool::Family;
 use crate::model::profile::{Rules, default_rules, default_tags};
@@ -94,26 +94,28 @@ pub(super) async fn run(command: Profile, subject: Option<String>, place: &Place
         Profile::Add { profile } => {
             let doing = format!("create profile {profile}");
             let datastore = Datastore::connect(place).await?;
-            Ok(Answer::said(datastore.edit(&doing, |snapshot| add(snapshot, &profile)).await?))
+            Ok(Answer::said(datastore.edit(&doing, &[PROFILES], |snapshot| add(snapshot, &profile)).await?))
         }
         Profile::Remove { profile, no_check } => {
             let doing = format!("delete profile {profile}");
             let datastore = Datastore::connect(place).await?;
-            Ok(Answer::said(datastore.edit(&doing, |snapshot| remove(snapshot, &profile, !no_check)).await?))
+            let paths: &[&str] = if no_check { &[PROFILES] } else { &[PROFILES, HOSTS] };
+            Ok(Answer::said(datastore.edit(&doing, paths, |snapshot| remove(snapshot, &profile, !no_check)).await?))
         }
         Profile::Show { detailed } => {
-            let snapshot = Datastore::connect(place).await?.load().await?;
+            let paths: &[&str] = if detailed { &[PROFILES, HOSTS] } else { &[PROFILES] };
+            let snapshot = Datastore::connect(place).await?.load(paths).await?;
             Ok(if detailed { show_members(&snapshot) } else { show(&snapshot) })
         }
         Profile::Rule(RuleOf::Update) => update_rules(&subject()?, place).await,
         Profile::Rule(show) => {
             let profile = subject()?;
-            let snapshot = Datastore::connect(place).await?.load().await?;
+            let snapshot = Datastore::connect(place).await?.load(&[PROFILES]).await?;
             Ok(show_rules(&snapshot, &profile, show)?)
         }
         Profile::Tag(TagOf::Show) => {
             let profile = subject()?;
-            let snapshot = Datastore::connect(place).await?.load().await?;
+            let snapshot = Datastore::connect(place).await?.load(&[PROFILES]).await?;
             Ok(show_tags(&snapshot, &profile)?)
         }
     }
@@ -279,7 +281,7 @@ fn show_tags(snapshot: &Snapshot, profile: &ProfileName) -> Result<Answer, Fault
 /// it, where somebody changed the rules while the edit was under way.
 async fn update_rules(profile: &ProfileName, place: &Place<'_>) -> Result<Answer, Failure> {
     let datastore = Datastore::connect(place).await?;
-    let snapshot = datastore.load().await?;
+    let snapshot = datastore.load(&[PROFILES]).await?;
     let present = key_of(&snapshot, profile).ok_or_else(|| not_found(profile))?;
     let input = read_input().await?;
     let rules = parse_rules(&input, profile)?;

@@ -24,7 +24,7 @@ use crate::plan::body::Ask;
 use crate::plan::offer::{Chosen, Inheritance, Offer, taken};
 
 /// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
-const LEASE_S: i64 = 60;
+const LEASE: Duration = Duration::from_mins(1);
 const LEASE_RENEWAL: Duration = Duration::from_secs(15);
 
 /// How often a transaction that lost a race is tried again before the address is called taken.
@@ -77,10 +77,10 @@ impl Network {
             let round = async {
                 // The sender lives as long as the store, so waiting only ends with a connection.
                 let _ = synced.wait_for(|synced| synced.connected).await;
-                match self.etcd.lease(LEASE_S).await {
+                match self.etcd.lease(LEASE).await {
                     Ok(lease) => {
                         self.lease.send_replace(Some(lease));
-                        let fault = self.etcd.keep_lease(lease, LEASE_RENEWAL).await;
+                        let fault = self.etcd.keep_lease(lease, LEASE, LEASE_RENEWAL).await;
                         self.lease.send_replace(None);
                         tracing::warn!(%fault, "lost the lease that pending claims hang on");
                         told.clear();
@@ -410,12 +410,12 @@ impl Network {
         Ok(missing)
     }
 
-    /// Releases the claims of a create that came to nothing. A failure is logged: the lease frees them a minute later.
+    /// Releases the claims of a create that came to nothing. A failure is logged: the next comparison releases them.
     pub(crate) async fn abandon(&self, prepared: Prepared) {
         self.forget(&prepared.request);
         for one in &prepared.claimed {
             if let Err(fault) = self.release_claim(&one.key, &prepared.request).await {
-                tracing::warn!(%fault, "a claim that came to nothing was not released; it expires by itself");
+                tracing::warn!(%fault, "a claim that came to nothing is not released yet");
             }
         }
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
@@ -351,6 +352,8 @@ impl Work {
         let network = Arc::clone(&self.network);
         let mut synced = network.store.synced();
         let mut audit = tokio::time::interval(AUDIT);
+        // Those that were due while etcd was away are one.
+        audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut first = true;
         let mut links = match listen() {
             Ok(links) => links,

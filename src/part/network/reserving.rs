@@ -107,10 +107,12 @@ impl Network {
                 }
             }
             match self.etcd.transact(&doing, &when, &writes).await? {
-                Outcome::Done(revision) => self.store.reach(revision).await?,
+                Outcome::Done(revision) => {
+                    self.store.reach(revision).await?;
+                    tracing::warn!(container = container.id.short(), "recorded again: the datastore had lost it");
+                }
                 Outcome::Lost => self.catch_up(writes.iter().map(Write::key)).await?,
             }
-            tracing::warn!(container = container.id.short(), "recorded again: the datastore had lost it");
         }
         Ok(())
     }

@@ -63,10 +63,12 @@ impl Network {
         let lock = self.lock(id);
         for _ in 0..ATTEMPTS {
             let serial = lock.lock().await;
-            self.reservations.tidy(id)?;
+            let tidied = self.reservations.tidy(id);
             let keys = self.keys(id);
             if keys.is_empty() && !self.is_reserved(id) {
-                return Ok(());
+                self.forget_process(id);
+                self.store.gone(id);
+                return tidied;
             }
             let found = self.find(id).await?;
             let Some(container) = self.docker.inspect(id.as_str()).await? else {
@@ -80,11 +82,16 @@ impl Network {
                 }
                 return self.clear_away(id, &ends, freed).await;
             };
+            // It is there, whatever was said of it before.
+            self.store.gone(id);
+            let kept = if keys.is_empty() { self.restore(&container).await } else { self.reserve(id) };
+            if let Err(fault) = tidied.and(kept) {
+                let runs_dark = who == Waits::Start && container.pid.is_some();
+                return if runs_dark { self.give_up(&container, fault, who).await } else { Err(fault) };
+            }
             if keys.is_empty() {
-                self.restore(&container).await?;
                 continue;
             }
-            self.reserve(id)?;
             let Some(pid) = container.pid else {
                 let recorded = self.record_end(&found).await;
                 drop(serial);
