@@ -7,6 +7,7 @@
 
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::edge::fail_point::fail_point;
 use crate::model::fault::Fault;
@@ -17,10 +18,12 @@ use crate::model::reservation::Reservation;
 const WHOLE: &str = ".json";
 const ASIDE: &str = ".new";
 
-/// See the module.
+/// See the module. One at a time writes for a container, since all write aside under one name; clones know of each other.
 #[derive(Debug, Clone)]
 pub(crate) struct Reservations {
     folder: PathBuf,
+    /// By the first byte of a container's id: whom they keep waiting besides is left to chance.
+    turns: Arc<[Mutex<()>; 256]>,
 }
 
 /// A reservation that is on the disk and not in its place yet.
@@ -37,7 +40,15 @@ impl Aside {
 
 impl Reservations {
     pub(crate) fn in_state_dir(state_dir: &Path) -> Self {
-        Reservations { folder: state_dir.join("reservations") }
+        Reservations {
+            folder: state_dir.join("reservations"),
+            turns: Arc::new(std::array::from_fn(|_| Mutex::default())),
+        }
+    }
+
+    fn turn(&self, container: &ContainerId) -> MutexGuard<'_, ()> {
+        let first = u8::from_str_radix(&container.as_str()[..2], 16).unwrap_or_default();
+        self.turns[usize::from(first)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, container: &ContainerId) -> PathBuf {
@@ -83,28 +94,45 @@ impl Reservations {
         if std::fs::read(self.path(&reservation.container)).is_ok_and(|there| there == text) {
             return Ok(());
         }
-        self.put(&self.write_aside(reservation.clone())?)
+        let _turn = self.turn(&reservation.container);
+        self.write_text(&reservation.container, &text)
+            .and_then(|()| self.rename(&reservation.container))
+            .map_err(|error| self.fault(reservation, &error))
     }
 
     /// The same in two steps, of which this is the one that takes its time: brings it to the disk.
     pub(crate) fn write_aside(&self, reservation: Reservation) -> Result<Aside, Fault> {
         let text = self.text(&reservation)?;
-        let write = || {
-            std::fs::create_dir_all(&self.folder)?;
-            let mut file = std::fs::File::create(self.aside(&reservation.container))?;
-            file.write_all(&text)?;
-            file.sync_data()
-        };
-        write().map_err(|error| self.fault(&reservation, &error))?;
-        fail_point("reserve: the reservation is written aside");
+        let _turn = self.turn(&reservation.container);
+        self.write_text(&reservation.container, &text).map_err(|error| self.fault(&reservation, &error))?;
         Ok(Aside { reservation })
     }
 
     /// Puts what was written aside into its place.
     pub(crate) fn put(&self, aside: &Aside) -> Result<(), Fault> {
         let container = &aside.reservation.container;
+        let turn = self.turn(container);
+        match self.rename(container) {
+            // Somebody else has put theirs there meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                drop(turn);
+                self.write(&aside.reservation)
+            }
+            renamed => renamed.map_err(|error| self.fault(&aside.reservation, &error)),
+        }
+    }
+
+    fn write_text(&self, container: &ContainerId, text: &[u8]) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let mut file = std::fs::File::create(self.aside(container))?;
+        file.write_all(text)?;
+        file.sync_data()?;
+        fail_point("reserve: the reservation is written aside");
+        Ok(())
+    }
+
+    fn rename(&self, container: &ContainerId) -> std::io::Result<()> {
         std::fs::rename(self.aside(container), self.path(container))
-            .map_err(|error| self.fault(&aside.reservation, &error))
     }
 
     fn text(&self, reservation: &Reservation) -> Result<Vec<u8>, Fault> {
@@ -121,8 +149,9 @@ impl Reservations {
         remove(&self.path(container))
     }
 
-    /// Removes what somebody who was killed had written aside. Only where nobody writes that container's reservation.
+    /// Removes what somebody who was killed had written aside.
     pub(crate) fn tidy(&self, container: &ContainerId) -> Result<(), Fault> {
+        let _turn = self.turn(container);
         remove(&self.aside(container))
     }
 
@@ -201,6 +230,11 @@ mod tests {
         let aside = reservations.write_aside(likely.clone()).unwrap();
         assert_eq!(reservations.read(&container), Ok(None));
         assert!(aside.is(&likely) && !aside.is(&other));
+        reservations.put(&aside).unwrap();
+        assert_eq!(reservations.read(&container), Ok(Some(likely.clone())));
+        // Somebody else was quicker and wrote something else: what was written aside is written once more.
+        let aside = reservations.write_aside(likely.clone()).unwrap();
+        reservations.write(&other).unwrap();
         reservations.put(&aside).unwrap();
         assert_eq!(reservations.read(&container), Ok(Some(likely.clone())));
         // Over what was written aside in vain.
