@@ -307,3 +307,29 @@ fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_tha
         assert!(said.contains("must be run as root"), "{said}");
     }
 }
+
+/// dockerd ended with the hangup, or started those containers no more.
+#[test]
+fn a_runtime_that_dockerd_would_forget_is_refused_where_somebody_needs_it() {
+    let lab = Lab::without_runtime(1);
+    let h1 = lab.host(1);
+    let programs = h1.programs();
+    let refused = |command: &str, who: &str| {
+        let before = state(&h1.daemon_json());
+        let said = h1.calico_node_in(&programs, &[command]).run().fails_with(1);
+        assert!(said.contains("io.containerd.runc.v2") && said.contains(who), "{said}");
+        assert_eq!(state(&h1.daemon_json()), before);
+    };
+    h1.raw_docker("create --name pol --runtime io.containerd.runc.v2 busybox true").ok();
+    refused("install-runtime", "pol");
+    h1.raw_docker("start pol").ok();
+    h1.raw_docker("rm -f pol").ok();
+    // As it comes after dockerd was stopped for the change.
+    h1.stop_dockerd();
+    h1.calico_node_in(&programs, &["install-runtime"]).run().ok();
+    h1.configure_dockerd("default-runtime", json!("io.containerd.runc.v2"));
+    h1.spawn_dockerd();
+    h1.await_dockerd();
+    refused("uninstall-runtime", "dockerd itself");
+    assert!(!h1.runtime("calico").is_null());
+}

@@ -7,14 +7,16 @@
 //! - **tag**: a tag of ten thousand members comes into use, and then changes by one.
 //! - **churn**: a hundred thousand endpoints of other hosts, with two thousand profiles, and a thousand of them changed in each second: memory,
 //!   processor time, and how late a change is in the kernel.
+//! - **commands**: what `calicoctl` takes among as many, beside `etcdctl get` of the records that it speaks of.
 //! - **restart**: a node that ends, is killed or is replaced under traffic between two of its thousand endpoints.
 //! - **packets**: throughput, round trip and connecting between two endpoints, beside Docker's bridge and a bare veth.
 //!
-//! Options: `--only cold,add,rule,tag,churn,restart,packets`, `--sizes` endpoints on this host, `--n` samples (of a cold start: a tenth),
+//! Options: `--only cold,add,rule,tag,churn,commands,restart,packets`, `--sizes` endpoints on this host, `--n` samples (of a cold start: a tenth),
 //! `--remote` endpoints elsewhere, `--seconds` of churn and of each stream of packets.
 
 mod churn;
 mod cold;
+mod commands;
 mod packets;
 mod restart;
 mod single;
@@ -25,7 +27,7 @@ use crate::datastore::{Fake, Store, profile};
 use crate::lab::{self, Lab, get, until};
 use crate::{Arguments, Outcome, programmed};
 
-const PARTS: [&str; 7] = ["cold", "add", "rule", "tag", "churn", "restart", "packets"];
+const PARTS: [&str; 8] = ["cold", "add", "rule", "tag", "churn", "commands", "restart", "packets"];
 
 /// What every part is told.
 struct Plan {
@@ -72,6 +74,7 @@ pub(crate) fn run(arguments: &mut Arguments) -> Outcome<()> {
             "rule" => single::rule(&mut lab, &mut store, &plan)?,
             "tag" => single::tag(&mut lab, &mut store, &plan)?,
             "churn" => churn::measure(&mut lab, &mut store, &plan)?,
+            "commands" => commands::measure(&etcd, &mut store, &plan)?,
             "restart" => restart::measure(&mut lab, &mut store, &plan)?,
             _ => packets::measure(&mut lab, &mut store, &plan)?,
         }

@@ -5,6 +5,7 @@
 //! take up would keep it from its next start: then the old one is put back. Nothing is touched before everything that
 //! can be looked at has been.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The runtime that every dockerd knows, whatever its file says.
+const STOCK: &str = "runc";
 
 /// How many containers are inspected at a time.
 const INSPECTIONS: usize = 8;
@@ -83,6 +87,7 @@ pub(crate) async fn install(site: &Site) -> Result<Vec<String>, Fault> {
         };
         let wanted = Some(wanted);
         if new.is_some() || known(&docker).await? != wanted {
+            check_others(&docker, &file, new.as_deref().or(old.as_deref()).unwrap_or_default()).await?;
             let change = Change { file: &file, old: old.as_deref(), new: new.as_deref() };
             change.carry_out(&dockerd, &docker, |seen| *seen == wanted).await?;
         }
@@ -122,7 +127,9 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
             return Ok(told);
         };
         if removed.is_some() || known(&docker).await?.is_some() {
-            let users = users(&docker).await?;
+            let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
+            check_others(&docker, &file, emptied.or(old.as_deref()).unwrap_or_default()).await?;
+            let users = users(&docker, &BTreeSet::from([RUNTIME.to_owned()])).await?;
             if !users.is_empty() {
                 let list =
                     format!("{} made for it and cannot start without it: {}", are(users.len()), users.join(", "));
@@ -131,7 +138,6 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
                 }
                 told.push(list);
             }
-            let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
             let change = Change { file: &file, old: old.as_deref(), new: emptied };
             change.carry_out(&dockerd, &docker, Option::is_none).await?;
             if let Some(bare) = removed.as_ref().and_then(|removed| removed.bare.as_deref()) {
@@ -163,15 +169,43 @@ async fn known(docker: &Docker) -> Result<Option<OciRuntime>, Fault> {
     Ok(docker.runtimes().await?.known.remove(RUNTIME))
 }
 
-/// The containers that are made for our runtime, by name and short id.
-async fn users(docker: &Docker) -> Result<Vec<String>, Fault> {
+/// The containers that are made for some runtimes, by name and short id.
+async fn users(docker: &Docker, runtimes: &BTreeSet<String>) -> Result<Vec<String>, Fault> {
     let inspections = stream::iter(docker.list().await?).map(|listed| async move {
         // `None`: it has gone meanwhile.
-        let found = docker.inspect(listed.id.as_str()).await?.filter(|found| found.runtime == RUNTIME);
+        let found = docker.inspect(listed.id.as_str()).await?.filter(|found| runtimes.contains(&found.runtime));
         Ok::<_, Fault>(found.map(|found| format!("{} ({})", found.name, found.id.short())))
     });
     let found: Vec<Option<String>> = inspections.buffered(INSPECTIONS).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// Refuses what would take a runtime away that dockerd brings itself and somebody needs. 20.10 replaces all that it knows by
+/// what its file names, once that names any, and runc: containers that are made for another one start no more, and where its
+/// default is another one it ends (moby `daemon/reload_unix.go`, and seen).
+///
+/// # Errors
+/// `Refusal`, with who needs it.
+async fn check_others(docker: &Docker, file: &ConfigFile, text: &[u8]) -> Result<(), Fault> {
+    let Some(named) = daemon_config::named(text) else { return Ok(()) };
+    let known = docker.runtimes().await?;
+    let stays = |name: &String| named.contains(name) || name == STOCK || name == RUNTIME;
+    let lost: BTreeSet<String> = known.known.into_keys().filter(|name| !stays(name)).collect();
+    let mut needed = users(docker, &lost).await?;
+    if lost.contains(&known.default) {
+        needed.insert(0, format!("dockerd itself, whose default is {}", known.default));
+    }
+    if needed.is_empty() {
+        return Ok(());
+    }
+    let lost: Vec<String> = lost.into_iter().collect();
+    Err(Fault::Refusal(format!(
+        "dockerd may forget the runtimes {}, which are not in its file, when it reads that again, and they are needed by {}; nothing was changed. \
+         Put the runtime in (or take it out) while dockerd is stopped, or name the others in \"runtimes\" of {} and restart dockerd first",
+        lost.join(", "),
+        needed.join(", "),
+        file.path().display()
+    )))
 }
 
 impl Site {

@@ -7,6 +7,8 @@
 //!
 //! Source of the shape: `runtimes` in dockerd(8), "daemon configuration file".
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::json::{self, Edit, Member, Span};
@@ -126,6 +128,12 @@ pub(crate) fn uninstall(text: &[u8]) -> Result<Option<Removed>, Fault> {
 /// The file in which dockerd writes its process id, if its configuration names one.
 pub(crate) fn pidfile(text: &[u8]) -> Option<String> {
     File::read(text).ok()??.string("pidfile")
+}
+
+/// The runtimes that a file names; `None`: it says nothing of runtimes, and dockerd keeps those that it has.
+pub(crate) fn named(text: &[u8]) -> Option<BTreeSet<String>> {
+    let runtimes = File::read(text).ok()??.runtimes().ok()??;
+    Some(runtimes.members.into_iter().map(|member| member.key).collect())
 }
 
 impl<'a> File<'a> {

@@ -79,13 +79,8 @@ fn speak(store: &mut Store, tags: &[String]) -> Outcome<()> {
     Ok(())
 }
 
-pub(super) fn measure(lab: &mut Lab, store: &mut Store, plan: &Plan) -> Outcome<()> {
-    prepare(store, "bench")?;
-    let fakes = populate(store, 10, "inactive", "bench")?;
-    start_with(lab, &fakes)?;
-    pause(Duration::from_secs(2));
-    let (small, _) = memory(lab.node_id()?)?;
-    lab.stop_node()?;
+/// Writes so many endpoints of other hosts, with their claims, profiles and pool.
+pub(super) fn fill(store: &mut Store, remote: usize) -> Outcome<()> {
     for number in 0..PROFILES {
         let name = format!("p{number}");
         let [(path, _), rules] = profile(&name);
@@ -94,11 +89,21 @@ pub(super) fn measure(lab: &mut Lab, store: &mut Store, plan: &Plan) -> Outcome<
     store.fill(
         [("/calico/v1/ipam/v4/pool/10.0.0.0-8".to_owned(), json!({ "cidr": "10.0.0.0/8" }).to_string())].into_iter(),
     )?;
-    let records = (0..plan.remote).flat_map(|number| {
+    let records = (0..remote).flat_map(|number| {
         let (fake, host) = far(number, number);
         [fake.claim(&host, FIRST + number), (fake.key, fake.value)]
     });
-    store.fill(records)?;
+    store.fill(records)
+}
+
+pub(super) fn measure(lab: &mut Lab, store: &mut Store, plan: &Plan) -> Outcome<()> {
+    prepare(store, "bench")?;
+    let fakes = populate(store, 10, "inactive", "bench")?;
+    start_with(lab, &fakes)?;
+    pause(Duration::from_secs(2));
+    let (small, _) = memory(lab.node_id()?)?;
+    lab.stop_node()?;
+    fill(store, plan.remote)?;
     let mut spoken: Vec<String> = (0..SPOKEN).map(|number| format!("p{number}")).collect();
     speak(store, &spoken)?;
     start_with(lab, &fakes)?;

@@ -1,6 +1,6 @@
 //! `calicoctl profile`: make profiles, remove them, show and replace their rules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 
 use clap::Subcommand;
@@ -200,10 +200,18 @@ fn show(snapshot: &Snapshot) -> Answer {
 }
 
 fn show_members(snapshot: &Snapshot) -> Answer {
+    // In one walk: there may be thousands of profiles, and a hundred thousand endpoints.
+    let mut members: BTreeMap<&ProfileName, Vec<(&EndpointKey, &Record<Endpoint>)>> = BTreeMap::new();
+    for (key, record) in &snapshot.endpoints {
+        let profiles: BTreeSet<&ProfileName> = record.readable().into_iter().flat_map(|one| &one.profiles).collect();
+        for profile in profiles {
+            members.entry(profile).or_default().push((key, record));
+        }
+    }
     let mut table = Table::new(&["Name", "Host", "Orchestrator ID", "Workload ID", "Endpoint ID", "State"]);
     let mut json = Vec::new();
     for profile in all(snapshot) {
-        let members = members(snapshot, profile);
+        let members = members.remove(profile).unwrap_or_default();
         for (key, record) in &members {
             table.row([
                 profile.to_string(),
