@@ -11,6 +11,9 @@ use std::time::Duration;
 /// How long until it is told of: every container is looked at each 10 s.
 const TOLD: Duration = Duration::from_secs(15);
 
+/// How long where only a look at that very one tells: each has its turn within a minute.
+const LOOKED_AT: Duration = Duration::from_secs(75);
+
 fn escaping(host: &Host) -> bool {
     let stream = host.space.enter(|| TcpStream::connect(("127.0.0.1", 9091))).unwrap();
     let text = http::exchange(stream, "GET", "/metrics", None).unwrap();
@@ -47,7 +50,13 @@ fn a_container_that_is_on_a_network_of_dockers_too_is_reported_until_it_is_not()
     assert_eq!(networks()["bridge"], serde_json::Value::Null);
     wait_until("ann is told of no more", TOLD, || !told("ann", "bridge") && !escaping(h1));
     wait_until("and shown so no more", TOLD, || !shown().contains("is not all"));
-    // (To connect a running one around the proxy is refused by dockerd itself: there is a default route already.)
     assert!(h1.space.pings(bob.ip()));
+    // To connect a running one around the proxy fails at dockerd itself, since there is a default route already, and leaves
+    // it on the bridge all the same: dockerd's list says nothing of that, its word on the one container does.
+    h1.raw_docker("network disconnect none bob").ok();
+    h1.raw_docker("network connect bridge bob").fails_with(1);
+    wait_until("bob is told of", LOOKED_AT, || told("bob", "bridge") && escaping(h1));
+    h1.raw_docker("stop -t 0 bob").ok();
+    wait_until("bob is told of no more", TOLD, || !told("bob", "bridge") && !escaping(h1));
     h1.raw_docker("rm -f ann bob").ok();
 }

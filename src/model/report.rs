@@ -40,7 +40,7 @@ impl std::fmt::Display for Beside {
         write!(
             f,
             "container {} is on Docker's network {} beside Calico's: what goes over that escapes policy; \
-             docker network disconnect ends it",
+             docker network disconnect ends it, or a restart of the container",
             self.container, self.networks
         )
     }

@@ -8,7 +8,7 @@
 //! once. What somebody does inside a container nobody tells: a few of those that run are looked at in turn with every
 //! comparison, all of them within [`ROUND`] as long as there are not more than [`AT_A_TIME`] for each.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Network;
 use super::settle::Waits;
-use crate::edge::docker::{Event, Listed};
+use crate::edge::docker::{Container, Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
@@ -169,25 +169,39 @@ impl Network {
         unsettled
     }
 
-    /// Notes, and tells of, running containers of ours that are on networks of Docker's too: they were added to Calico while
-    /// they were on one, or somebody has connected them around the proxy.
-    fn note_escapes(&self, listed: &[Listed]) {
+    /// The containers of ours of which the list says something else than is known about whether they are on networks of
+    /// Docker's too. What it says is no more than a reason to look: of a connecting that failed halfway it says nothing.
+    fn in_doubt(&self, listed: &[Listed]) -> Vec<ContainerId> {
         let ours: HashSet<ContainerId> = self.containers().into_iter().collect();
-        let two = listed.iter().filter(|one| one.running && !one.networks.is_empty() && ours.contains(&one.id));
-        let now: BTreeMap<String, Beside> = two
-            .map(|one| {
-                let mut networks = one.networks.clone();
-                networks.sort();
-                (one.id.to_string(), Beside { container: one.name.clone(), networks: networks.join(", ") })
-            })
-            .collect();
-        self.metrics.escaping.set(i64::try_from(now.len()).unwrap_or(i64::MAX));
-        self.beside.send_if_modified(|before| {
-            for (_, beside) in now.iter().filter(|(id, beside)| before.get(*id) != Some(beside)) {
+        let known = self.beside.borrow();
+        let differ = listed.iter().filter(|one| {
+            let is_beside = one.running && !one.networks.is_empty();
+            ours.contains(&one.id) && is_beside != known.contains_key(one.id.as_str())
+        });
+        differ.map(|one| one.id.clone()).collect()
+    }
+
+    /// Notes, and tells, if a container of ours that runs is on networks of Docker's too: it was added to Calico while it was on
+    /// one, or somebody has connected it around the proxy.
+    pub(super) fn note_networks(&self, container: &Container) {
+        let networks: Vec<&str> = container.networks.keys().map(String::as_str).collect();
+        let is_beside = container.pid.is_some() && !networks.is_empty();
+        let beside = || Beside { container: container.name.clone(), networks: networks.join(", ") };
+        self.set_beside(&container.id, is_beside.then(beside));
+    }
+
+    /// See [`Network::note_networks`]; `None`: on none.
+    pub(super) fn set_beside(&self, id: &ContainerId, now: Option<Beside>) {
+        self.beside.send_if_modified(|all| {
+            let before = match &now {
+                Some(beside) => all.insert(id.to_string(), beside.clone()),
+                None => all.remove(id.as_str()),
+            };
+            let changed = before != now;
+            if let Some(beside) = now.filter(|_| changed) {
                 tracing::warn!("{beside}");
             }
-            let changed = *before != now;
-            *before = now;
+            self.metrics.escaping.set(i64::try_from(all.len()).unwrap_or(i64::MAX));
             changed
         });
     }
@@ -423,7 +437,6 @@ impl Work {
         let network = Arc::clone(&self.network);
         let listed = Arc::new(network.docker.list().await?);
         self.finish_creates(Arc::clone(&listed));
-        network.note_escapes(&listed);
         if let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
         }
@@ -432,6 +445,7 @@ impl Work {
             Ok(reserved) => ids.extend(reserved),
             Err(fault) => tracing::warn!(%fault, "containers that are kept on this host alone are not looked at"),
         }
+        ids.extend(network.in_doubt(&listed));
         ids.extend(self.next_in_turn());
         for id in ids {
             // One that failed lately has its own clock.

@@ -84,6 +84,7 @@ impl Network {
             };
             // It is there, whatever was said of it before.
             self.store.gone(id);
+            self.note_networks(&container);
             let kept = if keys.is_empty() { self.restore(&container).await } else { self.reserve(id) };
             if let Err(fault) = tidied.and(kept) {
                 let runs_dark = who == Waits::Start && container.pid.is_some();
@@ -205,6 +206,7 @@ impl Network {
     pub(super) fn forget_process(&self, id: &ContainerId) {
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.set_beside(id, None);
     }
 
     /// Whether an interface is that of another container: what somebody has written under a name like theirs is not theirs.
