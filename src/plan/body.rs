@@ -160,6 +160,8 @@ struct Create<'a> {
     /// Those of `Runtime`.
     runtimes: Vec<(Span, Option<String>)>,
     publishes: bool,
+    /// What else it says of a network of Docker's, by the names of the members.
+    idle: BTreeSet<&'static str>,
     /// The variables as Go has them in the end.
     environment: Vec<String>,
     labels: RecreationLabels,
@@ -170,6 +172,9 @@ struct Create<'a> {
     /// The networks in its `EndpointsConfig`, with aliases.
     networks: BTreeMap<String, Vec<String>>,
 }
+
+const MAC_ADDRESS: &str = "MacAddress";
+const NETWORK_DISABLED: &str = "NetworkDisabled";
 
 /// The values of all members of some objects that Go stores in one field.
 fn values(members: &[Member], field: &str) -> Vec<Span> {
@@ -287,13 +292,25 @@ impl<'a> Create<'a> {
         let lists = values(&members, "Env").iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
         let networking = since_null(bytes, values(&members, "NetworkingConfig"));
         let endpoints = since_null(bytes, values(&merged(bytes, &networking)?, "EndpointsConfig"));
+        let mut idle = BTreeSet::new();
+        let has_text = |members: &[Member], field: &str| {
+            last_told(bytes, &values(members, field))
+                .is_some_and(|span| json::string(bytes, span) != Some(String::new()))
+        };
         let mut networks = BTreeMap::new();
         for network in merged(bytes, &endpoints)? {
-            let endpoint = since_null(bytes, vec![network.value]);
-            let aliases = values(&merged(bytes, &endpoint)?, "Aliases");
+            let endpoint = merged(bytes, &since_null(bytes, vec![network.value]))?;
+            let fixed = merged(bytes, &since_null(bytes, values(&endpoint, "IPAMConfig"))).unwrap_or_default();
+            idle.extend(["IPv4Address", "IPv6Address"].iter().filter(|field| has_text(&fixed, field)));
+            idle.extend(has_text(&endpoint, MAC_ADDRESS).then_some(MAC_ADDRESS));
+            let aliases = values(&endpoint, "Aliases");
             let aliases = aliases.iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
             networks.insert(network.key, overwritten(&aliases));
         }
+        idle.extend(has_text(&members, MAC_ADDRESS).then_some(MAC_ADDRESS));
+        let disabled = values(&members, NETWORK_DISABLED);
+        let disabled = last_told(bytes, &disabled).is_some_and(|span| json::is_true(bytes, span));
+        idle.extend(disabled.then_some(NETWORK_DISABLED));
         Some(Create {
             bytes,
             top,
@@ -301,6 +318,7 @@ impl<'a> Create<'a> {
             modes,
             runtimes,
             publishes: bound || all,
+            idle,
             environment: overwritten(&lists),
             environments: lists.into_iter().flatten().map(|list| list.into_iter().flatten().collect()).collect(),
             networking: networking.last().cloned(),
@@ -374,6 +392,13 @@ impl<'a> Create<'a> {
         if self.publishes {
             warnings
                 .push("calico: published ports have no effect: the container is reached at its own address".to_owned());
+        }
+        if !self.idle.is_empty() {
+            let names: Vec<&str> = self.idle.iter().copied().collect();
+            warnings.push(format!(
+                "calico: {} without effect: the container has an interface of Calico's, with a MAC address of its own and the addresses that CALICO_IP asks for",
+                names.join(", ")
+            ));
         }
         warnings
     }

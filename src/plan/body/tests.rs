@@ -191,6 +191,37 @@ fn what_was_asked_of_dockers_networks_is_kept_and_warned_of() {
     }
 }
 
+/// A fixed MAC or address was overwritten without a word.
+#[test]
+fn what_else_is_asked_of_dockers_networks_is_warned_of_where_it_says_something() {
+    let warnings = |more: &str| {
+        let text = format!(r#"{{"Env":["CALICO_IP=auto"],"HostConfig":{{"NetworkMode":"none"}},{more}}}"#);
+        read(&text).unwrap().unwrap().0.warnings
+    };
+    let endpoint = |inside: &str| format!(r#""NetworkingConfig":{{"EndpointsConfig":{{"bridge":{inside}}}}}"#);
+    for (more, named) in [
+        (r#""macaddress":"02:42:ac:11:00:55""#.to_owned(), "MacAddress without effect"),
+        (r#""NetworkDisabled":true"#.to_owned(), "NetworkDisabled without effect"),
+        (endpoint(r#"{"MacAddress":"02:42:ac:11:00:55"}"#), "MacAddress without effect"),
+        (
+            endpoint(r#"{"IPAMConfig":{"IPv4Address":"1.2.3.4","IPv6Address":"fd00::1"},"MacAddress":"x"}"#),
+            "IPv4Address, IPv6Address, MacAddress without effect",
+        ),
+    ] {
+        let told = warnings(&more);
+        assert!(told.iter().any(|warning| warning.contains(named)), "{more}: {told:?}");
+    }
+    let plain = warnings(r#""Tty":false"#);
+    for more in [
+        r#""MacAddress":"","NetworkDisabled":false"#.to_owned(),
+        r#""MacAddress":null,"NetworkDisabled":null"#.to_owned(),
+        endpoint(r#"{"IPAMConfig":{"IPv4Address":"","LinkLocalIPs":null},"MacAddress":""}"#),
+        endpoint(r#"{"IPAMConfig":null}"#),
+    ] {
+        assert_eq!(warnings(&more), plain, "{more}");
+    }
+}
+
 const ID: &str = "3f2a9100000000000000000000000000000000000000000000000000000000aa";
 
 fn appearance(networks: &[(&str, &[&str])]) -> Appearance {
