@@ -334,6 +334,10 @@ fn parse_rules(input: &[u8], profile: &ProfileName) -> Result<Rules, Fault> {
     if let Some(Value::String(id)) = map.get("id").filter(|id| id.as_str() != Some(profile.as_str())) {
         mistakes.push(format!("Rules JSON \"id\"={id} doesn't match profile name {profile}."));
     }
+    if ["inbound_rules", "outbound_rules"].iter().all(|list| map.get(*list).is_none_or(Value::is_null)) {
+        mistakes
+            .push("There is neither inbound_rules nor outbound_rules; to allow nothing, give both as [].".to_owned());
+    }
     match Rules::try_from(map) {
         // What nodes would close the profile for is better said before it is written.
         Ok(rules) => match Family::BOTH.into_iter().find_map(|family| too_many(family, &rules)) {
@@ -429,7 +433,12 @@ mod tests {
             format!(r#"{{"inbound_rules": [{{"protocol": "tcp", "src_ports": [{src}], "dst_ports": [{dst}]}}]}}"#);
         let error = parse_rules(text.as_bytes(), &name("web")).unwrap_err().to_string();
         assert!(error.contains("The rules come to 40000 entries") && error.contains("at most 25000"), "{error}");
-        assert_eq!(parse_rules(b"{}", &name("web")).unwrap().id, Some(name("web")));
+        assert_eq!(parse_rules(br#"{"inbound_rules":[]}"#, &name("web")).unwrap().id, Some(name("web")));
+        // What holds no rules at all took away all that there were.
+        for text in ["{}", r#"{"id":"web"}"#, r#"{"inbound_rules":null}"#] {
+            let error = parse_rules(text.as_bytes(), &name("web")).unwrap_err().to_string();
+            assert!(error.contains("neither inbound_rules nor outbound_rules"), "{error}");
+        }
     }
 
     #[test]
