@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::lab::Lab;
 use crate::lab::command::Run;
 use crate::lab::container::{Container, SOON, reach_each_other};
 use crate::lab::host::Host;
 use crate::lab::netns::{Pinged, Pinger};
 use crate::lab::wait::{pause, wait_until};
+use crate::lab::{Lab, client_port};
 
 const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
 
@@ -61,12 +61,12 @@ fn all_reach_all(containers: &[(&Container<'_>, Ipv4Addr)]) {
     }
 }
 
-/// A rule that lets packets of this host's node to etcd and back disappear.
-fn hole(host: &Host, verb: &str) {
-    for (chain, end) in
-        [("OUTPUT", "-d 172.25.0.254 -p tcp --dport 2379"), ("PREROUTING", "-s 172.25.0.254 -p tcp --sport 2379")]
+/// A rule that lets packets of this host's node to a member of etcd and back disappear.
+fn hole(host: &Host, verb: &str, member: u8) {
+    let port = client_port(member);
+    for (chain, end) in [("OUTPUT", "-d 172.25.0.254 -p tcp --dport"), ("PREROUTING", "-s 172.25.0.254 -p tcp --sport")]
     {
-        host.sh(&format!("iptables -w -t raw {verb} {chain} {end} -j DROP"));
+        host.sh(&format!("iptables -w -t raw {verb} {chain} {end} {port} -j DROP"));
     }
 }
 
@@ -81,7 +81,7 @@ fn while_etcd_stands_still_or_is_gone_or_unreachable_all_goes_on_and_its_news_ar
     let ways: [Way; 3] = [
         ("stands still", |lab| lab.signal_etcd(Signal::SIGSTOP), |lab| lab.signal_etcd(Signal::SIGCONT)),
         ("is gone", Lab::kill_etcd, Lab::start_etcd),
-        ("is unreachable", |lab| hole(lab.host(1), "-I"), |lab| hole(lab.host(1), "-D")),
+        ("is unreachable", |lab| hole(lab.host(1), "-I", 1), |lab| hole(lab.host(1), "-D", 1)),
     ];
     for (how, go, come) in ways {
         let pinger = Pinger::start(&ann.space(), bob.ip(), true);
@@ -124,14 +124,19 @@ fn one_life(host: &Host) -> bool {
 }
 
 #[test]
-fn any_member_of_a_cluster_may_die_or_stand_still_and_the_others_serve_node_and_commands() {
+fn any_member_of_a_cluster_may_die_stand_still_or_be_unreachable_and_the_others_serve_node_and_commands() {
     let lab = Lab::with_cluster(1);
     lab.start_nodes();
     let h1 = lab.host(1);
     let ann = h1.run("ann", WEB);
     type Way = (&'static str, fn(&Lab, u8), fn(&Lab, u8));
-    let ways: [Way; 2] = [
+    let ways: [Way; 3] = [
         ("is gone", Lab::kill_member, Lab::start_member),
+        (
+            "is unreachable",
+            |lab, member| hole(lab.host(1), "-I", member),
+            |lab, member| hole(lab.host(1), "-D", member),
+        ),
         (
             "stands still",
             |lab, member| lab.signal_member(member, Signal::SIGSTOP),

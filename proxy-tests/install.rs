@@ -330,6 +330,7 @@ fn a_runtime_that_dockerd_would_forget_is_refused_where_somebody_needs_it() {
     h1.configure_dockerd("default-runtime", json!("io.containerd.runc.v2"));
     h1.spawn_dockerd();
     h1.await_dockerd();
+    h1.raw_docker("run --rm --runtime io.containerd.runc.v2 busybox true").ok();
     refused("uninstall-runtime", "dockerd itself");
     assert!(!h1.runtime("calico").is_null());
 }

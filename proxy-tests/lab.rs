@@ -333,14 +333,18 @@ impl Drop for Lab {
     }
 }
 
-/// Where a member of the common etcd listens for the hosts.
-fn client_url(number: u8) -> String {
-    format!("http://{OUTSIDE}:{}", 2279 + 100 * u16::from(number))
+/// Where a member of the common etcd listens for the hosts: the first at etcd's own port.
+pub(crate) fn client_port(member: u8) -> u16 {
+    2279 + 100 * u16::from(member)
+}
+
+fn client_url(member: u8) -> String {
+    format!("http://{OUTSIDE}:{}", client_port(member))
 }
 
 /// Where it listens for the other members.
-fn peer_url(number: u8) -> String {
-    format!("http://{OUTSIDE}:{}", 2280 + 100 * u16::from(number))
+fn peer_url(member: u8) -> String {
+    format!("http://{OUTSIDE}:{}", client_port(member) + 1)
 }
 
 /// Starts the script that takes the lab away at the end of this process, in a session of its own so that a signal to our terminal's

@@ -87,7 +87,7 @@ pub(crate) async fn install(site: &Site) -> Result<Vec<String>, Fault> {
         };
         let wanted = Some(wanted);
         if new.is_some() || known(&docker).await? != wanted {
-            check_others(&docker, &file, new.as_deref().or(old.as_deref()).unwrap_or_default()).await?;
+            check_others(&docker, new.as_deref().or(old.as_deref()).unwrap_or_default()).await?;
             let change = Change { file: &file, old: old.as_deref(), new: new.as_deref() };
             change.carry_out(&dockerd, &docker, |seen| *seen == wanted).await?;
         }
@@ -128,7 +128,7 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
         };
         if removed.is_some() || known(&docker).await?.is_some() {
             let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
-            check_others(&docker, &file, emptied.or(old.as_deref()).unwrap_or_default()).await?;
+            check_others(&docker, emptied.or(old.as_deref()).unwrap_or_default()).await?;
             let users = users(&docker, &BTreeSet::from([RUNTIME.to_owned()])).await?;
             if !users.is_empty() {
                 let list =
@@ -186,7 +186,7 @@ async fn users(docker: &Docker, runtimes: &BTreeSet<String>) -> Result<Vec<Strin
 ///
 /// # Errors
 /// `Refusal`, with who needs it.
-async fn check_others(docker: &Docker, file: &ConfigFile, text: &[u8]) -> Result<(), Fault> {
+async fn check_others(docker: &Docker, text: &[u8]) -> Result<(), Fault> {
     let Some(named) = daemon_config::named(text) else { return Ok(()) };
     let known = docker.runtimes().await?;
     let stays = |name: &String| named.contains(name) || name == STOCK || name == RUNTIME;
@@ -201,10 +201,9 @@ async fn check_others(docker: &Docker, file: &ConfigFile, text: &[u8]) -> Result
     let lost: Vec<String> = lost.into_iter().collect();
     Err(Fault::Refusal(format!(
         "dockerd may forget the runtimes {}, which are not in its file, when it reads that again, and they are needed by {}; nothing was changed. \
-         Put the runtime in (or take it out) while dockerd is stopped, or name the others in \"runtimes\" of {} and restart dockerd first",
+         Do this while dockerd is stopped: at its start it has them all",
         lost.join(", "),
-        needed.join(", "),
-        file.path().display()
+        needed.join(", ")
     )))
 }
 

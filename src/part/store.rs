@@ -383,3 +383,24 @@ fn readiness(changes: &[Change]) -> Option<bool> {
 fn wiped() -> Fault {
     Fault::Away(format!("watch the datastore: {} was taken away", Key::Ready.path()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wipe_is_one_though_the_datastore_was_filled_again_right_after_it() {
+        let change = |path: &str, value: Option<&[u8]>| Change {
+            revision: 1,
+            path: path.to_owned(),
+            value: value.map(<[u8]>::to_vec),
+        };
+        let ready = |value: Option<&[u8]>| change(&Key::Ready.path(), value);
+        let other = || change("/calico/v1/config/InterfacePrefix", None);
+        assert_eq!(readiness(&[]), None);
+        assert_eq!(readiness(&[other()]), None);
+        assert_eq!(readiness(&[other(), ready(Some(b"true"))]), Some(true));
+        assert_eq!(readiness(&[ready(None), other(), ready(Some(b"true"))]), Some(false));
+        assert_eq!(readiness(&[ready(Some(b"no"))]), Some(false));
+    }
+}

@@ -214,3 +214,40 @@ fn is_unseen(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };
     std::iter::successors(status.source(), |&cause| cause.source()).any(|cause| cause.is::<tonic::ConnectError>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::exec;
+
+    /// It was waited for for ever, and by every later call too.
+    #[tokio::test]
+    async fn a_tls_handshake_that_is_never_answered_ends_and_another_connection_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let (key, ca) = (path("ca.key"), path("ca.pem"));
+        let request = format!("req -x509 -newkey rsa:2048 -nodes -subj /CN=ca -days 2 -keyout {key} -out {ca}");
+        exec::run("openssl", &request.split(' ').collect::<Vec<_>>(), "").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = EtcdAddress {
+            endpoints: vec![format!("https://{}", listener.local_addr().unwrap())],
+            ca: Some(std::fs::read_to_string(&ca).unwrap()),
+            identity: None,
+        };
+        let members = Members::prepare(&address).await.unwrap();
+        let silent = async {
+            let mut kept = Vec::new();
+            while kept.len() < ROUNDS {
+                kept.push(listener.accept().await.unwrap());
+            }
+            kept
+        };
+        // A call that changes something knows, too, that nobody has seen it.
+        let write = members.tell("write", |client: Client| async move { client.kv_client().put("a", "b", None).await });
+        let (written, accepted) = tokio::join!(write, timeout(CALL_TIMEOUT, silent));
+        let fault = written.unwrap_err().to_string();
+        assert!(fault.starts_with("write in etcd at https://127.0.0.1:"), "{fault}");
+        assert!(!fault.contains("no answer within"), "{fault}");
+        assert!(accepted.is_ok(), "no further connection was made");
+    }
+}
