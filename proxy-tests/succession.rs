@@ -613,3 +613,24 @@ fn who_was_refused_an_address_that_is_in_use_is_not_started_when_its_holder_is_s
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// compose renames what it is about to replace, and who asked for the address was told of a container that was not there.
+#[test]
+fn the_holder_of_an_address_is_named_as_it_is_called_now() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let old = created(h1, "shop", &json!({}));
+    let taken = || {
+        let refused = create(h1, "other", &json!({}));
+        assert_eq!(refused.status, 409);
+        refused.json()["message"].as_str().unwrap().to_owned()
+    };
+    let by = |name: &str| format!("already held by container {name} ({}", &old.id[..12]);
+    assert!(taken().contains(&by("shop")), "{}", taken());
+    call(h1, "POST", "/containers/shop/rename?name=former");
+    wait_until("the claim follows", Duration::from_secs(20), || taken().contains(&by("former")));
+    let claim = claim(h1);
+    assert_eq!((&claim["owner"]["workload"], &claim["state"]), (&json!(old.id), &json!("bound")), "{claim}");
+    lab.assert_consistent();
+    lab.remove_everything();
+}

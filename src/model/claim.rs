@@ -26,7 +26,7 @@ pub(crate) struct Owner {
     /// The container id; absent while the claim is pending.
     pub(crate) workload: Option<WorkloadId>,
     pub(crate) endpoint: EndpointId,
-    /// The container's name when it was created; empty where Docker chose it.
+    /// The container's name as far as is known here: a rename follows. Empty where Docker chose it.
     pub(crate) name: String,
     /// When the claim was made: RFC 3339, UTC, seconds.
     pub(crate) since: String,
@@ -134,6 +134,25 @@ impl Claim {
         }
         let successor = claim.successor.as_mut().filter(|successor| successor.owner.endpoint == *endpoint)?;
         successor.owner.workload = Some(workload.clone());
+        Some(claim)
+    }
+
+    /// With the names that its containers have now, as far as `name_of` knows them; `None` if it has them already. Where
+    /// Docker chose a name there is none, and none comes.
+    pub(crate) fn renamed<'n>(&self, name_of: impl Fn(&Owner) -> Option<&'n str>) -> Option<Claim> {
+        let new_name = |owner: &Owner| {
+            // A client may have put a slash before it, which Docker takes away.
+            let known = owner.name.trim_start_matches('/');
+            name_of(owner).filter(|name| !known.is_empty() && !name.is_empty() && known != *name)
+        };
+        self.owners().find_map(new_name)?;
+        let mut claim = self.clone();
+        let successor = claim.successor.as_mut().map(|successor| &mut successor.owner);
+        for owner in [Some(&mut claim.owner), successor].into_iter().flatten() {
+            if let Some(name) = new_name(owner) {
+                name.clone_into(&mut owner.name);
+            }
+        }
         Some(claim)
     }
 
@@ -246,6 +265,29 @@ mod tests {
         let passed = claim(true, Some(false)).passed_over().unwrap();
         assert_eq!(passed.bound_to(&new.endpoint, &workload), claim(true, Some(true)).passed_over());
         assert_eq!(claim(true, None).bound_to(&new.endpoint, &workload), None);
+    }
+
+    #[test]
+    fn a_claim_has_the_names_that_its_containers_have_now() {
+        let both = claim(true, Some(true));
+        let named = |a: &'static str, b: &'static str| {
+            let (a_id, b_id) = (owner("a", true).workload, owner("b", true).workload);
+            move |owner: &Owner| {
+                [(&a_id, a), (&b_id, b)].into_iter().find(|(id, _)| **id == owner.workload).map(|(_, name)| name)
+            }
+        };
+        assert_eq!(both.renamed(|_| None), None);
+        assert_eq!(both.renamed(named("boxa", "boxb")), None);
+        let names = |claim: Option<Claim>| {
+            claim.map(|claim| claim.owners().map(|owner| owner.name.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(names(both.renamed(named("old", "boxb"))), Some(vec!["old".to_owned(), "boxb".to_owned()]));
+        assert_eq!(names(both.renamed(named("boxa", "new"))), Some(vec!["boxa".to_owned(), "new".to_owned()]));
+        let mut slashed = claim(true, None);
+        "/boxa".clone_into(&mut slashed.owner.name);
+        assert_eq!(slashed.renamed(named("boxa", "")), None);
+        slashed.owner.name.clear();
+        assert_eq!(slashed.renamed(named("brave_hopper", "")), None, "Docker chose it");
     }
 
     #[test]

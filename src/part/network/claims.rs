@@ -1,6 +1,6 @@
 //! Claims: an address is held before its container exists, and given back when that container is destroyed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::succession::container_of;
 use super::{Network, Recorded};
+use crate::edge::docker::Listed;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
 use crate::model::claim::{Change, Claim, ClaimState, Owner};
@@ -434,6 +435,29 @@ impl Network {
             }
         }
         Err(Fault::Conflict("release a claim: others kept changing it; try again".to_owned()))
+    }
+
+    /// Has claims name the containers of this host as dockerd does now.
+    pub(super) async fn follow_names(&self, listed: &[Listed]) -> Result<(), Fault> {
+        let names: HashMap<&str, &str> = listed.iter().map(|one| (one.id.as_str(), one.name.as_str())).collect();
+        let name_of = |owner: &Owner| {
+            let here = owner.host == self.ground.host && owner.orchestrator == Orchestrator::docker();
+            let workload = owner.workload.as_ref().filter(|_| here)?;
+            names.get(workload.as_str()).copied()
+        };
+        let renamed: Vec<(Key, i64, Claim)> = self.store.read(|snapshot| {
+            let renamed = snapshot.parts().filter_map(|(key, revision, claim)| {
+                Some((Key::Assignment(key.clone()), revision, claim.renamed(name_of)?))
+            });
+            renamed.collect()
+        });
+        for (key, revision, claim) in renamed {
+            if let Some(write) = self.changed(&key, Change::Becomes(Box::new(claim)))? {
+                // If somebody else changes it just then, the next comparison does it.
+                self.etcd.transact("rename the holder of an address", &[When::At(key, revision)], &[write]).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The write that changes a claim; `None` if nothing changes.

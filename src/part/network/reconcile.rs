@@ -461,8 +461,8 @@ impl Work {
         Ok(())
     }
 
-    /// Finishes creates that were cut off, and releases what belongs to none: beside the events, since dockerd and etcd may
-    /// take their time over it.
+    /// Finishes creates that were cut off, releases what belongs to none, and has claims follow renames: beside the events,
+    /// since dockerd and etcd may take their time over it.
     fn finish_creates(&mut self, listed: Arc<Vec<Listed>>) {
         if std::mem::replace(&mut self.finishing, true) {
             return;
@@ -474,6 +474,9 @@ impl Work {
             }
             if let Err(fault) = network.release_orphans().await {
                 tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
+            }
+            if let Err(fault) = network.follow_names(&listed).await {
+                tracing::warn!(%fault, "a claim does not say yet that its container was renamed");
             }
             Done::Finished
         });
