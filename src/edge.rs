@@ -5,7 +5,6 @@
 //! (in `plan`), `apply` them.
 
 pub(crate) mod activation;
-mod apart;
 pub(crate) mod bird;
 pub(crate) mod clock;
 pub(crate) mod config_file;

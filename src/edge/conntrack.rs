@@ -12,7 +12,6 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 
-use super::apart::apart;
 use super::multicast::number;
 use super::nfnetlink::{NLM_F_ACK, NLM_F_DUMP, Netfilter, Refused, attribute, attributes, message};
 use crate::model::fault::Fault;
@@ -58,10 +57,7 @@ pub(crate) async fn cut(family: Family, mut picks: impl FnMut(&Flow) -> bool) ->
             picked.push(named);
         }
     };
-    // Of all, since the kernel goes through its whole table for each end of an address that it is to pick by: measured, four
-    // such questions took longer than one for everything.
-    let all = message(GET, NLM_F_DUMP, number_of(family), &[]);
-    apart(kernel.ask(&all, hear)).await.map_err(|error| error.during(LOOKING))?;
+    kernel.ask(&message(GET, NLM_F_DUMP, number_of(family), &[]), hear).await.map_err(|error| error.during(LOOKING))?;
     for Named(attributes) in &picked {
         match kernel.ask(&message(DELETE, NLM_F_ACK, number_of(family), attributes), |_, _| {}).await {
             // It has ended meanwhile.

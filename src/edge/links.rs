@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -14,11 +15,10 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use nix::net::if_::if_indextoname;
-use rtnetlink::{Handle, LinkGetRequest, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::edge::apart::apart;
 use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
 use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
@@ -31,58 +31,25 @@ use crate::plan::wiring::{HOST_LINK_LOCAL, HOST_MAC, LEAVING_GROUP, LINK_GROUP, 
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_micros(100);
 
-/// When a link that is being removed is looked for first, and how often then. Its interface is closed and its name free after
-/// two to four milliseconds; a look before that waits in the kernel for just that.
-const LEAVES_WITHIN: Duration = Duration::from_millis(2);
-const LOOK_AGAIN: Duration = Duration::from_micros(500);
-
 /// Two rtnetlink sockets of one namespace, and the tasks that serve them.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     handle: Handle,
+    /// A second socket: the kernel removes a link while it is being told to, and whatever else is said on the same socket
+    /// waits for that (linux net/netlink/af_netlink.c, `netlink_unicast_kernel`).
+    remover: Handle,
     /// The kernel serves one dump at a time on a socket and refuses a second with EBUSY (linux net/netlink/af_netlink.c,
     /// `__netlink_dump_start`).
     dumping: Mutex<()>,
-    removals: mpsc::UnboundedSender<Removal>,
-    tasks: [JoinHandle<()>; 3],
+    /// Links that somebody waits to see removed, by index, and the right to remove them.
+    leaving: std::sync::Mutex<BTreeSet<u32>>,
+    removing: Mutex<()>,
+    tasks: [JoinHandle<()>; 2],
 }
-
-/// A link to be removed, by its index, and who is told once it is.
-type Removal = (u32, oneshot::Sender<Result<(), Fault>>);
 
 impl Drop for Netlink {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-/// Removes links. The kernel takes some 20 ms to be sure that nobody uses a link any more, and as long for many at once: so
-/// those that are to go meanwhile wait, and then go together.
-///
-/// It has a socket of its own: the kernel removes a link while it is being told to, and whatever else is said on the same
-/// socket waits for that (linux net/netlink/af_netlink.c, `netlink_unicast_kernel`).
-async fn remove_all(kernel: Handle, mut removals: mpsc::UnboundedReceiver<Removal>) {
-    let mut together = Vec::new();
-    while removals.recv_many(&mut together, usize::MAX).await > 0 {
-        if together.len() > 1 {
-            for (index, _) in &together {
-                let message = LinkUnspec::new_with_index(*index).link_group(LEAVING_GROUP).build();
-                // One that is gone already is what we want, and what else stays behind is told below.
-                let _ = kernel.link().set(message).execute().await;
-            }
-            let mut group = kernel.link().del(0);
-            group.message_mut().attributes.push(LinkAttribute::Group(LEAVING_GROUP));
-            let _ = group.execute().await;
-        }
-        for (index, removed) in together.drain(..) {
-            let told = match kernel.link().del(index).execute().await {
-                // It went with the others, or with its container's namespace.
-                Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
-                other => other.map_err(fault(format!("remove the link of index {index}"))),
-            };
-            // Who asked may have seen it himself.
-            let _ = removed.send(told);
-        }
     }
 }
 
@@ -133,10 +100,10 @@ impl Netlink {
             let opened = rtnetlink::new_connection();
             opened.map_err(|error| Fault::Away(format!("open a netlink socket: {error}")))
         };
-        let ((connection, handle, _), (removing, remover, _)) = (open()?, open()?);
-        let (removals, asked) = mpsc::unbounded_channel();
-        let tasks = [tokio::spawn(connection), tokio::spawn(apart(removing)), tokio::spawn(remove_all(remover, asked))];
-        Ok(Netlink { handle, dumping: Mutex::default(), removals, tasks })
+        let ((connection, handle, _), (removals, remover, _)) = (open()?, open()?);
+        let tasks = [tokio::spawn(connection), tokio::spawn(removals)];
+        let (dumping, removing, leaving) = (Mutex::default(), Mutex::default(), std::sync::Mutex::default());
+        Ok(Netlink { handle, remover, dumping, leaving, removing, tasks })
     }
 
     /// In another namespace.
@@ -146,8 +113,12 @@ impl Netlink {
 
     /// A link by name; `None` if there is none.
     pub(crate) async fn link(&self, name: &IfName) -> Result<Option<Link>, Fault> {
-        let found = self.handle.link().get().match_name(name.to_string());
-        found_link(found).await.map_err(fault(format!("look for interface {name}")))
+        let mut found = self.handle.link().get().match_name(name.to_string()).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(|message| read_link(&message))),
+            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
+            Err(error) => Err(fault(format!("look for interface {name}"))(error)),
+        }
     }
 
     /// Waits until packets pass a link both of whose ends are up: the kernel takes notice of that in its own time, and drops
@@ -179,23 +150,29 @@ impl Netlink {
         }
     }
 
-    /// Removes a link by its index, which is never given out again; one that is not there is no error. It is gone for
-    /// everybody when this returns: nothing passes it and its name is free, though the kernel may still be tidying up.
+    /// Removes a link by its index, which is never given out again; one that is not there is no error.
+    ///
+    /// The kernel takes some 20 ms to be sure that nobody uses a link any more, and as long for many at once. So who comes
+    /// while links are being removed waits, and then all that wait go together.
     pub(crate) async fn remove_link(&self, index: u32) -> Result<(), Fault> {
-        let (removed, told) = oneshot::channel();
-        let away = || Fault::Away(format!("remove the link of index {index}: nobody is there to do it any more"));
-        self.removals.send((index, removed)).map_err(|_| away())?;
-        let gone = async {
-            tokio::time::sleep(LEAVES_WITHIN).await;
-            // What cannot be seen is told by who removes it.
-            while !matches!(found_link(self.handle.link().get().match_index(index)).await, Ok(None)) {
-                tokio::time::sleep(LOOK_AGAIN).await;
+        let leaving = || self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving().insert(index);
+        let _turn = self.removing.lock().await;
+        let together = std::mem::take(&mut *leaving());
+        if together.len() > 1 {
+            for index in together {
+                let message = LinkUnspec::new_with_index(index).link_group(LEAVING_GROUP).build();
+                // One that is gone already is what we want, and what else stays behind is told below.
+                let _ = self.remover.link().set(message).execute().await;
             }
-        };
-        tokio::select! {
-            biased;
-            told = told => told.unwrap_or_else(|_| Err(away())),
-            () = gone => Ok(()),
+            let mut group = self.remover.link().del(0);
+            group.message_mut().attributes.push(LinkAttribute::Group(LEAVING_GROUP));
+            let _ = group.execute().await;
+        }
+        match self.remover.link().del(index).execute().await {
+            // It went with the others, or with its container's namespace.
+            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
+            other => other.map_err(fault(format!("remove the link of index {index}"))),
         }
     }
 
@@ -445,15 +422,6 @@ fn default_interface() -> Option<String> {
     })
 }
 
-/// The link that is asked for; `None` if there is none.
-async fn found_link(question: LinkGetRequest) -> Result<Option<Link>, rtnetlink::Error> {
-    match question.execute().try_next().await {
-        Ok(message) => Ok(message.map(|message| read_link(&message))),
-        Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link { index: message.header.index, peer: None, mac: None, operates: false };
     for attribute in &message.attributes {
@@ -504,11 +472,6 @@ mod tests {
                 assert_eq!(netlink.link(name).await, Ok(None));
             }
             assert!(netlink.link(kept).await.unwrap().is_some());
-            // The name of one is free as soon as it is said to be gone.
-            for _ in 0..5 {
-                crate::edge::testnet::sh(&format!("ip link add {} type veth peer name p", gone[0])).await;
-                netlink.remove(&gone[0]).await.unwrap();
-            }
         });
     }
 
