@@ -60,8 +60,8 @@ struct Work {
     settling: Retries<ContainerId>,
     /// Those that are being started because the hook has refused it, or are to be again.
     starting: Retries<ContainerId>,
-    /// Whether creates that were cut off are being finished.
-    finishing: bool,
+    /// Whether claims are being tended.
+    tending: bool,
     /// Those whose links something happened to, and whether something has again since.
     resting: HashMap<ContainerId, bool>,
     /// Those whose inside is looked at.
@@ -75,8 +75,8 @@ enum Done {
     Rested(ContainerId, bool),
     /// A container whose start the hook had refused was started, or its start refused again.
     Started(ContainerId),
-    /// Creates that were cut off are finished, as far as they can be now.
-    Finished,
+    /// Claims are tended, as far as they can be now.
+    Tended,
     /// Something that nothing follows from.
     Other,
 }
@@ -102,7 +102,7 @@ impl Network {
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             settling: Retries::at(RETRY),
             starting: Retries::at(RESTART),
-            finishing: false,
+            tending: false,
             resting: HashMap::new(),
             rota: Rota::default(),
         };
@@ -436,7 +436,7 @@ impl Work {
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
         let listed = Arc::new(network.docker.list().await?);
-        self.finish_creates(Arc::clone(&listed));
+        self.tend_claims(Arc::clone(&listed));
         if let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
         }
@@ -463,8 +463,8 @@ impl Work {
 
     /// Finishes creates that were cut off, releases what belongs to none, and has claims follow renames: beside the events,
     /// since dockerd and etcd may take their time over it.
-    fn finish_creates(&mut self, listed: Arc<Vec<Listed>>) {
-        if std::mem::replace(&mut self.finishing, true) {
+    fn tend_claims(&mut self, listed: Arc<Vec<Listed>>) {
+        if std::mem::replace(&mut self.tending, true) {
             return;
         }
         let network = Arc::clone(&self.network);
@@ -478,7 +478,7 @@ impl Work {
             if let Err(fault) = network.follow_names(&listed).await {
                 tracing::warn!(%fault, "a claim does not say yet that its container was renamed");
             }
-            Done::Finished
+            Done::Tended
         });
     }
 
@@ -572,7 +572,7 @@ impl Work {
                 self.starting.failed(id, Instant::now());
             }
             Done::Started(id) => self.starting.well(&id),
-            Done::Finished => self.finishing = false,
+            Done::Tended => self.tending = false,
             Done::Other => {}
         }
     }
