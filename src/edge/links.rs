@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -14,11 +14,13 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
+use self::removal::Remover;
 use crate::edge::netns::Netns;
 use crate::model::fault::Fault;
 use crate::model::name::{INTERFACE_PREFIX, IfName, Mac};
@@ -26,30 +28,34 @@ use crate::model::pool::Family;
 use crate::plan::address::Connected;
 use crate::plan::wiring::{HOST_LINK_LOCAL, HOST_MAC, LEAVING_GROUP, LINK_GROUP, Wiring};
 
+mod removal;
+
 /// How long an interface may take to answer for an address that it was given, and how often that is looked at. It is a
 /// matter of microseconds, unless others keep the kernel busy with links; one that takes longer answers later.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_micros(100);
 
-/// Two rtnetlink sockets of one namespace, and the tasks that serve them.
+/// How often a link that is being removed is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// rtnetlink sockets of one namespace, and the task that serves one of them.
 #[derive(Debug)]
 pub(crate) struct Netlink {
     handle: Handle,
-    /// A second socket: the kernel removes a link while it is being told to, and whatever else is said on the same socket
-    /// waits for that (linux net/netlink/af_netlink.c, `netlink_unicast_kernel`).
-    remover: Handle,
+    task: JoinHandle<()>,
+    /// Whether it is the namespace of this process.
+    is_own: bool,
     /// The kernel serves one dump at a time on a socket and refuses a second with EBUSY (linux net/netlink/af_netlink.c,
     /// `__netlink_dump_start`).
     dumping: Mutex<()>,
-    /// Links that somebody waits to see removed, by index, and the right to remove them.
+    /// Links that somebody waits to see removed, by index, and what removes them.
     leaving: std::sync::Mutex<BTreeSet<u32>>,
-    removing: Mutex<()>,
-    tasks: [JoinHandle<()>; 2],
+    remover: Arc<Mutex<Remover>>,
 }
 
 impl Drop for Netlink {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.task.abort();
     }
 }
 
@@ -72,14 +78,13 @@ fn errno(error: &rtnetlink::Error) -> Option<i32> {
     }
 }
 
-fn is(error: &rtnetlink::Error, code: nix::errno::Errno) -> bool {
+fn is(error: &rtnetlink::Error, code: Errno) -> bool {
     errno(error) == Some(code as i32)
 }
 
 fn fault(doing: String) -> impl Fn(rtnetlink::Error) -> Fault {
     move |error| {
-        let cause =
-            errno(&error).map_or_else(|| error.to_string(), |code| nix::errno::Errno::from_raw(code).to_string());
+        let cause = errno(&error).map_or_else(|| error.to_string(), |code| Errno::from_raw(code).to_string());
         Fault::World(format!("{doing}: {cause}"))
     }
 }
@@ -96,19 +101,18 @@ impl Netlink {
     /// # Errors
     /// `Away`: there is no socket to be had.
     pub(crate) fn open() -> Result<Self, Fault> {
-        let open = || {
-            let opened = rtnetlink::new_connection();
-            opened.map_err(|error| Fault::Away(format!("open a netlink socket: {error}")))
-        };
-        let ((connection, handle, _), (removals, remover, _)) = (open()?, open()?);
-        let tasks = [tokio::spawn(connection), tokio::spawn(removals)];
-        let (dumping, removing, leaving) = (Mutex::default(), Mutex::default(), std::sync::Mutex::default());
-        Ok(Netlink { handle, remover, dumping, leaving, removing, tasks })
+        let away = |error: std::io::Error| Fault::Away(format!("open a netlink socket: {error}"));
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(away)?;
+        let remover = Arc::new(Mutex::new(Remover::open().map_err(away)?));
+        let (dumping, leaving) = (Mutex::default(), std::sync::Mutex::default());
+        Ok(Netlink { handle, task: tokio::spawn(connection), is_own: true, dumping, leaving, remover })
     }
 
     /// In another namespace.
     pub(crate) fn open_in(netns: &Netns) -> Result<Self, Fault> {
-        netns.inside(Netlink::open)?
+        let mut there = netns.inside(Netlink::open)??;
+        there.is_own = false;
+        Ok(there)
     }
 
     /// A link by name; `None` if there is none.
@@ -116,7 +120,7 @@ impl Netlink {
         let mut found = self.handle.link().get().match_name(name.to_string()).execute();
         match found.try_next().await {
             Ok(message) => Ok(message.map(|message| read_link(&message))),
-            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(None),
+            Err(error) if is(&error, Errno::ENODEV) => Ok(None),
             Err(error) => Err(fault(format!("look for interface {name}"))(error)),
         }
     }
@@ -150,29 +154,28 @@ impl Netlink {
         }
     }
 
-    /// Removes a link by its index, which is never given out again; one that is not there is no error.
+    /// Removes a link by its index, which is never given out again; one that is not there is no error. When this returns,
+    /// nothing passes it and its name is free, though the kernel may still be tidying up.
     ///
-    /// The kernel takes some 20 ms to be sure that nobody uses a link any more, and as long for many at once. So who comes
-    /// while links are being removed waits, and then all that wait go together.
+    /// That takes as long for many as for one. So who comes while links are being removed waits, and then all that wait go
+    /// together.
     pub(crate) async fn remove_link(&self, index: u32) -> Result<(), Fault> {
         let leaving = || self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
         leaving().insert(index);
-        let _turn = self.removing.lock().await;
+        let remover = Arc::clone(&self.remover).lock_owned().await;
         let together = std::mem::take(&mut *leaving());
-        if together.len() > 1 {
-            for index in together {
-                let message = LinkUnspec::new_with_index(index).link_group(LEAVING_GROUP).build();
-                // One that is gone already is what we want, and what else stays behind is told below.
-                let _ = self.remover.link().set(message).execute().await;
+        // It has its turn until the kernel has done with it, also when nobody waits for that any more.
+        let removal = tokio::task::spawn_blocking(move || {
+            if together.len() > 1 {
+                remover.remove_together(together);
             }
-            let mut group = self.remover.link().del(0);
-            group.message_mut().attributes.push(LinkAttribute::Group(LEAVING_GROUP));
-            let _ = group.execute().await;
-        }
-        match self.remover.link().del(index).execute().await {
-            // It went with the others, or with its container's namespace.
-            Err(error) if is(&error, nix::errno::Errno::ENODEV) => Ok(()),
-            other => other.map_err(fault(format!("remove the link of index {index}"))),
+            remover.remove(index)
+        });
+        tokio::select! {
+            removed = removal => {
+                removed.map_err(|error| Fault::World(format!("remove the link of index {index}: {error}")))?
+            }
+            () = is_unlisted(index), if self.is_own => Ok(()),
         }
     }
 
@@ -422,6 +425,14 @@ fn default_interface() -> Option<String> {
     })
 }
 
+/// Waits until no link of this process's namespace has an index. That it has none is all that can be seen without waiting for
+/// who changes links.
+async fn is_unlisted(index: u32) {
+    while if_indextoname(index) != Err(Errno::ENXIO) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
 fn read_link(message: &LinkMessage) -> Link {
     let mut link = Link { index: message.header.index, peer: None, mac: None, operates: false };
     for attribute in &message.attributes {
@@ -472,6 +483,11 @@ mod tests {
                 assert_eq!(netlink.link(name).await, Ok(None));
             }
             assert!(netlink.link(kept).await.unwrap().is_some());
+            // The name of one is free as soon as it is said to be gone.
+            for _ in 0..5 {
+                crate::edge::testnet::sh(&format!("ip link add {} type veth peer name p", gone[0])).await;
+                netlink.remove(&gone[0]).await.unwrap();
+            }
         });
     }
 

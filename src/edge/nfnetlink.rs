@@ -86,6 +86,8 @@ impl Netfilter {
                 }
                 rest = rest.get(length.div_ceil(4) * 4..).unwrap_or_default();
             }
+            // There is always more to read at once, and to go through a large table takes tens of milliseconds.
+            tokio::task::yield_now().await;
         }
     }
 }
