@@ -6,8 +6,9 @@
 //!
 //! Invariants: TLS 1.2 at least. Only HTTP/1.1 is offered, because a hijacked stream is impossible in HTTP/2. The two
 //! directions end apart: a client's close_notify ends what it sends and nothing else, and so does ours. A FIN without
-//! close_notify is an error, and a stream that is cut never says close_notify, so that cut is told from ended. Every
-//! client is verified anew: sessions are not resumed, so a certificate that is no longer trusted lets nobody in.
+//! close_notify is as good, as it is to dockerd (Go crypto/tls/conn.go, `readRecordOrCCS`): Python's clients say no more. A
+//! stream that *we* cut never says close_notify, so that cut is told from ended. Every client is verified anew: sessions are
+//! not resumed, so a certificate that is no longer trusted lets nobody in.
 //!
 //! Limits: client certificates need version 3 and, if they name extended usages at all, clientAuth among them, as those
 //! of Docker's documentation do. Lists of revoked certificates are not read.
@@ -349,21 +350,25 @@ impl TlsStream {
         self.socket.writable().await
     }
 
-    /// Reads what the client has sent; 0 is its close_notify.
+    /// Reads what the client has sent; 0 is its end, said by a close_notify or by a FIN alone.
     ///
     /// # Errors
-    /// `WouldBlock`; `UnexpectedEof` after a FIN without close_notify; `InvalidData` if it is not TLS.
+    /// `WouldBlock`; `InvalidData` if it is not TLS.
     pub(crate) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut session = self.session();
         // What was wrong once stays wrong.
         session.process_new_packets().map_err(not_tls)?;
-        for _ in 0..RECORDS_AT_ONCE {
+        let mut reads = 0;
+        loop {
             match session.reader().read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.receive(&mut session)?,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && reads < RECORDS_AT_ONCE => {
+                    self.receive(&mut session)?;
+                    reads += 1;
+                }
                 read => return read,
-            };
+            }
         }
-        session.reader().read(buffer)
     }
 
     /// Encrypts some bytes and sends as much as the socket takes; [`flush`](Self::flush) sends the rest.

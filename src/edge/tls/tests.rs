@@ -152,15 +152,23 @@ async fn our_end_ends_nothing_of_the_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fin_without_close_notify_is_a_client_that_is_gone() {
-    let (client, _engine, relay) = tunnelled(|mut client: Client| {
+async fn a_clients_fin_without_close_notify_is_passed_on_and_the_reply_still_arrives() {
+    let (client, mut engine, relay) = tunnelled(|mut client: Client| {
         client.write_all(b"in").unwrap();
         client.sock.shutdown(std::net::Shutdown::Write).unwrap();
-        client
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        all
     })
     .await;
-    assert_eq!(within(relay).await.unwrap().0, End::ClientGone);
-    drop(client.await.unwrap());
+    let mut all = Vec::new();
+    within(engine.read_to_end(&mut all)).await.unwrap();
+    assert_eq!(all, b"in");
+    engine.write_all(b"late").await.unwrap();
+    engine.shutdown().await.unwrap();
+    assert_eq!(within(client).await.unwrap(), b"late");
+    drop(engine);
+    within(relay).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
