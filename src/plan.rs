@@ -18,6 +18,7 @@ pub(crate) mod json;
 pub(crate) mod nat;
 pub(crate) mod offer;
 pub(crate) mod raw;
+pub(crate) mod replies;
 pub(crate) mod reports;
 pub(crate) mod rota;
 pub(crate) mod routes;

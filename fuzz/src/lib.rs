@@ -16,6 +16,7 @@ use part::proxy::head::{Heads, parse_reply, reframed};
 use plan::body;
 use model::endpoint::OciRuntime;
 use plan::call::{Call, classify};
+use plan::replies;
 use plan::runtime::Runtimes;
 
 /// The first byte of an input says where the rest is cut in two.
@@ -96,9 +97,9 @@ pub fn bodies(bytes: &[u8]) {
         let (last, _) = read(&twice).expect("no refusal").expect("a wish");
         assert_eq!(last, again);
     }
-    let _ = (body::connected_container(bytes), body::created_id(bytes));
-    let _ = body::with_warnings(bytes, &["a warning".to_owned()]);
-    let shown = body::Appearance {
+    let _ = (body::connected_container(bytes), replies::created_id(bytes));
+    let _ = replies::with_warnings(bytes, &["a warning".to_owned()]);
+    let shown = replies::Appearance {
         addresses: vec!["10.1.0.7".parse().expect("an address")],
         mac: None,
         ipv4_gateway: None,
@@ -107,7 +108,7 @@ pub fn bodies(bytes: &[u8]) {
         runtime: Some("gpu".to_owned()),
     };
     for edited in
-        [body::shown_in_inspect(bytes, |_| Some(shown.clone())), body::shown_in_list(bytes, |_| Some(shown.clone()))]
+        [replies::shown_in_inspect(bytes, |_| Some(shown.clone())), replies::shown_in_list(bytes, |_| Some(shown.clone()))]
     {
         if let Some(edited) = edited {
             assert!(plan::json::document(&edited).is_some());

@@ -6,5 +6,7 @@ pub(crate) mod body;
 pub(crate) mod call;
 #[path = "../../src/plan/json.rs"]
 pub(crate) mod json;
+#[path = "../../src/plan/replies.rs"]
+pub(crate) mod replies;
 #[path = "../../src/plan/runtime.rs"]
 pub(crate) mod runtime;

@@ -46,7 +46,7 @@ use crate::part::agent::Programmed;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
-use crate::plan::body::Appearance;
+use crate::plan::replies::Appearance;
 use crate::plan::runtime::Runtimes;
 use crate::plan::wiring::HOST_LINK_LOCAL;
 

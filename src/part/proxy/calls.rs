@@ -26,6 +26,7 @@ use crate::part::network::{Network, Waits};
 use crate::part::under_way::outcome;
 use crate::plan::body::{self, Ask};
 use crate::plan::call::Call;
+use crate::plan::replies;
 use crate::plan::runtime::{RUNTIME, Runtimes};
 
 /// See the module.
@@ -145,7 +146,7 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
         Call::Prune => {
             let reply = upstream.exchange(raw).await?;
             if reply.status == 200
-                && let Err(fault) = network.ended(body::deleted_ids(&reply.body)).await
+                && let Err(fault) = network.ended(replies::deleted_ids(&reply.body)).await
             {
                 tracing::error!(%fault, "networks of pruned containers are not freed yet");
             }
@@ -153,11 +154,11 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
         }
         Call::Inspect { .. } => {
             let reply = upstream.exchange(raw).await?;
-            Ok(shown(reply, |body| body::shown_in_inspect(body, |id| network.appearance(id))))
+            Ok(shown(reply, |body| replies::shown_in_inspect(body, |id| network.appearance(id))))
         }
         Call::List => {
             let reply = upstream.exchange(raw).await?;
-            Ok(shown(reply, |body| body::shown_in_list(body, |id| network.appearance(id))))
+            Ok(shown(reply, |body| replies::shown_in_list(body, |id| network.appearance(id))))
         }
         Call::NetworkConnect { network: other } | Call::NetworkDisconnect { network: other } => {
             let joins = matches!(request.classified.call, Call::NetworkConnect { .. });
@@ -227,7 +228,7 @@ async fn create_with(
     };
     fail_point("create: dockerd has made the container");
     let warnings = network.bind(prepared, &id).await?;
-    Ok(match body::with_warnings(&reply.body, &warnings) {
+    Ok(match replies::with_warnings(&reply.body, &warnings) {
         Some(edited) => Said::edited(&reply, &edited),
         None => Said::docker(reply),
     })
@@ -238,7 +239,7 @@ fn created(reply: &Gathered) -> Result<Option<ContainerId>, Fault> {
     if reply.status != 201 {
         return Ok(None);
     }
-    let id = body::created_id(&reply.body);
+    let id = replies::created_id(&reply.body);
     // Passed on, this would be a success without a network.
     id.map(Some).ok_or_else(|| Fault::World("read dockerd's reply to the create: it names no container id".to_owned()))
 }
