@@ -141,6 +141,8 @@ struct Create<'a> {
     modes: Vec<(Span, Option<String>)>,
     /// Those of `Runtime`.
     runtimes: Vec<(Span, Option<String>)>,
+    /// Those of the container's own `MacAddress` that are texts.
+    macs: Vec<Span>,
     publishes: bool,
     /// What else it says of a network of Docker's, by the names of the members.
     idle: BTreeSet<&'static str>,
@@ -290,6 +292,8 @@ impl<'a> Create<'a> {
             networks.insert(network.key, overwritten(&aliases));
         }
         idle.extend(has_text(&members, MAC_ADDRESS).then_some(MAC_ADDRESS));
+        let mut macs = values(&members, MAC_ADDRESS);
+        macs.retain(|span| json::string(bytes, span).is_some_and(|text| !text.is_empty()));
         let disabled = values(&members, NETWORK_DISABLED);
         let disabled = last_told(bytes, &disabled).is_some_and(|span| json::is_true(bytes, span));
         idle.extend(disabled.then_some(NETWORK_DISABLED));
@@ -299,6 +303,7 @@ impl<'a> Create<'a> {
             host_configs,
             modes,
             runtimes,
+            macs,
             publishes: bound || all,
             idle,
             environment: overwritten(&lists),
@@ -387,9 +392,10 @@ impl<'a> Create<'a> {
 
     /// NetworkMode becomes `none`, and the runtime ours where ours is to wire. The endpoints go too: with any left, dockerd
     /// joins that network all the same. They are taken back rather than cut out, so that dockerd still sees what is wrong
-    /// in them.
+    /// in them. So does a fixed MAC address, which newer dockerds refuse beside `none` (moby
+    /// api/server/router/container/container_routes.go, `handleMACAddressBC`, for versions of the API below 1.44).
     fn edits(&self, by_runtime: bool) -> Vec<Edit> {
-        let mut edits = Vec::new();
+        let mut edits: Vec<Edit> = self.macs.iter().map(|span| (span.clone(), json::quote(""))).collect();
         if let Some(last) = &self.networking
             && !self.networks.is_empty()
         {

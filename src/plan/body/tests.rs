@@ -169,6 +169,23 @@ fn the_network_becomes_none_and_nothing_else_changes() {
     }
 }
 
+/// dockerd 25 and later refuse one beside `none` to who speaks an older version of the API.
+#[test]
+fn a_fixed_mac_address_is_taken_back() {
+    for (text, wanted) in [
+        (
+            r#"{"MacAddress":"02:00:00:00:00:07","Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"bridge"}}"#,
+            r#"{"MacAddress":"","Env":["CALICO_IP=auto"],"HostConfig":{"NetworkMode":"none"}}"#,
+        ),
+        (
+            r#"{"macaddress":null,"Env":["CALICO_IP=auto"],"macAddress":"a","HostConfig":{"NetworkMode":"x"}}"#,
+            r#"{"macaddress":null,"Env":["CALICO_IP=auto"],"macAddress":"","HostConfig":{"NetworkMode":"none"}}"#,
+        ),
+    ] {
+        assert_eq!(edited(text), wanted);
+    }
+}
+
 #[test]
 fn what_was_asked_of_dockers_networks_is_kept_and_warned_of() {
     let (ask, _) = read(
