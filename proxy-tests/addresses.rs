@@ -158,3 +158,22 @@ fn automatic_choice_goes_on_from_the_last_and_ends_when_the_pool_does() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// The claim of the create before stood in the way, which dockerd had refused.
+#[test]
+fn who_asks_again_right_after_dockerd_has_refused_its_create_is_not_told_that_the_address_is_taken() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let create = |image: &str| {
+        let body = json!({"Image": image, "Env": ["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"]});
+        h1.api("POST", "/v1.41/containers/create?name=ann", Some(&body))
+    };
+    for _ in 0..50 {
+        assert_eq!(create("no-such-image").status, 404);
+        let made = create("busybox");
+        assert_eq!(made.status, 201, "{}", made.message());
+        assert_eq!(h1.api("DELETE", "/v1.41/containers/ann", None).status, 204);
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -9,8 +9,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::Lab;
+use crate::lab::between::BetweenEtcd;
 use crate::lab::command::Run;
 use crate::lab::container::{Container, SOON};
+use crate::lab::host::IDLE;
 use crate::lab::wait::{wait_for, wait_until};
 
 /// What does not change in a whole life.
@@ -299,6 +301,26 @@ fn a_container_that_was_taken_out_stays_out_though_the_node_dies_right_after_tha
     h1.start_node();
     lab.assert_consistent();
     assert!(h1.container("ann").try_record().is_none());
+    lab.remove_everything();
+}
+
+/// It was said not to be added, and was given its network seconds later.
+#[test]
+fn a_container_of_which_it_is_said_that_it_could_not_be_added_is_not_added() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    let between = BetweenEtcd::before(h1);
+    h1.spawn_node(&["--etcd-endpoints", &between.endpoint]);
+    h1.await_ready();
+    h1.raw_docker_run(&["run", "-d", "--network=none", "--name=ann", "busybox", "sh", "-c", IDLE]).run().ok();
+    let id = h1.container("ann").id.clone();
+    between.break_off_after(&format!("/workload/docker/{id}/endpoint/"));
+    let failed = h1.calicoctl("container add ann 192.168.1.1").fails_with(1);
+    assert!(failed.contains("bind the claim"), "{failed}");
+    assert!(h1.workload_keys().is_empty() && h1.claims().is_empty(), "{failed}");
+    h1.calicoctl("container add ann 192.168.1.1").ok();
+    assert!(h1.space.pings(h1.container("ann").ip()));
+    lab.assert_consistent();
     lab.remove_everything();
 }
 

@@ -1,17 +1,19 @@
-//! Something that stands between a node and its dockerd and has its own answers to some questions.
+//! What stands between a node and its dockerd, or its etcd, and has its own way with some questions.
 
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use super::host::Host;
 
-/// Which request lines are answered, by their beginning, and with which status.
-type Answers = Arc<Mutex<Vec<(String, u16)>>>;
+/// What becomes of request lines, by their beginning: they are answered with a status, or the connection is closed.
+type Answers = Arc<Mutex<Vec<(String, Option<u16>)>>>;
 
+/// Between a node and its dockerd.
 /// Its threads end with their connections, and the last one with the test process.
 pub(crate) struct Between {
     socket: PathBuf,
@@ -42,7 +44,12 @@ impl Between {
 
     /// Answers connections that begin with this with a status from now on.
     pub(crate) fn answer(&self, request: &str, status: u16) {
-        self.answers.lock().unwrap().push((request.to_owned(), status));
+        self.answers.lock().unwrap().push((request.to_owned(), Some(status)));
+    }
+
+    /// Breaks off connections that begin with this from now on.
+    pub(crate) fn break_off(&self, request: &str) {
+        self.answers.lock().unwrap().push((request.to_owned(), None));
     }
 
     /// Passes everything on again.
@@ -54,9 +61,10 @@ impl Between {
 fn serve(mut asked: UnixStream, behind: &Path, answers: &Answers) -> io::Result<()> {
     let mut first = [0; 4096];
     let length = asked.read(&mut first)?;
-    let begins = |(request, _): &&(String, u16)| first[..length].starts_with(request.as_bytes());
+    let begins = |(request, _): &&(String, Option<u16>)| first[..length].starts_with(request.as_bytes());
     let own = answers.lock().unwrap().iter().find(begins).map(|(_, status)| *status);
     if let Some(status) = own {
+        let Some(status) = status else { return Ok(()) };
         let body = r#"{"message":"not today"}"#;
         return write!(
             asked,
@@ -74,4 +82,67 @@ fn serve(mut asked: UnixStream, behind: &Path, answers: &Answers) -> io::Result<
     io::copy(&mut behind, &mut asked)?;
     asked.shutdown(Shutdown::Write)?;
     forth.join().expect("a copy of bytes does not panic")
+}
+
+/// Between a node and its etcd, as [`Between`] is. It breaks off the connection on which something was said, once etcd has
+/// heard it and before the node hears of that.
+pub(crate) struct BetweenEtcd {
+    /// What a node is told of where etcd listens.
+    pub(crate) endpoint: String,
+    heeded: Arc<Mutex<Option<String>>>,
+}
+
+impl BetweenEtcd {
+    /// Passes everything on until told otherwise.
+    pub(crate) fn before(host: &Host) -> Self {
+        let behind = host.etcd().endpoint.trim_start_matches("http://").to_owned();
+        let listener = host.space.enter(|| TcpListener::bind("127.0.0.1:0").unwrap());
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let heeded = Arc::new(Mutex::new(None));
+        let (space, known) = (host.space.clone(), Arc::clone(&heeded));
+        thread::spawn(move || {
+            for asked in listener.incoming() {
+                let behind = space.enter(|| TcpStream::connect(&behind).unwrap());
+                let (asked, known) = (asked.unwrap(), Arc::clone(&known));
+                thread::spawn(move || carry(&asked, &behind, &known).ok());
+            }
+        });
+        BetweenEtcd { endpoint, heeded }
+    }
+
+    /// Breaks off the next connection on which this is said.
+    pub(crate) fn break_off_after(&self, text: &str) {
+        *self.heeded.lock().unwrap() = Some(text.to_owned());
+    }
+}
+
+fn carry(asked: &TcpStream, behind: &TcpStream, heeded: &Mutex<Option<String>>) -> io::Result<()> {
+    let is_said = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| -> io::Result<()> {
+            let mut buffer = vec![0; 1 << 16];
+            loop {
+                let count = { asked }.read(&mut buffer)?;
+                let mut heeded = heeded.lock().unwrap();
+                let said = |text: &String| buffer[..count].windows(text.len()).any(|part| part == text.as_bytes());
+                if heeded.take_if(|text| said(text)).is_some() {
+                    is_said.store(true, Ordering::Relaxed);
+                }
+                drop(heeded);
+                if count == 0 {
+                    return behind.shutdown(Shutdown::Write);
+                }
+                { behind }.write_all(&buffer[..count])?;
+            }
+        });
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = { behind }.read(&mut buffer)?;
+            if count == 0 || is_said.load(Ordering::Relaxed) {
+                behind.shutdown(Shutdown::Both)?;
+                return asked.shutdown(Shutdown::Both);
+            }
+            { asked }.write_all(&buffer[..count])?;
+        }
+    })
 }

@@ -586,6 +586,14 @@ impl Host {
         self.etcd().keys(&format!("/calico/v1/host/{}/workload/", self.name))
     }
 
+    /// The claims of addresses of every host.
+    pub(crate) fn claims(&self) -> Vec<String> {
+        ["v4", "v6"]
+            .iter()
+            .flat_map(|family| self.etcd().keys(&format!("/calico/v1/ipam/{family}/assignment/")))
+            .collect()
+    }
+
     // ---- containers
 
     /// `docker run -d` through the node, with these further options, of a container that idles.

@@ -266,7 +266,7 @@ impl Network {
         self.store.read(|snapshot| self.endpoints_in(snapshot, id).next().is_some())
     }
 
-    /// Whether this host has an endpoint of any container, or keeps what it has had.
+    /// Whether this host has an endpoint of any container, or keeps what it has had or is to have.
     fn has_any(&self) -> bool {
         let docker = Orchestrator::docker();
         !self.is_loaded()
@@ -274,6 +274,7 @@ impl Network {
                 .store
                 .read(|snapshot| snapshot.endpoints_of(&self.ground.host).any(|(key, _)| key.orchestrator == docker))
             || self.reservations.containers().is_ok_and(|kept| !kept.is_empty())
+            || self.has_notes()
     }
 
     /// The ids of the containers that this host has endpoints of, readable or not.

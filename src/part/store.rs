@@ -150,6 +150,25 @@ impl Store {
         }
     }
 
+    /// Waits until the view shows something that etcd knows already.
+    ///
+    /// # Errors
+    /// `Away` if that takes longer than a call to etcd may.
+    pub(crate) async fn see(&self, shows: impl Fn(&Snapshot) -> bool) -> Result<(), Fault> {
+        let mut synced = self.synced();
+        let seen = async {
+            // Not with `wait_for`: its condition is asked under the lock of the watch, which a look at the view takes too.
+            // With a writer waiting in between, neither would ever go on.
+            while !self.read(&shows) {
+                synced.changed().await.ok()?;
+            }
+            Some(())
+        };
+        tokio::time::timeout(CALL_TIMEOUT, seen).await.ok().flatten().ok_or_else(|| {
+            Fault::Away(format!("follow etcd: what it knows is not there within {} s", CALL_TIMEOUT.as_secs()))
+        })
+    }
+
     fn write<T>(&self, change: impl FnOnce(&mut Snapshot, &mut News) -> T) -> T {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         let answer = change(&mut view, &mut self.news());

@@ -1,6 +1,6 @@
 //! Claims: an address is held before its container exists, and given back when that container is destroyed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::{Duration, SystemTime};
@@ -163,9 +163,12 @@ impl Network {
             let inheritance = self.inheritance(&ask).await?;
             let chosen = match self.choose(&ask.wish.addresses, &reserved, &inheritance, &lost) {
                 Ok(chosen) => chosen,
-                // The view may be some milliseconds behind who has just added a pool.
-                Err(_) if !newest => {
+                // The view may be some milliseconds behind who has just added a pool, or freed an address.
+                Err(fault) if !newest => {
                     self.see_pools().await?;
+                    if matches!(fault, Fault::Conflict(_)) {
+                        self.see_freed(&ask.wish.addresses).await?;
+                    }
                     newest = true;
                     continue;
                 }
@@ -236,6 +239,25 @@ impl Network {
         Ok(())
     }
 
+    /// Has the view show which of the addresses are free by now: those that etcd says are, and, where any will do, those of
+    /// containers that dockerd knows no more, whose event may still be under way.
+    async fn see_freed(&self, wishes: &[AddressWish]) -> Result<(), Fault> {
+        for wish in wishes {
+            let AddressWish::Exactly(address) = wish else { continue };
+            let Ok((key, Some(held))) = self.claim_of(*address) else { continue };
+            let now = self.etcd.get(&Key::Assignment(key.clone())).await?;
+            if now.is_none_or(|now| now.revision != held.revision) {
+                let has_gone = |revision| revision != Some(held.revision);
+                self.store.see(|view| has_gone(view.claims.get(&key).map(|record| record.revision))).await?;
+            }
+        }
+        if wishes.iter().all(|wish| matches!(wish, AddressWish::Exactly(_))) {
+            return Ok(());
+        }
+        let listed: HashSet<ContainerId> = self.docker.list().await?.into_iter().map(|one| one.id).collect();
+        self.ended(self.containers().into_iter().filter(|id| !listed.contains(id)).collect()).await
+    }
+
     /// Learns which of the addresses was taken by somebody else.
     async fn find_lost(&self, chosen: &[Chosen], lost: &mut BTreeSet<IpAddr>) -> Result<(), Fault> {
         for one in chosen {
@@ -298,8 +320,20 @@ impl Network {
                 Ok(())
             }
             Err(fault) => {
+                let undone = self.unbind(&self.endpoint_key(&prepared, id)).await;
                 self.abandon(prepared).await;
-                Err(fault)
+                Err(with_undo(fault, undone))
+            }
+        }
+    }
+
+    /// Takes back what etcd may have done of a binding without our hearing of it.
+    async fn unbind(&self, key: &EndpointKey) -> Result<(), Fault> {
+        match self.etcd.get(&Key::Endpoint(key.clone())).await? {
+            None => Ok(()),
+            Some(found) => {
+                self.store.reach(found.revision).await?;
+                self.free(key).await
             }
         }
     }
@@ -417,6 +451,8 @@ impl Network {
         for one in &prepared.claimed {
             if let Err(fault) = self.release_claim(&one.key, &prepared.request).await {
                 tracing::warn!(%fault, "a claim that came to nothing is not released yet");
+                // A client waits, and who does not answer now does not answer for the next one.
+                break;
             }
         }
     }
@@ -430,8 +466,9 @@ impl Network {
             let Ok(claim) = serde_json::from_slice::<Claim>(&found.value) else { return Ok(()) };
             let Some(write) = self.changed(&key, claim.without_request(request))? else { return Ok(()) };
             let when = [When::At(key.clone(), found.revision)];
-            if let Outcome::Done(_) = self.etcd.transact("release a claim", &when, &[write]).await? {
-                return Ok(());
+            if let Outcome::Done(revision) = self.etcd.transact("release a claim", &when, &[write]).await? {
+                // Who hears of it may ask for the address at once.
+                return self.store.reach(revision).await;
             }
         }
         Err(Fault::Conflict("release a claim: others kept changing it; try again".to_owned()))
@@ -475,6 +512,9 @@ impl Network {
     /// Lets go of a create whose end nobody knows, because the connection to dockerd broke: if the container is there, the
     /// next comparison binds it.
     pub(crate) fn lose(&self, prepared: &Prepared) {
+        if let Err(fault) = self.note_end(&prepared.request) {
+            tracing::warn!(%fault, "the address of a create that was cut off is held for longer than it need be");
+        }
         self.lose_sight(&prepared.request);
     }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::Network;
-use crate::edge::docker::Listed;
+use super::claims::with_undo;
+use crate::edge::docker::{Container, Listed};
 use crate::edge::fail_point::fail_point;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
@@ -23,7 +24,7 @@ use crate::plan::body::Ask;
 /// The folder of the notes, in the state folder.
 const NOTES: &str = "creating";
 
-/// How long a note waits for its container: dockerd may finish a create whose client is gone.
+/// How long a note waits for its container: dockerd may finish a create whose node is gone.
 const WAIT: Duration = Duration::from_mins(2);
 
 /// See the module.
@@ -32,6 +33,10 @@ struct Note {
     request: String,
     /// Seconds since 1970 at which the create was about to be forwarded.
     since_s: u64,
+    /// Seconds since 1970 at which dockerd broke off the connection that it was to answer on. It does that when it ends, so
+    /// what it does not list after that it does not make either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended_s: Option<u64>,
     name: String,
     /// What `CALICO_IP` said, and what came of it.
     wished: Vec<AddressWish>,
@@ -42,7 +47,8 @@ struct Note {
     labels: RecreationLabels,
 }
 
-fn now_s() -> u64 {
+/// Seconds since 1970.
+pub(super) fn now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
@@ -53,11 +59,10 @@ impl Network {
 
     /// Writes the note of a create that is about to be forwarded. It is whole or not there: written aside, then renamed.
     pub(super) fn note(&self, request: &str, ask: &Ask, addresses: Vec<std::net::IpAddr>) -> Result<(), Fault> {
-        let path = self.note_path(request);
-        let fault = |error: std::io::Error| Fault::World(format!("note the create in {}: {error}", path.display()));
         let note = Note {
             request: request.to_owned(),
             since_s: now_s(),
+            ended_s: None,
             name: ask.name.clone(),
             wished: ask.wish.addresses.clone(),
             addresses,
@@ -65,13 +70,25 @@ impl Network {
             requested: ask.requested.clone(),
             labels: ask.labels.clone(),
         };
-        let text = crate::edge::etcd::to_json(&note)?;
+        self.write_note(&note)?;
+        fail_point("create: the note is written");
+        Ok(())
+    }
+
+    /// Notes that dockerd has broken off the connection that it was to answer on.
+    pub(super) fn note_end(&self, request: &str) -> Result<(), Fault> {
+        let Some(note) = read_note(&self.note_path(request))? else { return Ok(()) };
+        self.write_note(&Note { ended_s: Some(now_s()), ..note })
+    }
+
+    fn write_note(&self, note: &Note) -> Result<(), Fault> {
+        let path = self.note_path(&note.request);
+        let fault = |error: std::io::Error| Fault::World(format!("note the create in {}: {error}", path.display()));
+        let text = crate::edge::etcd::to_json(note)?;
         let aside = path.with_extension("new");
         std::fs::create_dir_all(self.ground.state_dir.join(NOTES)).map_err(fault)?;
         std::fs::write(&aside, text).map_err(fault)?;
-        std::fs::rename(&aside, &path).map_err(fault)?;
-        fail_point("create: the note is written");
-        Ok(())
+        std::fs::rename(&aside, &path).map_err(fault)
     }
 
     /// A create is under way from here on.
@@ -83,8 +100,8 @@ impl Network {
         self.creating.lock().unwrap_or_else(PoisonError::into_inner).contains(request)
     }
 
-    /// Releases pending claims, and claims to succeed, of this host that belong to no create: a transaction whose answer was lost, or an earlier
-    /// run that died before it wrote its note. Renewed with the others, their lease would never end.
+    /// Releases pending claims, and claims to succeed, of this host that belong to no create: a transaction whose answer was lost, an earlier
+    /// run that died before it wrote its note, or a note whose time is over. Renewed with the others, their lease would never end.
     pub(super) async fn release_orphans(&self) -> Result<(), Fault> {
         let requests: Vec<String> = self.store.read(|snapshot| {
             let pending = snapshot.parts().flat_map(|(_, _, claim)| claim.pending());
@@ -92,12 +109,25 @@ impl Network {
             ours.map(|(_, request)| request.to_owned()).collect()
         });
         for request in requests {
-            if !self.is_under_way(&request) && !self.note_path(&request).exists() {
+            let is_noted =
+                || Ok::<_, Fault>(read_note(&self.note_path(&request))?.is_some_and(|note| !note.is_overdue()));
+            if !self.is_under_way(&request) && !is_noted()? {
                 tracing::info!(request, "releasing a claim that no create is under way for");
                 self.release_request(&request).await?;
             }
         }
         Ok(())
+    }
+
+    /// Whether there are notes, of which each may be a container's that is to be ours.
+    pub(super) fn has_notes(&self) -> bool {
+        read_notes(&self.ground.state_dir.join(NOTES)).is_ok_and(|notes| !notes.is_empty())
+    }
+
+    /// Whether a container may be that of a create that has not come to its end.
+    pub(super) fn is_noted(&self, container: &Container) -> Result<bool, Fault> {
+        let notes = read_notes(&self.ground.state_dir.join(NOTES))?;
+        Ok(notes.iter().any(|note| note.names(&container.name) && note.is_of(&container.env)))
     }
 
     /// Lets go of a create whose end nobody knows: dockerd may or may not have made the container. Its note stays, for
@@ -118,27 +148,35 @@ impl Network {
     }
 
     /// Finishes the creates of notes whose container is there, those of an earlier run and those that were lost sight of;
-    /// keeps the notes that may still get one.
-    pub(super) async fn finish_creates(&self, listed: &[Listed]) -> Result<(), Fault> {
+    /// keeps the notes that may still get one. The list was asked for at `listed_s`, seconds since 1970.
+    ///
+    /// # Errors
+    /// What keeps each of them from being finished.
+    pub(super) async fn finish_creates(&self, listed: &[Listed], listed_s: u64) -> Result<(), Vec<Fault>> {
         // A create of whose container the list tells has a note until it is recorded: so they are read in this order.
-        let (under_way, left): (Vec<Note>, Vec<Note>) = read_notes(&self.ground.state_dir.join(NOTES))?
-            .into_iter()
-            .partition(|note| self.is_under_way(&note.request));
-        let mut known = self.containers();
-        let mut done = Ok(());
+        let notes = read_notes(&self.ground.state_dir.join(NOTES)).map_err(|fault| vec![fault])?;
+        let (under_way, left): (Vec<Note>, Vec<Note>) =
+            notes.into_iter().partition(|note| self.is_under_way(&note.request));
+        let (mut known, mut faults) = (self.containers(), Vec::new());
         for note in left {
             // It may look just like one that another create has made this moment.
             if under_way.iter().any(|other| note.may_be_taken_for(other)) {
                 continue;
             }
             // What cannot be finished yet holds up no other.
-            done = done.and(self.finish_left(note, listed, &mut known).await);
+            faults.extend(self.finish_left(note, listed, listed_s, &mut known).await.err());
         }
-        done
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
-    /// Finishes the create of one note if its container is there and nobody's yet, or lets it expire.
-    async fn finish_left(&self, note: Note, listed: &[Listed], known: &mut Vec<ContainerId>) -> Result<(), Fault> {
+    /// Finishes the create of one note if its container is there and nobody's yet, or gives it up.
+    async fn finish_left(
+        &self,
+        note: Note,
+        listed: &[Listed],
+        listed_s: u64,
+        known: &mut Vec<ContainerId>,
+    ) -> Result<(), Fault> {
         for one in listed.iter().filter(|one| note.fits(one)) {
             if known.contains(&one.id) {
                 continue;
@@ -146,20 +184,21 @@ impl Network {
             let Some(container) = self.docker.inspect(one.id.as_str()).await? else { continue };
             if container.network_mode == "none" && note.is_of(&container.env) {
                 let id = container.id;
-                tracing::info!(container = id.short(), "finishing a create that an earlier run began");
+                tracing::info!(container = id.short(), "finishing a create that was cut off");
                 known.push(id.clone());
                 return self.finish(note, &id).await;
             }
         }
-        if note.has_expired() {
+        if note.is_overdue() || note.ended_s.is_some_and(|ended_s| ended_s < listed_s) {
             self.release_request(&note.request).await?;
             self.forget(&note.request);
         }
         Ok(())
     }
 
+    /// Binds the container of a note. As long as that cannot be, the note stays, and by that the container does not start.
     async fn finish(&self, note: Note, id: &ContainerId) -> Result<(), Fault> {
-        let (request, has_expired) = (note.request.clone(), note.has_expired());
+        let (request, is_overdue) = (note.request.clone(), note.is_overdue());
         let ask = Ask {
             wish: Wish {
                 addresses: note.addresses.into_iter().map(AddressWish::Exactly).collect(),
@@ -170,15 +209,11 @@ impl Network {
             labels: note.labels,
             warnings: Vec::new(),
         };
-        match self.bind_again(ask, &request, id).await {
-            // The note stays, and with it the claims.
-            Err(fault) if !has_expired || matches!(fault, Fault::Away(_) | Fault::DockerAway(_)) => return Err(fault),
-            // It may yet be somebody else's, so it is not removed. It has no network of Docker's either, and does not start.
-            Err(fault) => {
-                tracing::error!(container = id.short(), %fault, "a container whose create was cut off has no address; remove it");
-                self.release_request(&request).await?;
-            }
-            Ok(()) => {}
+        if let Err(fault) = self.bind_again(ask, &request, id).await {
+            let fault = fault.during(&format!("finish the create of container {}", id.short()));
+            // It may yet be somebody else's, so it is not removed. What it was to have is not kept from others for ever.
+            let released = if is_overdue { self.release_request(&request).await } else { Ok(()) };
+            return Err(with_undo(fault, released));
         }
         self.forget(&request);
         Ok(())
@@ -192,8 +227,8 @@ impl Note {
         wishes.filter_map(|text| Wish::parse(text, None).ok()).any(|wish| wish.addresses == self.wished)
     }
 
-    /// Whether it need not be finished any more.
-    fn has_expired(&self) -> bool {
+    /// Whether it has waited for long enough.
+    fn is_overdue(&self) -> bool {
         now_s() > self.since_s + WAIT.as_secs()
     }
 
@@ -205,43 +240,55 @@ impl Note {
     /// Whether a container can be the one that this create was to make. dockerd's clock is ours.
     fn fits(&self, listed: &Listed) -> bool {
         let since = i64::try_from(self.since_s).unwrap_or(i64::MAX);
-        listed.created_s + 1 >= since && (self.name.is_empty() || self.name.trim_start_matches('/') == listed.name)
+        listed.created_s + 1 >= since && self.names(&listed.name)
+    }
+
+    /// Whether a container of a name can be the one.
+    fn names(&self, container: &str) -> bool {
+        self.name.is_empty() || self.name.trim_start_matches('/') == container
     }
 }
 
-/// The notes that lie in a folder, which need not be there. One that cannot be understood is told of and put aside: nobody
-/// can finish its create, so its claim is to be released like any that has no note.
+/// The notes that lie in a folder, which need not be there. Nobody can finish the create of one that cannot be understood, so its
+/// claim is to be released like any that has no note.
 fn read_notes(folder: &Path) -> Result<Vec<Note>, Fault> {
-    let fault = |path: &Path, error: std::io::Error| {
-        Fault::World(format!("read what was noted of creates in {}: {error}", path.display()))
+    let fault = |error: std::io::Error| {
+        Fault::World(format!("read what was noted of creates in {}: {error}", folder.display()))
     };
-    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let entries = match std::fs::read_dir(folder) {
-        Err(error) if absent(&error) => return Ok(Vec::new()),
-        entries => entries.map_err(|error| fault(folder, error))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(fault)?,
     };
     let mut notes = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|error| fault(folder, error))?.path();
+        let path = entry.map_err(fault)?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let text = match std::fs::read(&path) {
-            // Its create has ended meanwhile.
-            Err(error) if absent(&error) => continue,
-            text => text.map_err(|error| fault(&path, error))?,
-        };
-        match serde_json::from_slice(&text) {
-            Ok(note) => notes.push(note),
-            Err(error) => {
-                let aside = path.with_extension("unreadable");
-                std::fs::rename(&path, &aside).map_err(|error| fault(&path, error))?;
-                let path = aside.display();
-                tracing::warn!(%error, %path, "a note of a create was put aside, since it cannot be understood");
-            }
-        }
+        // One that is not there: its create has ended meanwhile.
+        notes.extend(read_note(&path)?);
     }
     Ok(notes)
+}
+
+/// One note; `None` if it is not there or cannot be understood: then it is told of and put aside.
+fn read_note(path: &Path) -> Result<Option<Note>, Fault> {
+    let fault =
+        |error: std::io::Error| Fault::World(format!("read what was noted of a create in {}: {error}", path.display()));
+    let text = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(fault)?,
+    };
+    match serde_json::from_slice(&text) {
+        Ok(note) => Ok(Some(note)),
+        Err(error) => {
+            let aside = path.with_extension("unreadable");
+            std::fs::rename(path, &aside).map_err(fault)?;
+            let path = aside.display();
+            tracing::warn!(%error, %path, "a note of a create was put aside, since it cannot be understood");
+            Ok(None)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +320,7 @@ mod tests {
         let note = |name: &str| Note {
             request: "r".to_owned(),
             since_s: 1000,
+            ended_s: None,
             name: name.to_owned(),
             wished: Vec::new(),
             addresses: Vec::new(),
@@ -292,6 +340,7 @@ mod tests {
         let note = Note {
             request: "r".to_owned(),
             since_s: 1000,
+            ended_s: None,
             name: String::new(),
             wished: vec![AddressWish::Exactly("10.0.0.1".parse().unwrap())],
             addresses: vec!["10.0.0.1".parse().unwrap()],

@@ -8,7 +8,7 @@
 //! once. What somebody does inside a container nobody tells: a few of those that run are looked at in turn with every
 //! comparison, all of them within [`ROUND`] as long as there are not more than [`AT_A_TIME`] for each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
+use super::creating::now_s;
 use super::settle::Waits;
 use crate::edge::docker::{Container, Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
@@ -60,8 +61,9 @@ struct Work {
     settling: Retries<ContainerId>,
     /// Those that are being started because the hook has refused it, or are to be again.
     starting: Retries<ContainerId>,
-    /// Whether claims are being tended.
+    /// Whether claims are being tended, and what stood in the way of it the last time.
     tending: bool,
+    untended: BTreeSet<String>,
     /// Those whose links something happened to, and whether something has again since.
     resting: HashMap<ContainerId, bool>,
     /// Those whose inside is looked at.
@@ -75,8 +77,8 @@ enum Done {
     Rested(ContainerId, bool),
     /// A container whose start the hook had refused was started, or its start refused again.
     Started(ContainerId),
-    /// Claims are tended, as far as they can be now.
-    Tended,
+    /// Claims are tended, but for what is told of.
+    Tended(BTreeSet<String>),
     /// Something that nothing follows from.
     Other,
 }
@@ -103,6 +105,7 @@ impl Network {
             settling: Retries::at(RETRY),
             starting: Retries::at(RESTART),
             tending: false,
+            untended: BTreeSet::new(),
             resting: HashMap::new(),
             rota: Rota::default(),
         };
@@ -114,6 +117,12 @@ impl Network {
             };
             if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
+            }
+            // Who waits for an address waits for no dockerd.
+            if self.store.is_connected()
+                && let Err(fault) = self.release_orphans().await
+            {
+                tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -435,8 +444,9 @@ impl Work {
     /// The containers could not be listed. Whatever else fails is told, and keeps nobody from the rest.
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
+        let asked_s = now_s();
         let listed = Arc::new(network.docker.list().await?);
-        self.tend_claims(Arc::clone(&listed));
+        self.tend_claims(Arc::clone(&listed), asked_s);
         if let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
         }
@@ -463,22 +473,23 @@ impl Work {
 
     /// Finishes creates that were cut off, releases what belongs to none, and has claims follow renames: beside the events,
     /// since dockerd and etcd may take their time over it.
-    fn tend_claims(&mut self, listed: Arc<Vec<Listed>>) {
+    fn tend_claims(&mut self, listed: Arc<Vec<Listed>>, listed_s: u64) {
         if std::mem::replace(&mut self.tending, true) {
             return;
         }
         let network = Arc::clone(&self.network);
         self.tasks.spawn(async move {
-            if let Err(fault) = network.finish_creates(&listed).await {
-                tracing::warn!(%fault, "a create that was cut off is not finished yet");
-            }
+            let unfinished = network.finish_creates(&listed, listed_s).await.err().unwrap_or_default();
+            let unfinished = unfinished.into_iter();
+            let mut untended: BTreeSet<String> =
+                unfinished.map(|fault| format!("a create that was cut off is not finished yet: {fault}")).collect();
             if let Err(fault) = network.release_orphans().await {
-                tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
+                untended.insert(format!("a claim that belongs to no create is not released yet: {fault}"));
             }
             if let Err(fault) = network.follow_names(&listed).await {
-                tracing::warn!(%fault, "a claim does not say yet that its container was renamed");
+                untended.insert(format!("a claim does not say yet that its container was renamed: {fault}"));
             }
-            Done::Tended
+            Done::Tended(untended)
         });
     }
 
@@ -572,7 +583,12 @@ impl Work {
                 self.starting.failed(id, Instant::now());
             }
             Done::Started(id) => self.starting.well(&id),
-            Done::Tended => self.tending = false,
+            Done::Tended(untended) => {
+                for why in untended.difference(&self.untended) {
+                    tracing::warn!("{why}");
+                }
+                (self.tending, self.untended) = (false, untended);
+            }
             Done::Other => {}
         }
     }

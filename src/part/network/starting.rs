@@ -68,7 +68,7 @@ impl Network {
             }
             Named::Anothers(container) => {
                 self.check_anothers(&container, name).inspect_err(|_| self.count_refused_start())?;
-                let is_ours = container.wishes() && container.runtime == RUNTIME;
+                let is_ours = container.wishes() && (container.runtime == RUNTIME || self.is_noted(&container)?);
                 self.check_lost(&container.id, is_ours).map_err(refused)?;
                 Ok(None)
             }
@@ -84,7 +84,7 @@ impl Network {
         }
         if is_ours && !self.released.is_set(id.as_str()) {
             return Err(Fault::Conflict(
-                "it was made for Calico and is not recorded: if it stays so, remove it and create it anew".to_owned(),
+                "it was made for Calico and is not recorded: if it stays so for longer than ten seconds, remove it and create it anew".to_owned(),
             ));
         }
         Ok(())
