@@ -122,15 +122,25 @@ fn joining_the_network_that_is_shown_does_nothing_and_any_other_is_refused() {
                 let body = json!({"Container": container, "Force": true});
                 h1.api("POST", &format!("{version}/networks/{network}/{call}"), Some(&body))
             };
-            for (network, container) in
-                [("lane", "ann"), (&lane, "ann"), (&lane[..12], &ann.id[..]), ("lane", &bob.id[..12]), ("none", "idle")]
-            {
+            for (network, container) in [
+                ("lane", "ann"),
+                ("lane", "/ann"),
+                (&lane, "ann"),
+                (&lane[..12], &ann.id[..]),
+                ("lane", &bob.id[..12]),
+                ("none", "idle"),
+            ] {
                 let reply = ask(network, container);
                 assert_eq!((reply.status, reply.body.len()), (200, 0), "{version} {call} {network} {container}");
             }
-            for (network, container) in
-                [("other", "ann"), (&other, "bob"), ("bridge", "ann"), ("none", "ann"), ("lane", "idle")]
-            {
+            for (network, container) in [
+                ("other", "ann"),
+                ("other", "/ann"),
+                (&other, "bob"),
+                ("bridge", "ann"),
+                ("none", "ann"),
+                ("lane", "idle"),
+            ] {
                 let reply = ask(network, container);
                 let said = String::from_utf8_lossy(&reply.body).into_owned();
                 assert_eq!(reply.status, 403, "{version} {call} {network} {container}: {said}");

@@ -272,6 +272,9 @@ impl<'a> Create<'a> {
         let bound = since_null(bytes, values(host, "PortBindings"))
             .iter()
             .any(|span| json::members(bytes, span).is_some_and(|ports| !ports.is_empty()));
+        let links = since_null(bytes, values(host, "Links"));
+        let links =
+            last_told(bytes, &links).is_some_and(|span| json::elements(bytes, span).is_some_and(|all| !all.is_empty()));
         let all = last_told(bytes, &values(host, "PublishAllPorts")).is_some_and(|span| json::is_true(bytes, span));
         let lists = values(&members, "Env").iter().map(|span| strings(bytes, span)).collect::<Option<Vec<_>>>()?;
         let networking = since_null(bytes, values(&members, "NetworkingConfig"));
@@ -297,6 +300,7 @@ impl<'a> Create<'a> {
         let disabled = values(&members, NETWORK_DISABLED);
         let disabled = last_told(bytes, &disabled).is_some_and(|span| json::is_true(bytes, span));
         idle.extend(disabled.then_some(NETWORK_DISABLED));
+        idle.extend(links.then_some("Links"));
         Some(Create {
             bytes,
             top,
@@ -455,11 +459,13 @@ impl<'a> Create<'a> {
     }
 }
 
-/// The container that a connect or disconnect of a network is about.
+/// The container that a connect or disconnect of a network is about. In a body dockerd takes a name with the slash that it shows
+/// in front of it, too (moby daemon/container.go, `GetByName`).
 pub(crate) fn connected_container(body: &[u8]) -> Option<String> {
     let top = json::document(body)?;
     let members = json::members(body, &top)?;
-    json::string(body, last_told(body, &values(&members, "Container"))?)
+    let name = json::string(body, last_told(body, &values(&members, "Container"))?)?;
+    Some(name.strip_prefix('/').map_or_else(|| name.clone(), ToOwned::to_owned))
 }
 
 #[cfg(test)]

@@ -219,6 +219,7 @@ fn what_else_is_asked_of_dockers_networks_is_warned_of_where_it_says_something()
     for (more, named) in [
         (r#""macaddress":"02:42:ac:11:00:55""#.to_owned(), "MacAddress without effect"),
         (r#""NetworkDisabled":true"#.to_owned(), "NetworkDisabled without effect"),
+        (r#""HostConfig":{"Links":["db:db"]}"#.to_owned(), "Links without effect"),
         (endpoint(r#"{"MacAddress":"02:42:ac:11:00:55"}"#), "MacAddress without effect"),
         (
             endpoint(r#"{"IPAMConfig":{"IPv4Address":"1.2.3.4","IPv6Address":"fd00::1"},"MacAddress":"x"}"#),
@@ -232,6 +233,7 @@ fn what_else_is_asked_of_dockers_networks_is_warned_of_where_it_says_something()
     for more in [
         r#""MacAddress":"","NetworkDisabled":false"#.to_owned(),
         r#""MacAddress":null,"NetworkDisabled":null"#.to_owned(),
+        r#""HostConfig":{"Links":[]}"#.to_owned(),
         endpoint(r#"{"IPAMConfig":{"IPv4Address":"","LinkLocalIPs":null},"MacAddress":""}"#),
         endpoint(r#"{"IPAMConfig":null}"#),
     ] {
@@ -242,6 +244,8 @@ fn what_else_is_asked_of_dockers_networks_is_warned_of_where_it_says_something()
 #[test]
 fn the_container_of_a_connect_is_read_as_go_reads_it() {
     assert_eq!(connected_container(br#"{"container":"a","Container":"b"}"#), Some("b".to_owned()));
+    assert_eq!(connected_container(br#"{"Container":"/b"}"#), Some("b".to_owned()));
+    assert_eq!(connected_container(br#"{"Container":"//b"}"#), Some("/b".to_owned()));
     assert_eq!(connected_container(b"{}"), None);
     assert_eq!(connected_container(b""), None);
 }
