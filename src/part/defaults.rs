@@ -11,7 +11,7 @@ use crate::model::fault::Fault;
 use crate::model::key::{BgpScope, Key};
 use crate::model::name::HostName;
 use crate::model::pool::{Family, Pool};
-use crate::model::snapshot::{Record, Snapshot};
+use crate::model::snapshot::Snapshot;
 
 /// The pools of a new cluster, as the seeds have them.
 const POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
@@ -59,7 +59,8 @@ pub(super) fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction
     let mut absent =
         |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
     for (cidr, family) in POOLS.into_iter().filter(|(_, family)| *family == Family::V4 || host.gives_ipv6) {
-        if !snapshot.pools.values().filter_map(Record::readable).any(|pool| pool.family() == family) {
+        // One that cannot be read is a pool all the same: addresses of it are held.
+        if !snapshot.pools.keys().any(|net| Family::of_net(*net) == family) {
             let cidr = cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;
             absent(Key::Pool(cidr), to_json(&Pool::new(cidr))?);
         }
@@ -105,6 +106,15 @@ mod tests {
         assert!(written.contains("fd80:24e2:f998:72d6::"), "{written}");
         let without = format!("{:?}", wanted(&Host { gives_ipv6: false, ..host() }, &snapshot).unwrap());
         assert!(!without.contains("fd80:24e2:f998:72d6::"), "{without}");
+    }
+
+    /// The default one overlapped it at the next start of any node, and addresses that were held were given out again.
+    #[test]
+    fn a_pool_that_cannot_be_read_is_no_reason_for_the_default_one() {
+        let snapshot = from_json(r#"{"/calico/v1/ipam/v4/pool/192.168.5.0-24": {"masquerade": "yes"}}"#);
+        assert!(snapshot.pools.values().all(|pool| pool.readable().is_none()) && snapshot.pools.len() == 1);
+        let written = format!("{:?}", wanted(&host(), &snapshot).unwrap());
+        assert!(!written.contains("192.168.0.0"), "{written}");
     }
 
     #[test]

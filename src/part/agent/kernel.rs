@@ -333,23 +333,21 @@ impl Kernel {
             return true;
         }
         scope.tell_drift(steps.values().flatten().map(ChainStep::object));
-        match self.carry_out(&steps, ear).await {
-            Ok(()) => true,
-            Err(fault @ Fault::Away(_)) => {
-                self.blame(WHOLE, fault.to_string());
-                // What they say now is not known before the next look.
-                let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
-                self.failed.extend(chains.cloned());
-                false
-            }
+        let done = match self.carry_out(&steps, ear).await {
+            Ok(()) => return true,
+            Err(fault @ Fault::Away(_)) => Err(fault),
             Err(fault) => {
                 tracing::warn!(%fault, "chains could not be written together: writing them apart");
-                if let Err(fault) = self.apply_apart(desired, ear).await {
-                    self.blame(WHOLE, fault.to_string());
-                }
-                false
+                self.apply_apart(desired, ear).await
             }
+        };
+        if let Err(fault) = done {
+            self.blame(WHOLE, fault.to_string());
+            // What they say now is not known before the next look.
+            let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
+            self.failed.extend(chains.cloned());
         }
+        false
     }
 
     /// The filter table as long as some sets are not what they should be: what a chain would say of them is not what policy
