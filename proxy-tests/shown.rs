@@ -148,8 +148,10 @@ fn joining_the_network_that_is_shown_does_nothing_and_any_other_is_refused() {
             }
         }
         // Others' are dockerd's.
-        for (call, members) in [("connect", 2), ("disconnect", 1)] {
-            let body = json!({"Container": "plain"});
+        for (call, container, members) in
+            [("connect", "plain", 2), ("disconnect", "plain", 1), ("connect", "/plain", 2), ("disconnect", "/plain", 1)]
+        {
+            let body = json!({"Container": container});
             assert_eq!(h1.api("POST", &format!("{version}/networks/lane/{call}"), Some(&body)).status, 200);
             assert_eq!(keys(&shown(&h1.container("plain"))).len(), members);
         }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::lab::Lab;
 use crate::lab::between::Between;
 use crate::lab::container::SOON;
+use crate::lab::host::Host;
 use crate::lab::wait::wait_until;
 
 const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
@@ -14,14 +15,20 @@ const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
 /// How long until the next comparison has surely been made.
 const COMPARED: Duration = Duration::from_secs(15);
 
+/// What stands between the node of a host and its dockerd; the node is ready.
+fn between(host: &Host) -> Between {
+    let between = Between::before(host);
+    host.spawn_node(&["--docker-host", &between.docker_host()]);
+    host.await_ready();
+    between
+}
+
 /// The node listened to dockerd for some milliseconds four times a second then, and dealt with nothing that it heard.
 #[test]
 fn while_dockerd_does_not_list_its_containers_what_happens_to_them_is_heeded_and_told_once() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);
-    let between = Between::before(h1);
-    h1.spawn_node(&["--docker-host", &between.docker_host()]);
-    h1.await_ready();
+    let between = between(h1);
     let (ann, bob) = (h1.run("ann", WEB), h1.run("bob", WEB));
     let links = [ann.link(), bob.link()];
     between.answer("GET /containers/json?all=1", 500);
@@ -107,9 +114,7 @@ fn a_create_that_was_cut_off_and_cannot_be_finished_holds_up_no_other() {
 fn the_address_of_a_create_that_dockerd_broke_off_is_free_once_dockerd_has_said_that_it_made_nothing() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);
-    let between = Between::before(h1);
-    h1.spawn_node(&["--docker-host", &between.docker_host()]);
-    h1.await_ready();
+    let between = between(h1);
     between.break_off("POST /v1.41/containers/create");
     let wish = ["CALICO_IP=192.168.1.1", "CALICO_PROFILE=web"];
     assert_eq!(h1.create("ann", &wish).status, 502);
@@ -128,9 +133,7 @@ fn the_address_of_a_create_that_dockerd_broke_off_is_free_once_dockerd_has_said_
 fn a_claim_that_nobody_is_to_have_any_more_is_released_though_dockerd_is_away() {
     let lab = Lab::hosts(1);
     let h1 = lab.host(1);
-    let between = Between::before(h1);
-    h1.spawn_node(&["--docker-host", &between.docker_host()]);
-    h1.await_ready();
+    let between = between(h1);
     between.break_off("POST /v1.41/containers/create");
     assert_eq!(h1.create("ann", &["CALICO_IP=192.168.1.1"]).status, 502);
     h1.stop_dockerd();

@@ -465,7 +465,7 @@ pub(crate) fn connected_container(body: &[u8]) -> Option<String> {
     let top = json::document(body)?;
     let members = json::members(body, &top)?;
     let name = json::string(body, last_told(body, &values(&members, "Container"))?)?;
-    Some(name.strip_prefix('/').map_or_else(|| name.clone(), ToOwned::to_owned))
+    Some(name.strip_prefix('/').unwrap_or(&name).to_owned())
 }
 
 #[cfg(test)]

@@ -119,9 +119,9 @@ impl Network {
         Ok(())
     }
 
-    /// Whether there are notes, of which each may be a container's that is to be ours.
+    /// Whether there are notes, of which each may be a container's that is to be ours, or that cannot be told.
     pub(super) fn has_notes(&self) -> bool {
-        read_notes(&self.ground.state_dir.join(NOTES)).is_ok_and(|notes| !notes.is_empty())
+        read_notes(&self.ground.state_dir.join(NOTES)).map_or(true, |notes| !notes.is_empty())
     }
 
     /// Whether a container may be that of a create that has not come to its end.

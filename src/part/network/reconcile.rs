@@ -118,15 +118,18 @@ impl Network {
             if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
             }
-            // Who waits for an address waits for no dockerd.
-            if self.store.is_connected()
-                && let Err(fault) = self.release_orphans().await
-            {
-                tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
-            }
+            let pause = async {
+                // Who waits for an address waits for no dockerd.
+                if self.store.is_connected()
+                    && let Err(fault) = self.release_orphans().await
+                {
+                    tracing::warn!(%fault, "a claim that belongs to no create is not released yet");
+                }
+                tokio::time::sleep(backoff.failed()).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(backoff.failed()) => {}
+                () = pause => {}
             }
         }
         // What is under way is finished, but nothing is tried again: half a wiring helps nobody.
