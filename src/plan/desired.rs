@@ -118,6 +118,8 @@ pub(crate) struct Desired {
     /// How many placed endpoints have a profile.
     uses: BTreeMap<ProfileName, u32>,
     profiles: BTreeMap<ProfileName, Profile>,
+    /// Profiles whose tags are there and cannot be read, in use or not.
+    unread_tags: BTreeSet<ProfileName>,
 }
 
 /// The records that are to be compared.
@@ -219,6 +221,7 @@ impl Desired {
             routed: BTreeMap::new(),
             uses: BTreeMap::new(),
             profiles: BTreeMap::new(),
+            unread_tags: BTreeSet::new(),
         };
         desired.filter = base_table(family, &desired.settings);
         desired
@@ -269,13 +272,9 @@ impl Desired {
             && self.update_settings(snapshot, &mut changes);
         let news = if anew { &News::All } else { news };
         let mut differing = self.differing(snapshot, news);
-        for profile in &differing.profiles {
-            let tags = snapshot.tags.get(profile).and_then(Record::readable);
-            let tags = tags.map(|tags| tags.iter().cloned().collect()).unwrap_or_default();
-            self.members.retag(profile, tags, &mut self.sets, &mut changes);
-        }
+        let mut touched = self.update_tags(snapshot, &differing.profiles, &mut changes);
         self.update_remote(snapshot, news, std::mem::take(&mut differing.remote), &mut changes);
-        let touched = self.update_endpoints(snapshot, &differing.endpoints, &mut changes);
+        touched.extend(self.update_endpoints(snapshot, &differing.endpoints, &mut changes));
         self.place(&touched, &mut differing.profiles, &mut changes);
         self.update_profiles(snapshot, differing.profiles, &mut changes);
         self.close_overfull(snapshot, &mut changes);
@@ -289,7 +288,7 @@ impl Desired {
             News::All => {
                 differing.endpoints = self.endpoints.keys().chain(snapshot.endpoints.keys()).cloned().collect();
                 differing.remote = differing_keys(&self.remote, &snapshot.remote);
-                let known = self.profiles.keys().chain(self.members.profiles());
+                let known = self.profiles.keys().chain(self.members.profiles()).chain(&self.unread_tags);
                 let there = snapshot.rules.keys().chain(snapshot.tags.keys());
                 differing.profiles = known.chain(there).cloned().collect();
             }
@@ -324,6 +323,32 @@ impl Desired {
     fn remove_chain(&mut self, name: ChainName, changes: &mut Changes) {
         self.filter.chains.remove(&name);
         changes.filter.insert(name);
+    }
+
+    /// Takes in which tags profiles carry. Answers the interfaces of this host behind which it is not known any more, or
+    /// known again, what the endpoint carries.
+    fn update_tags(
+        &mut self,
+        snapshot: &Snapshot,
+        differing: &BTreeSet<ProfileName>,
+        changes: &mut Changes,
+    ) -> BTreeSet<String> {
+        let mut turned = BTreeSet::new();
+        for profile in differing {
+            let record = snapshot.tags.get(profile);
+            let tags = record.and_then(Record::readable);
+            let tags = tags.map(|tags| tags.iter().cloned().collect()).unwrap_or_default();
+            self.members.retag(profile, tags, &mut self.sets, changes);
+            let is_unread = record.is_some_and(|record| record.value.is_err());
+            let turns =
+                if is_unread { self.unread_tags.insert(profile.clone()) } else { self.unread_tags.remove(profile) };
+            turned.extend(turns.then_some(profile));
+        }
+        if turned.is_empty() {
+            return BTreeSet::new();
+        }
+        let is_touched = |placed: &Placed| placed.record.profiles.iter().any(|profile| turned.contains(profile));
+        self.placed.iter().filter(|(_, placed)| is_touched(placed)).map(|(suffix, _)| suffix.clone()).collect()
     }
 
     /// Takes in what other hosts' endpoints bring to tags.

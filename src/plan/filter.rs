@@ -282,9 +282,21 @@ pub(crate) fn dispatch(way: Way, prefix: &str, deeper: &BTreeSet<String>, leaves
     Chain::unordered(way.dispatch_chain(prefix), entries)
 }
 
-/// The two chains of an endpoint.
-pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, suffix: &str) -> [Chain; 2] {
+/// The two chains of an endpoint. `unread_tags`: a profile of it whose tags cannot be read, for which nothing passes by any of
+/// them.
+pub(crate) fn endpoint(
+    family: Family,
+    key: &EndpointKey,
+    endpoint: &Endpoint,
+    suffix: &str,
+    unread_tags: Option<&ProfileName>,
+) -> [Chain; 2] {
     let id = &key.endpoint;
+    let profiles = if unread_tags.is_some() { &[][..] } else { &endpoint.profiles };
+    let last = unread_tags.map_or_else(
+        || format!("no profile of {id} allows it"),
+        |profile| format!("closed: the tags of {id} cannot be read in profile {profile}"),
+    );
     let addresses: Vec<IpAddr> =
         endpoint.addresses.iter().copied().filter(|address| Family::of(*address) == family).collect();
     Way::BOTH.map(|way| {
@@ -303,7 +315,7 @@ pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, s
             entries.push(Entry::new(others, Target::Drop, "about a connection of others"));
             entries.push(Entry::new(vec![related()], Target::Goto(allow()), format!("about a connection of {id}")));
         }
-        for profile in &endpoint.profiles {
+        for profile in profiles {
             let jump = || Target::Jump(way.profile_chain(profile));
             match way {
                 // Only what bears one of the endpoint's own addresses comes to a profile at all.
@@ -315,7 +327,7 @@ pub(crate) fn endpoint(family: Family, key: &EndpointKey, endpoint: &Endpoint, s
             let words = format!("accepted by profile {profile}");
             entries.push(Entry::new(vec![Match::Accepted(true)], Target::Return, words));
         }
-        entries.push(Entry::new(Vec::new(), Target::Drop, format!("no profile of {id} allows it")));
+        entries.push(Entry::new(Vec::new(), Target::Drop, last.clone()));
         Chain::ordered(way.endpoint_chain(suffix), entries)
     })
 }

@@ -90,7 +90,7 @@ impl<'d> Judge<'d> {
     }
 
     fn passes(&mut self, way: Way, endpoint: &'d Placed, flow: &Flow) -> bool {
-        for name in &endpoint.record.profiles {
+        for name in endpoint.profiles() {
             let desired = self.desired;
             let chain = self.chains.entry((way, name)).or_insert_with(|| desired.chain_of(way, name));
             match chain.as_ref().map_or(Word::Denied, |chain| judge(chain, flow, &desired.sets)) {

@@ -144,7 +144,7 @@ fn typed(desired: &Desired, snapshot: &Snapshot) -> BTreeMap<ChainName, Chain> {
     let mut chains = filter::base(family, &settings);
     let mut prefixes = BTreeSet::from([String::new()]);
     for (suffix, placed) in desired.placed.iter().filter(|(_, placed)| placed.record.is_of(family)) {
-        chains.extend(filter::endpoint(family, &placed.key, &placed.record, suffix));
+        chains.extend(filter::endpoint(family, &placed.key, &placed.record, suffix, placed.unread_tags.as_ref()));
         prefixes.extend((1..=suffix.len().min(2)).map(|length| suffix[..length].to_owned()));
     }
     for (name, profile) in &desired.profiles {
@@ -320,6 +320,11 @@ impl Reader<'_> {
 
     fn allows(&self, endpoint: &Value, way: Way, packet: &Packet) -> bool {
         let list = if way == Way::From { "outbound_rules" } else { "inbound_rules" };
+        // Who cannot be told by its tags is let through by nobody.
+        let untold = |profile: &str| self.profile(profile, "tags").is_some_and(|tags| !tags.is_array());
+        if texts(endpoint, "profile_ids").into_iter().any(untold) {
+            return false;
+        }
         for profile in texts(endpoint, "profile_ids") {
             let (Some(rules), Some(_)) = (self.profile(profile, "rules"), self.profile(profile, "tags")) else {
                 return false;

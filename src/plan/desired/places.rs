@@ -19,6 +19,19 @@ use crate::plan::filter::{self, Way};
 pub(super) struct Placed {
     pub(super) key: EndpointKey,
     pub(super) record: Arc<Endpoint>,
+    /// A profile of it whose tags cannot be read.
+    ///
+    /// Then it is not known which rules of *other* profiles, here and on other hosts, speak of this endpoint, and those
+    /// that deny by a tag, or allow all who do not carry it, would let it pass. So nothing of its own passes, whichever
+    /// of its profiles comes first.
+    pub(super) unread_tags: Option<ProfileName>,
+}
+
+impl Placed {
+    /// The profiles by which something may pass.
+    pub(super) fn profiles(&self) -> &[ProfileName] {
+        if self.unread_tags.is_some() { &[] } else { &self.record.profiles }
+    }
 }
 
 impl Desired {
@@ -109,7 +122,7 @@ impl Desired {
     }
 
     fn put_endpoint(&mut self, suffix: &str, new: &Placed, addresses: &mut BTreeSet<IpAddr>, changes: &mut Changes) {
-        for chain in filter::endpoint(self.family, &new.key, &new.record, suffix) {
+        for chain in filter::endpoint(self.family, &new.key, &new.record, suffix, new.unread_tags.as_ref()) {
             let name = chain.name.clone();
             let text = text(chain, &self.settings);
             // A flip between active and inactive changes no chain, and then none is looked at.
@@ -152,8 +165,11 @@ impl Desired {
                 rightful.next().filter(|_| rightful.next().is_none()).cloned()
             }
         };
-        let placed =
-            winner.as_ref().and_then(|key| Some(Placed { key: key.clone(), record: Arc::clone(record(key)?) }));
+        let placed = winner.as_ref().and_then(|key| {
+            let record = Arc::clone(record(key)?);
+            let unread_tags = record.profiles.iter().find(|profile| self.unread_tags.contains(*profile)).cloned();
+            Some(Placed { key: key.clone(), record, unread_tags })
+        });
         for key in &keys {
             if Some(key) == winner.as_ref() {
                 self.faults.remove(&endpoint_object(&key.endpoint));

@@ -117,6 +117,12 @@ fn rules() -> impl Strategy<Value = Value> {
     ]
 }
 
+/// Tags, which sometimes cannot be read.
+fn tags() -> impl Strategy<Value = Value> {
+    let tag = (0..2).prop_map(|number| format!("t{number}"));
+    prop_oneof![12 => prop::collection::vec(tag, 0..2).prop_map(|tags| json!(tags)), 1 => Just(json!("t0"))]
+}
+
 pub(super) const IDS: [&str; 5] = ["aa1", "aa2", "ab1", "b", "aa1x"];
 
 fn endpoint() -> impl Strategy<Value = Value> {
@@ -141,7 +147,7 @@ fn endpoint() -> impl Strategy<Value = Value> {
 prop_compose! {
     pub(crate) fn datastore()(
         endpoints in prop::collection::vec(prop::option::of(endpoint()), IDS.len() + 1),
-        profiles in prop::collection::vec((prop::option::weighted(0.9, rules()), prop::option::weighted(0.9, prop::collection::vec(0..2, 0..2))), 3),
+        profiles in prop::collection::vec((prop::option::weighted(0.9, rules()), prop::option::weighted(0.9, tags())), 3),
         masquerade in prop::option::of(any::<bool>()),
         to_host in prop_oneof![Just(None), Just(Some("RETURN")), Just(Some("ACCEPT")), Just(Some("bad"))],
         open in prop::option::weighted(0.4, prop::sample::select(vec!["udp:7,tcp:8-12,icmp,icmpv6", "tcp:1-39", "tcp:179"])),
@@ -164,8 +170,7 @@ prop_compose! {
         for (number, (rules, tags)) in profiles.into_iter().enumerate() {
             let path = format!("/calico/v1/policy/profile/p{number}");
             map.extend(rules.map(|rules| (format!("{path}/rules"), rules)));
-            let tags = tags.map(|tags| tags.iter().map(|number| format!("t{number}")).collect::<Vec<_>>());
-            map.extend(tags.map(|tags| (format!("{path}/tags"), json!(tags))));
+            map.extend(tags.map(|tags| (format!("{path}/tags"), tags)));
         }
         if let Some(masquerade) = masquerade {
             map.insert("/calico/v1/ipam/v4/pool/10.0.0.0-8".to_owned(), json!({"cidr": "10.0.0.0/8", "masquerade": masquerade}));
@@ -311,6 +316,53 @@ fn a_start_touches_only_the_route() {
     let mut desired = fresh(&from_json(ONE));
     let changes = desired.update(&from_json(&ONE.replace("inactive", "active")), &News::All);
     assert_eq!((changes.filter.len(), changes.sets.len(), changes.routes.len(), changes.endpoints.len()), (0, 0, 1, 1));
+}
+
+/// `deny by tag, allow the rest` would let in whoever is not known to carry the tag.
+#[test]
+fn tags_that_become_unreadable_close_who_has_them_behind_another_profile_too() {
+    let map = r#"{
+        "/calico/v1/policy/profile/out/tags": [], "/calico/v1/policy/profile/out/rules": {"outbound_rules": [{}], "inbound_rules": [{}]},
+        "/calico/v1/policy/profile/bad/tags": TAGS, "/calico/v1/policy/profile/bad/rules": {"outbound_rules": [], "inbound_rules": []},
+        "/calico/v1/policy/profile/shy/tags": [], "/calico/v1/policy/profile/shy/rules": {"outbound_rules": [], "inbound_rules": [{"action": "deny", "src_tag": "bad"}, {}]},
+        "/calico/v1/host/h1/workload/docker/w/endpoint/aa1": {"state": "active", "name": "caliaa1", "profile_ids": ["out", "bad"], "ipv4_nets": ["10.0.0.1/32"]},
+        "/calico/v1/host/h1/workload/docker/w/endpoint/aa2": {"state": "active", "name": "caliaa2", "profile_ids": ["out"], "ipv4_nets": ["10.0.0.2/32"]},
+        "/calico/v1/host/h1/workload/docker/w/endpoint/aa3": {"state": "active", "name": "caliaa3", "profile_ids": ["shy"], "ipv4_nets": ["10.0.0.3/32"]}
+    }"#;
+    let with = |tags: &str| from_json(&map.replace("TAGS", tags));
+    let allows = |desired: &Desired, src: [u8; 4], dst: [u8; 4]| {
+        let (src, dst) = (src.into(), dst.into());
+        let flow = Flow { protocol: 6, src, dst, ports: (1, 2), icmp: (0, 0), outer: (dst, src) };
+        desired.judge(BTreeSet::new()).allows(&flow)
+    };
+    let (bad, good, shy) = ([10, 0, 0, 1], [10, 0, 0, 2], [10, 0, 0, 3]);
+    let mut desired = fresh(&with(r#"["bad"]"#));
+    assert_eq!(
+        [allows(&desired, bad, shy), allows(&desired, bad, good), allows(&desired, good, shy)],
+        [false, true, true]
+    );
+    let tags = News::Of([Key::ProfileTags("bad".parse().unwrap())].into());
+    desired.update(&with(r#""bad""#), &tags);
+    assert_eq!(
+        [allows(&desired, bad, shy), allows(&desired, bad, good), allows(&desired, good, shy)],
+        [false, false, true]
+    );
+    assert_eq!(desired, fresh(&with(r#""bad""#)));
+    let chain = |way: Way| {
+        diff::render(
+            "filter",
+            &[ChainStep::Write(
+                way.endpoint_chain("aa1"),
+                Arc::clone(&desired.filter.chains[&way.endpoint_chain("aa1")]),
+            )],
+        )
+    };
+    for way in Way::BOTH {
+        assert!(chain(way).contains("the tags of aa1 cannot be read in profile bad"), "{}", chain(way));
+        assert!(!chain(way).contains("calico-po-out") && !chain(way).contains("calico-pi-out"), "{}", chain(way));
+    }
+    desired.update(&with("[]"), &tags);
+    assert_eq!([allows(&desired, bad, shy), allows(&desired, bad, good)], [true, true]);
 }
 
 #[test]
