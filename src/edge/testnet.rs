@@ -24,6 +24,13 @@ pub(crate) fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce() -> F + 
     }
 }
 
+/// From here on what is mounted is mounted for this test alone. Called on the thread of [`in_own_network`].
+#[expect(clippy::disallowed_methods, reason = "a test's own namespace, on a thread that ends with it")]
+pub(crate) async fn own_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).expect("kernel tests must be run as root");
+    sh("mount --make-rprivate /").await;
+}
+
 /// Runs a command line that must succeed; answers what it printed.
 pub(crate) async fn sh(line: &str) -> String {
     run("sh", &["-ec", line], "").await.unwrap().stdout

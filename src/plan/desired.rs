@@ -241,6 +241,20 @@ impl Desired {
         (placed.key == *key).then_some((record.revision, endpoint))
     }
 
+    /// The object that it is a fault of if a chain of the filter table cannot be written: its profile, its endpoint, or the
+    /// chain itself.
+    pub(crate) fn object_of(&self, chain: &ChainName) -> String {
+        let is_its = |of: &dyn Fn(Way) -> ChainName| Way::BOTH.iter().any(|way| of(*way) == *chain);
+        let profile = || self.profiles.keys().find(|name| is_its(&|way| way.profile_chain(name)));
+        let endpoint = || self.placed.iter().find(|(suffix, _)| is_its(&|way| way.endpoint_chain(suffix)));
+        if filter::is_profile(chain)
+            && let Some(name) = profile()
+        {
+            return format!("profile {name}");
+        }
+        endpoint().map_or_else(|| format!("chain {chain}"), |(_, placed)| endpoint_object(&placed.key.endpoint))
+    }
+
     /// The endpoint that an interface belongs to.
     pub(crate) fn owner(&self, interface: &str) -> Option<&EndpointKey> {
         let suffix = interface.strip_prefix(crate::model::name::INTERFACE_PREFIX)?;

@@ -187,6 +187,21 @@ impl SetStep {
     }
 }
 
+/// The steps of each set by itself, in their order: those of one that is filled beside it and exchanged are its own.
+pub(crate) fn apart(steps: Vec<SetStep>) -> BTreeMap<SetName, Vec<SetStep>> {
+    let exchanged = |step: &SetStep| match step {
+        SetStep::Swap(beside, name) => Some((beside.clone(), name.clone())),
+        _ => None,
+    };
+    let beside: BTreeMap<SetName, SetName> = steps.iter().filter_map(exchanged).collect();
+    let mut each: BTreeMap<SetName, Vec<SetStep>> = BTreeMap::new();
+    for step in steps {
+        let name = beside.get(step.set()).unwrap_or(step.set()).clone();
+        each.entry(name).or_default().push(step);
+    }
+    each
+}
+
 impl IpSet {
     /// Whether it has more members than the kernel's set may have. No chain that is written speaks of it then, and it is left as
     /// it is.

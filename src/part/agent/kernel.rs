@@ -79,6 +79,20 @@ impl Ear {
     }
 }
 
+/// Why a chain is closed that speaks of a set which is not what it should be.
+const CLOSED_FOR_SETS: &str = "a set that it speaks of could not be made";
+
+/// The chains that speak of any of some sets.
+fn speaking_of<'t>(table: &'t Table, sets: &BTreeSet<SetName>) -> Vec<&'t ChainName> {
+    if sets.is_empty() {
+        return Vec::new();
+    }
+    let sets: BTreeSet<String> = sets.iter().map(SetName::to_string).collect();
+    let speaks = |line: &Line| line.spec.split(' ').any(|word| sets.contains(word));
+    let chains = table.chains.iter().filter(|(_, text)| text.lines.iter().any(speaks));
+    chains.map(|(name, _)| name).collect()
+}
+
 /// What is there of a table that has not been looked at.
 static UNSEEN: SeenTable = SeenTable { chains: BTreeMap::new(), jumps: BTreeMap::new() };
 
@@ -98,8 +112,12 @@ pub(super) struct Kernel {
     unrouted: BTreeMap<IpAddr, (String, String)>,
     /// Chains that could not be written.
     failed: BTreeSet<ChainName>,
+    /// Chains that wait for a tool that does not work, or for what it should have filled.
+    waiting: BTreeSet<ChainName>,
     /// Sets that could not be made what they should be.
     spoiled: BTreeSet<SetName>,
+    /// Sets of which is not known how much was done, for the tool was away.
+    unsure: BTreeSet<SetName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
     flows: Flows,
@@ -121,7 +139,9 @@ impl Kernel {
             faults: BTreeMap::new(),
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             spoiled: BTreeSet::new(),
+            unsure: BTreeSet::new(),
             rerouted: BTreeSet::new(),
             flows: Flows::default(),
             tampered: BTreeSet::new(),
@@ -164,7 +184,8 @@ impl Kernel {
         self.faults.iter().chain(self.unrouted.values().map(|(object, why)| (object, why)))
     }
 
-    /// Whether the chains of an endpoint stand, with the way to them, as far as it is of this family.
+    /// Whether the chains of an endpoint stand, with the way to them, as far as it is of this family. A profile that had to
+    /// be closed does not count, one that waits does.
     pub(super) fn holds(&self, endpoint: &Endpoint) -> bool {
         if !endpoint.is_of(self.family) {
             return true;
@@ -173,8 +194,10 @@ impl Kernel {
         Way::BOTH.iter().all(|way| {
             let on_the_way = (0..=suffix.len()).map(|length| way.dispatch_chain(&suffix[..length]));
             let own = way.endpoint_chain(suffix);
+            let profiles = || endpoint.profiles.iter().map(|profile| way.profile_chain(profile));
             self.seen(FILTER).chains.contains_key(&own)
-                && on_the_way.chain([own]).all(|chain| !self.failed.contains(&chain))
+                && on_the_way.chain([own]).all(|chain| !self.failed.contains(&chain) && !self.waiting.contains(&chain))
+                && (self.waiting.is_empty() || profiles().all(|chain| !self.waiting.contains(&chain)))
         })
     }
 
@@ -228,12 +251,14 @@ impl Kernel {
             if let Err(fault) = self.observe().await {
                 self.blame(WHOLE, fault.to_string());
                 (self.doubt, self.looked) = (look, false);
-                self.failed.extend(changes.filter.iter().cloned());
+                self.waiting.extend(changes.filter.iter().cloned());
                 return false;
             }
             self.faults.clear();
             self.failed.clear();
+            self.waiting.clear();
             self.spoiled.clear();
+            self.unsure.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
         let mut well = self.apply_sets(desired, &scope).await;
@@ -290,23 +315,14 @@ impl Kernel {
             }
             Err(fault @ Fault::Away(_)) => {
                 self.blame(WHOLE, fault.to_string());
+                self.unsure.extend(sets::apart(steps).into_keys());
                 return false;
             }
             Err(_) => {}
         }
         // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
-        let swapped = |step: &SetStep| match step {
-            SetStep::Swap(beside, name) => Some((beside.clone(), name.clone())),
-            _ => None,
-        };
-        let beside: BTreeMap<SetName, SetName> = steps.iter().filter_map(swapped).collect();
-        let mut each: BTreeMap<SetName, Vec<SetStep>> = BTreeMap::new();
-        for step in steps {
-            let name = beside.get(step.set()).unwrap_or(step.set()).clone();
-            each.entry(name).or_default().push(step);
-        }
         let mut well = true;
-        for (name, steps) in each {
+        for (name, steps) in sets::apart(steps) {
             match ipsets::apply(&steps).await {
                 Ok(()) => sets::carried_out(&mut self.sets, &steps),
                 Err(fault) => {
@@ -321,13 +337,19 @@ impl Kernel {
 
     async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>, ear: &mut Ear) -> bool {
         let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
-        let mut steps = Steps::from([(FILTER, diff::steps(&filter, self.seen(FILTER), only))]);
+        let speaking =
+            [&desired.filter, &desired.nat].map(|table| speaking_of(table, &self.unsure)).into_iter().flatten();
+        self.waiting.extend(speaking.cloned());
+        let (filter, nat) = (self.filter_to_write(&desired.filter), self.nat_to_write(&desired.nat));
+        let mut steps = Steps::from([(FILTER, self.chain_steps(FILTER, &filter, only))]);
         if scope.look.is_some() || scope.changes.nat {
-            steps.insert(NAT, diff::steps(&nat, self.seen(NAT), None));
+            steps.insert(NAT, self.chain_steps(NAT, &nat, None));
         }
         if scope.look.is_some() {
-            steps.insert(RAW, diff::steps(&desired.raw, self.seen(RAW), None));
+            steps.insert(RAW, self.chain_steps(RAW, &desired.raw, None));
+        }
+        for name in speaking_of(&desired.filter, &self.spoiled) {
+            self.blame(desired.object_of(name), CLOSED_FOR_SETS.to_owned());
         }
         if steps.values().all(Vec::is_empty) {
             return true;
@@ -345,32 +367,38 @@ impl Kernel {
             self.blame(WHOLE, fault.to_string());
             // What they say now is not known before the next look.
             let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
-            self.failed.extend(chains.cloned());
+            self.waiting.extend(chains.cloned());
         }
         false
     }
 
+    /// The steps that may be taken. What a set holds that is but half filled is not what policy says, so a chain that speaks of it waits:
+    /// if it stands it stays as it is. To close it would cut traffic for every hiccup of the tool.
+    fn chain_steps(&self, table: &str, wanted: &Table, only: Option<&BTreeSet<ChainName>>) -> Vec<ChainStep> {
+        let seen = self.seen(table);
+        let mut steps = diff::steps(wanted, seen, only);
+        let waits = |chain: &ChainName| self.waiting.contains(chain) && seen.chains.contains_key(chain);
+        steps.retain(|step| !step.chain().is_some_and(waits));
+        steps
+    }
+
     /// The filter table as long as some sets are not what they should be: what a chain would say of them is not what policy
-    /// says, so it is closed. A set of another type can be replaced only once no chain speaks of it.
-    fn filter_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.without_spoiled(wanted, |name| {
-            filter::closed(name.clone(), "a set that it speaks of could not be made").render()
-        })
+    /// says, so it is closed, or made so. A set of another type can be replaced only once no chain speaks of it.
+    fn filter_to_write<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.instead(FILTER, wanted, |name| filter::closed(name.clone(), CLOSED_FOR_SETS).render())
     }
 
     /// The same of the nat table, in which nothing can be dropped: nothing is masqueraded.
-    fn nat_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.without_spoiled(wanted, |_| ChainText { ordered: true, lines: Vec::new() })
+    fn nat_to_write<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.instead(NAT, wanted, |_| ChainText { ordered: true, lines: Vec::new() })
     }
 
-    fn without_spoiled<'t>(&self, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
-        let spoiled: BTreeSet<String> = self.spoiled.iter().map(SetName::to_string).collect();
-        let speaks = |line: &Line| line.spec.split(' ').any(|word| spoiled.contains(word));
+    fn instead<'t>(&self, table: &str, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
+        let there = &self.seen(table).chains;
+        let fresh = speaking_of(wanted, &self.unsure).into_iter().filter(|name| !there.contains_key(*name));
         let mut table = Cow::Borrowed(wanted);
-        if !self.spoiled.is_empty() {
-            for (name, _) in wanted.chains.iter().filter(|(_, text)| text.lines.iter().any(speaks)) {
-                table.to_mut().chains.insert(name.clone(), Arc::new(instead(name)));
-            }
+        for name in speaking_of(wanted, &self.spoiled).into_iter().chain(fresh) {
+            table.to_mut().chains.insert(name.clone(), Arc::new(instead(name)));
         }
         table
     }
@@ -391,20 +419,23 @@ impl Kernel {
     /// Carries out what can be carried out, and closes the chains that cannot be written.
     async fn apply_apart(&mut self, desired: &Desired, ear: &mut Ear) -> Result<(), Fault> {
         self.tables = iptables::observe(self.family).await?;
-        // Every chain is made first, empty, so that no step fails for another's fault. An empty chain accepts nothing.
+        // Every chain is made first, so that no step fails for another's fault. An empty chain accepts nothing; that of a
+        // profile would let the endpoint's next profile decide.
         let fresh = |step: ChainStep| match step {
             ChainStep::Write(name, text) => {
-                let empty = ChainText { ordered: text.ordered, lines: Vec::new() };
-                (!self.seen(FILTER).chains.contains_key(&name)).then(|| ChainStep::Write(name, Arc::new(empty)))
+                let empty = || ChainText { ordered: text.ordered, lines: Vec::new() };
+                let closed = || filter::closed(name.clone(), "its rules are being written").render();
+                let first = if filter::is_profile(&name) { closed() } else { empty() };
+                (!self.seen(FILTER).chains.contains_key(&name)).then(|| ChainStep::Write(name, Arc::new(first)))
             }
             _ => None,
         };
-        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
-        let all = diff::steps(&filter, self.seen(FILTER), None);
+        let (filter, nat) = (self.filter_to_write(&desired.filter), self.nat_to_write(&desired.nat));
+        let all = self.chain_steps(FILTER, &filter, None);
         let made = Steps::from([(FILTER, all.into_iter().filter_map(fresh).collect())]);
         self.carry_out(&made, ear).await?;
 
-        let apart = |(table, wanted): (&'static str, &Table)| (table, diff::steps(wanted, self.seen(table), None));
+        let apart = |(table, wanted): (&'static str, &Table)| (table, self.chain_steps(table, wanted, None));
         let mut waiting: Vec<(&str, Vec<ChainStep>)> =
             [(NAT, &*nat), (FILTER, &*filter), (RAW, &desired.raw)].map(apart).into();
         while let Some((table, mut steps)) = waiting.pop() {
@@ -417,7 +448,7 @@ impl Kernel {
                 let rest = steps.split_off(steps.len().div_ceil(2));
                 waiting.extend([(table, rest), (table, steps)]);
             } else if let Some(step) = steps.pop() {
-                self.give_up(table, &step, &fault, ear).await;
+                self.give_up(desired, table, &step, &fault, ear).await;
             }
         }
         Ok(())
@@ -425,9 +456,10 @@ impl Kernel {
 
     /// Closes a chain of policy that cannot be written. The base chains are not: they are few and fixed, and closed they would cut
     /// off every container.
-    async fn give_up(&mut self, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
-        self.blame(step.object(), fault.to_string());
-        let Some(name) = step.chain() else { return };
+    async fn give_up(&mut self, desired: &Desired, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
+        let Some(name) = step.chain() else { return self.blame(step.object(), fault.to_string()) };
+        let object = if table == FILTER { desired.object_of(name) } else { step.object() };
+        self.blame(&object, format!("{} could not be written: {fault}", step.object()));
         self.failed.insert(name.clone());
         if table != FILTER
             || !matches!(step, ChainStep::Write(..))
@@ -439,7 +471,7 @@ impl Kernel {
         let write = ChainStep::Write(name.clone(), Arc::new(closed.render()));
         let steps = Steps::from([(FILTER, vec![write])]);
         if let Err(fault) = self.carry_out(&steps, ear).await {
-            self.blame(format!("{} (closing it)", step.object()), fault.to_string());
+            self.blame(format!("{object} (closing it)"), fault.to_string());
         }
     }
 

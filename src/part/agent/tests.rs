@@ -2,7 +2,7 @@ use super::kernel::{Ear, Kernel, Why};
 use super::*;
 use crate::edge::bird::BirdState;
 use crate::edge::reservations::Reservations;
-use crate::edge::testnet::{Elsewhere, in_own_network, sh, sh_succeeds};
+use crate::edge::testnet::{Elsewhere, in_own_network, own_mounts, sh, sh_succeeds};
 use crate::model::name::EndpointId;
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
@@ -264,10 +264,9 @@ fn one_bad_chain_is_closed_and_the_rest_is_programmed() {
         wanted.filter.chains.insert(bad.clone(), Arc::new(text));
         let mut kernel = kernel();
         assert!(!kernel.apply(&wanted, &Changes::default()).await);
-        assert_eq!(
-            kernel.kernel.faults().map(|(object, _)| object.as_str()).collect::<Vec<_>>(),
-            ["chain calico-pi-web"]
-        );
+        let faults: Vec<_> = kernel.kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].starts_with("profile web: chain calico-pi-web could not be written: "), "{faults:?}");
         assert!(sh("iptables -S calico-pi-web").await.contains("-j DROP"));
         let good = desired(SMALL);
         let (_, endpoint) = good.placed().next().unwrap();
@@ -291,7 +290,7 @@ fn a_set_that_cannot_be_made_closes_who_speaks_of_it_and_nothing_else_until_it_c
         for _ in 0..2 {
             assert!(!kernel.apply(&wanted, &Changes::default()).await);
             let faults: Vec<_> = kernel.kernel.faults().map(|(object, _)| object.clone()).collect();
-            assert_eq!(faults, ["set calico4-t-web"]);
+            assert_eq!(faults, ["profile web", "set calico4-t-web"]);
             let there = ipsets::observe(Family::V4).await.unwrap();
             let others = wanted.sets.iter().filter(|(name, _)| name.as_str() != "calico4-t-web");
             others.for_each(|(name, set)| assert_eq!(there.get(name), Some(set)));
@@ -314,6 +313,59 @@ fn a_set_that_cannot_be_made_closes_who_speaks_of_it_and_nothing_else_until_it_c
         assert!(!kernel.apply(&wanted, &Changes::default()).await);
         assert!(kernel.apply(&wanted, &Changes::default()).await);
         assert_eq!(left(&wanted).await, "");
+    });
+}
+
+/// Nobody knows how much of a set a tool has filled that had to be killed, and a rule that denies by it lets the rest pass.
+#[test]
+fn chains_that_speak_of_a_set_wait_while_ipset_is_away_and_so_do_starts_and_others_are_written() {
+    const MORE: &str = r#"{
+        "/calico/v1/policy/profile/shy/tags": ["shy"],
+        "/calico/v1/policy/profile/shy/rules": {"inbound_rules": [{"action": "deny", "src_tag": "bad"}, {}], "outbound_rules": []},
+        "/calico/v1/policy/profile/bad/tags": ["bad"], "/calico/v1/policy/profile/bad/rules": {},
+        "/calico/v1/host/h1/workload/docker/c5/endpoint/five": {"state": "inactive", "name": "califive", "profile_ids": ["shy"], "ipv4_nets": ["192.168.0.5/32"]},
+        "/calico/v1/host/h1/workload/docker/c6/endpoint/free": {"state": "inactive", "name": "califree", "profile_ids": ["bad"], "ipv4_nets": ["192.168.0.6/32"]},
+        "/calico/v1/host/h2/workload/docker/c7/endpoint/web2": {"state": "active", "name": "caliweb2", "profile_ids": ["web"], "ipv4_nets": ["192.168.1.4/32"]},
+    "#;
+    in_own_network(|| async {
+        own_mounts().await;
+        sh(LINK).await;
+        let mut wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        let before = sh("iptables -S calico-pi-web").await;
+
+        // What a tool that was killed may leave: a set that is made and not filled.
+        sh("ipset create calico4-t-bad hash:ip").await;
+        let tool = sh("command -v ipset").await.trim().to_owned();
+        sh(&format!("mount --bind /dev/null {tool}")).await;
+        let snapshot = from_json(&SMALL.replacen('{', MORE, 1));
+        // A member for the set of a chain that stands, a set for one that does not, and a chain that speaks of none.
+        let changes = wanted.update(&snapshot, &News::All);
+        assert!(!kernel.apply(&wanted, &changes).await);
+        let shy = sh("iptables -S calico-pi-shy").await;
+        assert!(
+            shy.contains("closed: a set that it speaks of could not be made") && !shy.contains("match-set"),
+            "{shy}"
+        );
+        assert_eq!(sh("iptables -S calico-pi-web").await, before);
+        assert!(
+            sh_succeeds("iptables -S calico-pi-bad && iptables -S calico-tw-five && iptables -S calico-tw-free").await
+        );
+        let stands = |kernel: &Hands, id: &str| {
+            let (_, endpoint) = wanted.placed().find(|(key, _)| key.endpoint.as_str() == id).unwrap();
+            kernel.kernel.holds(endpoint)
+        };
+        assert_eq!((stands(&kernel, "five"), stands(&kernel, "free")), (false, true));
+        assert!(!kernel.kernel.is_known());
+        // What cannot be looked at is not believed to be well.
+        assert!(!kernel.apply(&wanted, &Changes::default()).await);
+        assert!(!stands(&kernel, "five"));
+
+        sh(&format!("umount {tool}")).await;
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        assert_eq!(left(&wanted).await, "");
+        assert_eq!((stands(&kernel, "five"), stands(&kernel, "free")), (true, true));
     });
 }
 
