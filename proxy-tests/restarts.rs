@@ -81,7 +81,8 @@ fn systemd_hears_that_the_node_is_ready_before_dockerd_and_etcd_are_there_and_it
     assert_eq!(&told[..count], b"READY=1");
     // What it promises by that: nothing passes unseen, and clients are answered.
     assert!(
-        h1.sh("nft list tables").contains("calico") && h1.rules().iter().any(|rule| rule.contains("calico-FORWARD"))
+        h1.sh("nft list tables").contains("calico-guard")
+            && h1.rules().iter().any(|rule| rule.contains("calico-FORWARD"))
     );
     assert_eq!(h1.api("GET", "/_ping", None).status, 502);
     assert!(!h1.is_ready());

@@ -25,6 +25,7 @@ pub(crate) mod links;
 mod multicast;
 pub(crate) mod netconf;
 pub(crate) mod netns;
+pub(crate) mod network_lock;
 mod nfnetlink;
 pub(crate) mod pipe;
 pub(crate) mod relay;

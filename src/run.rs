@@ -100,7 +100,7 @@ pub(crate) fn node() -> ExitCode {
             match flags.command {
                 Some(Command::Clean) => {
                     prepare_folders(&flags)?;
-                    let _only = checks::be_the_only_one(&flags.run_dir)?;
+                    let _only = checks::be_the_only_one(&flags.run_dir).await?;
                     clean::run().await
                 }
                 Some(Command::InstallRuntime) => say(&runtime_entry::install(&flags.site()?).await?),
@@ -273,13 +273,13 @@ async fn take_place(
     predecessor: Option<Predecessor>,
 ) -> Result<(Only, Doors), Fault> {
     let Some(predecessor) = predecessor else {
-        return Ok((checks::be_the_only_one(run_dir)?, doors.open().await?));
+        return Ok((checks::be_the_only_one(run_dir).await?, doors.open().await?));
     };
     // It goes on where a door does not open.
     let mut doors = doors.open().await?;
     replace(predecessor).await?;
     doors.take_files();
-    Ok((checks::be_the_only_one(run_dir)?, doors))
+    Ok((checks::be_the_only_one(run_dir).await?, doors))
 }
 
 /// The TCP ports of this host at which this software and its datastore are.

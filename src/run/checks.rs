@@ -1,8 +1,6 @@
 //! What a node needs before it starts, all of it looked at, everything that is missing reported together.
 
-use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -11,12 +9,10 @@ use tokio::sync::Semaphore;
 
 use crate::config::{self, Flags};
 use crate::edge::iptables;
+use crate::edge::network_lock::NetworkLock;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::sysctl::HOST;
-
-/// The abstract socket that stands for the network namespace.
-const NETWORK_LOCK: &[u8] = b"calico-node";
 
 /// # Errors
 /// `World` with everything that is missing.
@@ -89,16 +85,14 @@ pub(super) fn most_connections() -> Result<usize, Fault> {
 }
 
 /// What only one node may have, for as long as this value is held.
-#[derive(Debug)]
 pub(super) struct Only {
     _run_dir: Flock<std::fs::File>,
-    _network: UnixListener,
+    _network: NetworkLock,
 }
 
 /// Makes sure that no second node, and no `clean`, works in this run folder or in this network namespace, whose rules
-/// they would undo. The names of abstract sockets belong to a network namespace (unix(7)), so one of them is its lock;
-/// nobody is ever answered there.
-pub(super) fn be_the_only_one(run_dir: &Path) -> Result<Only, Fault> {
+/// they would undo.
+pub(super) async fn be_the_only_one(run_dir: &Path) -> Result<Only, Fault> {
     let path = run_dir.join("lock");
     let fault = |cause: String| Fault::World(format!("lock {}: {cause}", path.display()));
     let file = std::fs::File::create(&path).map_err(|error| fault(error.to_string()))?;
@@ -108,13 +102,6 @@ pub(super) fn be_the_only_one(run_dir: &Path) -> Result<Only, Fault> {
         }
         other => fault(other.to_string()),
     })?;
-    let bound = SocketAddr::from_abstract_name(NETWORK_LOCK).and_then(|name| UnixListener::bind_addr(&name));
-    let network = bound.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => Fault::World(
-            "lock this network namespace: another calico-node runs in it; stop it first, or give this one a namespace of its own"
-                .to_owned(),
-        ),
-        _ => Fault::World(format!("lock this network namespace: {error}")),
-    })?;
+    let network = NetworkLock::take().await?;
     Ok(Only { _run_dir: run_dir, _network: network })
 }
