@@ -167,7 +167,7 @@ impl Reporter {
             faults: &programmed.faults,
             failing: &failing,
             beside: &beside,
-            routed: &|id| programmed.endpoints.get(id).map(|one| one.active),
+            routed: &|key| programmed.endpoints.get(key).map(|one| one.active),
         };
         self.store.read(|snapshot| {
             let own = snapshot.endpoints_of(&self.host);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use crate::model::endpoint::Endpoint;
 use crate::model::key::EndpointKey;
-use crate::model::name::EndpointId;
 use crate::model::report::{Beside, EndpointReport, Health};
 use crate::model::snapshot::Record;
 
@@ -22,7 +21,7 @@ pub(crate) struct Known<'k> {
     /// By workload: the networks of Docker's that it is on too.
     pub(crate) beside: &'k BTreeMap<String, Beside>,
     /// Whether all addresses of an endpoint are routed to it; `None`: its policy does not stand.
-    pub(crate) routed: &'k dyn Fn(&EndpointId) -> Option<bool>,
+    pub(crate) routed: &'k dyn Fn(&EndpointKey) -> Option<bool>,
 }
 
 /// What is to be said of an endpoint.
@@ -51,9 +50,7 @@ fn health(key: &EndpointKey, record: &Record<Endpoint>, known: &Known<'_>) -> En
     });
     match closed {
         Some(why) => EndpointReport::error(why),
-        None if endpoint.is_active() && (known.routed)(&key.endpoint) == Some(true) => {
-            EndpointReport::plain(Health::Up)
-        }
+        None if endpoint.is_active() && (known.routed)(key) == Some(true) => EndpointReport::plain(Health::Up),
         None => EndpointReport::plain(Health::Down),
     }
 }
@@ -109,7 +106,7 @@ mod tests {
         );
         let map = |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
         let (faults, failing) = (map(faults), map(failing));
-        let routed = |id: &EndpointId| Some(routed.contains(&id.as_str()));
+        let routed = |key: &EndpointKey| Some(routed.contains(&key.endpoint.as_str()));
         let known = Known { faults: &faults, failing: &failing, beside, routed: &routed };
         let reports = snapshot.endpoints.iter().map(|(key, record)| desired_report(key, record, &known));
         reports.map(|report| serde_json::to_string(&report).unwrap()).collect()

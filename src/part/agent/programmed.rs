@@ -8,7 +8,7 @@ use crate::edge::bird::BirdState;
 use crate::edge::run_dir::Marks;
 use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
-use crate::model::name::EndpointId;
+use crate::model::name::{EndpointId, Orchestrator};
 use crate::plan::diff::SeenTable;
 use crate::plan::filter::{self, Way};
 
@@ -20,7 +20,7 @@ pub(crate) struct Programmed {
     /// Whether the kernel holds all that the snapshot says, but for the objects in `faults`.
     pub(crate) in_sync: bool,
     /// The endpoints of this host whose policy stands.
-    pub(crate) endpoints: BTreeMap<EndpointId, EndpointProgrammed>,
+    pub(crate) endpoints: BTreeMap<EndpointKey, EndpointProgrammed>,
     /// What is closed or missing, and why; an endpoint under its bare id.
     pub(crate) faults: BTreeMap<String, String>,
     pub(crate) bird: BirdState,
@@ -73,7 +73,7 @@ impl Agent {
             }
         }
         programmed.send_if_modified(|programmed| {
-            let in_sync = planes.iter().all(|plane| plane.kernel.is_known());
+            let in_sync = known.is_some() && planes.iter().all(|plane| plane.kernel.is_known());
             let same = keys.is_empty()
                 && programmed.revision == revision
                 && programmed.in_sync == in_sync
@@ -86,24 +86,23 @@ impl Agent {
             programmed.faults = faults;
             let before = programmed.endpoints.len();
             for key in keys {
-                match stands(planes, &key) {
-                    Some(stands) => {
-                        if programmed.endpoints.insert(key.endpoint.clone(), stands).is_none() {
-                            mark(marks.set(key.endpoint.as_str(), ""));
-                        }
-                    }
-                    None => {
-                        programmed.endpoints.remove(&key.endpoint);
-                        mark(marks.clear(key.endpoint.as_str()));
-                    }
+                let stands = stands(planes, &key);
+                // Who asks for a mark is a hook of Docker's.
+                let id = (key.orchestrator == Orchestrator::docker()).then(|| key.endpoint.clone());
+                let stood = match stands {
+                    Some(stands) => programmed.endpoints.insert(key, stands).is_some(),
+                    None => programmed.endpoints.remove(&key).is_some(),
+                };
+                match (id, stands) {
+                    (Some(id), Some(_)) if !stood => mark(marks.set(id.as_str(), "")),
+                    (Some(id), None) => mark(marks.clear(id.as_str())),
+                    _ => {}
                 }
             }
             // Those of an earlier run, once everything has been looked at.
             if before == 0 && in_sync {
-                let strangers = marks
-                    .all()
-                    .into_iter()
-                    .filter(|id| id.parse::<EndpointId>().is_ok_and(|id| !programmed.endpoints.contains_key(&id)));
+                let known: BTreeSet<&str> = programmed.endpoints.keys().map(|key| key.endpoint.as_str()).collect();
+                let strangers = marks.all().into_iter().filter(|id| !known.contains(id.as_str()));
                 strangers.for_each(|id| mark(marks.clear(&id)));
             }
             true

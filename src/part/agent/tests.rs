@@ -3,7 +3,7 @@ use super::*;
 use crate::edge::bird::BirdState;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, own_mounts, sh, sh_succeeds};
-use crate::model::name::EndpointId;
+use crate::model::key::EndpointKey;
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
 use crate::part::defaults::Host;
@@ -578,7 +578,13 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let agent =
             run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let story = async {
-            let id: EndpointId = "aaaa1111aaaa1111aaaa1111aaaa1111".parse().unwrap();
+            let id = "aaaa1111aaaa1111aaaa1111aaaa1111";
+            let of = |orchestrator: &str, workload: &str| -> EndpointKey {
+                let path = format!("/calico/v1/host/h1/workload/{orchestrator}/{workload}/endpoint/{id}");
+                let Some(Key::Endpoint(key)) = Key::parse(&path) else { panic!("{path}") };
+                key
+            };
+            let one = of("docker", "c1");
             let put =
                 async |path: String, value: String| sh(&format!("ETCDCTL_API=3 etcdctl put '{path}' '{value}'")).await;
             let map: serde_json::Map<String, serde_json::Value> = serde_json::from_str(SMALL).unwrap();
@@ -586,12 +592,12 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
                 put(path, value.to_string()).await;
             }
             wait(&mut programmed, |now| {
-                now.endpoints.get(&id).is_some_and(|one| !one.active) && now.endpoints.len() == 2
+                now.endpoints.get(&one).is_some_and(|one| !one.active) && now.endpoints.len() == 2
             })
             .await;
-            assert!(programmed.borrow().faults[id.as_str()].contains("no such interface"));
+            assert!(programmed.borrow().faults[id].contains("no such interface"));
             sh(LINK).await;
-            wait(&mut programmed, |now| now.endpoints[&id].active && now.in_sync && now.bird == BirdState::Up).await;
+            wait(&mut programmed, |now| now.endpoints[&one].active && now.in_sync && now.bird == BirdState::Up).await;
             assert_eq!(programmed.borrow().faults.keys().collect::<Vec<_>>(), ["profile gone"]);
             sh("ip link set caliaaaa1111aaa down; ip link set caliaaaa1111aaa up").await;
             until("the route is back", "ip route show proto 97 | grep -q 192.168.0.1").await;
@@ -607,7 +613,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             for (path, value) in map {
                 put(path, value.to_string()).await;
             }
-            wait(&mut programmed, |now| now.endpoints[&id].active && now.endpoints.len() == 3).await;
+            wait(&mut programmed, |now| now.endpoints[&one].active && now.endpoints.len() == 3).await;
             let faults = programmed.borrow().faults.clone();
             assert!(faults["aaaa2222aaaa1111aaaa1111aaaa1111"].contains("no such interface"), "{faults:?}");
             until("both routes stand", "ip route show proto 97; ip -6 route show proto 97 | grep -q fd00:0:0:1::1")
@@ -616,6 +622,16 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
             let mended = "ip6tables -S FORWARD 1 | grep -q calico-FORWARD && ip6tables -t raw -S | grep -q rpfilter \
                           && ipset test calico6-t-web fd00:0:0:1::3";
             until("IPv6 is mended", mended).await;
+            // One of the same id, under another orchestrator: what stands of the one is not said of the other.
+            let twin = of("other", "c9");
+            let record =
+                r#"{"state": "active", "name": "calitwin", "profile_ids": [], "ipv4_nets": ["192.168.0.9/32"]}"#;
+            put(Key::Endpoint(twin.clone()).path(), record.to_owned()).await;
+            wait(&mut programmed, |now| now.endpoints.get(&twin).is_some_and(|one| !one.active)).await;
+            assert!(programmed.borrow().endpoints[&one].active);
+            sh(&format!("ETCDCTL_API=3 etcdctl del {}", Key::Endpoint(twin.clone()).path())).await;
+            wait(&mut programmed, |now| !now.endpoints.contains_key(&twin)).await;
+            assert!(programmed.borrow().endpoints[&one].active && Marks::programmed(folder.path()).is_set(id));
             sh("ETCDCTL_API=3 etcdctl del --prefix /calico/v1/host/h1/workload").await;
             wait(&mut programmed, |now| now.endpoints.is_empty()).await;
             assert!(!sh("iptables-save; ip6tables-save; ip route show proto 97").await.contains("aaaa1111"));
@@ -624,6 +640,47 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let (ended, (), ()) = tokio::join!(agent, watching, story);
         ended.unwrap();
         drop(etcd_child);
+    });
+}
+
+/// All marks were gone then, and with the node away nothing started any more.
+#[test]
+fn a_guard_that_falls_before_the_first_load_leaves_the_marks_of_what_stands() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let wanted = desired(SMALL);
+        assert!(kernel().apply(&wanted, &Changes::default()).await);
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::programmed(folder.path());
+        let all: BTreeSet<String> = wanted.placed().map(|(key, _)| key.endpoint.to_string()).collect();
+        all.iter().for_each(|id| marks.set(id, "").unwrap());
+        let prepared = prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap();
+        let settings = AgentSettings {
+            run_dir: folder.path().to_owned(),
+            host_ip: Ipv4Addr::new(172, 25, 0, 1),
+            host_ip6: None,
+            bgp: false,
+        };
+        let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
+        let (sender, programmed) = watch::channel(Programmed::default());
+        let agent =
+            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
+        let owner = "nft list table inet calico-guard | grep -o 'owner [0-9]*' | tail -1";
+        let story = async {
+            // When it has fallen for the second time, all is told that came of the first.
+            for _ in 0..2 {
+                let before = sh(owner).await;
+                let before = before.trim();
+                sh(&format!("kill {}", before.strip_prefix("owner ").unwrap())).await;
+                let another = format!("now=$({owner}); test -n \"$now\" && test \"$now\" != '{before}'");
+                until("the guard stands again", &another).await;
+            }
+            stop.cancel();
+        };
+        let (ended, ()) = tokio::join!(agent, story);
+        ended.unwrap();
+        assert_eq!(marks.all(), all);
+        assert!(!programmed.borrow().in_sync);
     });
 }
 

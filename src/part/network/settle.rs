@@ -15,7 +15,7 @@ use crate::edge::wiring::add_hosts_lines;
 use crate::model::endpoint::{Endpoint, State, WiredBy};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key};
-use crate::model::name::{ContainerId, EndpointId, IfName};
+use crate::model::name::{ContainerId, IfName};
 use crate::part::agent::{EndpointProgrammed, WHOLE};
 use crate::plan::desired::endpoint_object;
 use crate::plan::wiring::desired_wiring;
@@ -289,11 +289,11 @@ impl Network {
             }
             let by = if wired { Some(WiredBy::Node) } else { one.endpoint.wired_by };
             match self.activate(one, by).await {
-                Ok(None) => self.await_route(&one.key.endpoint, one.revision).await?,
+                Ok(None) => self.await_route(&one.key, one.revision).await?,
                 Ok(Some(revision)) => {
                     fail_point("start: the record is active");
                     changed = true;
-                    self.await_route(&one.key.endpoint, revision).await?;
+                    self.await_route(&one.key, revision).await?;
                 }
                 // The policy stands and so does the route. The record follows when etcd is back.
                 Err(fault @ Fault::Away(_)) => {
@@ -325,7 +325,7 @@ impl Network {
     }
 
     /// Waits until the agent has routed an endpoint at or after a revision of its record.
-    async fn await_route(&self, endpoint: &EndpointId, revision: i64) -> Result<(), Fault> {
+    async fn await_route(&self, endpoint: &EndpointKey, revision: i64) -> Result<(), Fault> {
         if !self.store.is_connected() {
             // It was made with the interface, and the agent hears of nothing new.
             return Ok(());
@@ -336,15 +336,16 @@ impl Network {
     /// Waits until what the agent has programmed of an endpoint is right.
     pub(super) async fn await_programmed(
         &self,
-        endpoint: &EndpointId,
+        key: &EndpointKey,
         is_right: impl Fn(&EndpointProgrammed) -> bool,
     ) -> Result<(), Fault> {
         let mut programmed = self.programmed.clone();
-        let done = programmed.wait_for(|programmed| programmed.endpoints.get(endpoint).is_some_and(&is_right));
+        let done = programmed.wait_for(|programmed| programmed.endpoints.get(key).is_some_and(&is_right));
         if matches!(tokio::time::timeout(self.ground.apply_timeout, done).await, Ok(Ok(_))) {
             return Ok(());
         }
         let programmed = self.programmed.borrow();
+        let endpoint = &key.endpoint;
         let why =
             [endpoint_object(endpoint).as_str(), WHOLE].into_iter().find_map(|object| programmed.faults.get(object));
         Err(Fault::Away(format!(

@@ -150,7 +150,7 @@ impl Network {
             )));
         }
         if self.is_loaded() {
-            return self.await_programmed(&one.key.endpoint, |programmed| programmed.revision >= one.revision).await;
+            return self.await_programmed(&one.key, |programmed| programmed.revision >= one.revision).await;
         }
         // The agent has not heard of the datastore yet, so what an earlier one left in the kernel is what counts.
         let doing = format!("start endpoint {}: etcd at {} is away", one.key.endpoint, self.etcd.address());
