@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 use crate::lab::Lab;
 use crate::lab::http::Reply;
+use crate::lab::wait::pause;
 
 #[test]
 fn of_racing_creates_for_one_address_exactly_one_wins() {
@@ -32,6 +34,44 @@ fn of_racing_creates_for_one_address_exactly_one_wins() {
     }
     let containers: usize = lab.all_hosts().iter().map(|host| host.container_ids().len()).sum();
     assert_eq!(containers, 8);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+/// Such a container named a profile that was no more, so nothing reached it, and no warning said so.
+#[test]
+fn a_profile_that_is_removed_beside_a_create_which_names_it_is_made_again_or_stays() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let mut removed = 0;
+    for round in 0..60 {
+        let profile = format!("fleeting{round}");
+        h1.calicoctl(&format!("profile add {profile}")).ok();
+        let begin = Barrier::new(2);
+        let (created, gone) = thread::scope(|scope| {
+            let remover = scope.spawn(|| {
+                begin.wait();
+                // So that it falls into every part of a create.
+                pause(Duration::from_micros(round % 12 * 500));
+                h1.calicoctl(&format!("profile remove {profile}")).succeeded()
+            });
+            begin.wait();
+            let env = ["CALICO_IP=auto".to_owned(), format!("CALICO_PROFILE={profile}")];
+            let created = h1.create(&format!("ann{round}"), &[env[0].as_str(), env[1].as_str()]);
+            (created, remover.join().unwrap())
+        });
+        assert_eq!(created.status, 201, "{}", created.message());
+        let shown = h1.calicoctl(&format!("profile {profile} rule show"));
+        assert!(
+            shown.succeeded(),
+            "round {round}: {} is there without its profile",
+            h1.container(&format!("ann{round}")).ip()
+        );
+        let made = created.json()["Warnings"].to_string().contains("did not exist and was made");
+        assert_eq!(made, gone, "round {round}: {}", created.json());
+        removed += usize::from(gone);
+    }
+    assert!(removed > 0, "no remove came first");
     lab.assert_consistent();
     lab.remove_everything();
 }

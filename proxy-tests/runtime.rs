@@ -109,12 +109,13 @@ fn a_container_whose_policy_may_not_stand_does_not_start_and_says_why() {
     let h1 = lab.host(1);
     let bob = h1.run("bob", "--restart always -e CALICO_IP=192.168.1.2 -e CALICO_PROFILE=web");
     let cid = h1.run("cid", "-e CALICO_IP=192.168.1.3 -e CALICO_PROFILE=web");
-    h1.docker("stop -t 0 cid").ok();
+    let dan = h1.run("dan", "--restart always -e CALICO_IP=192.168.1.4 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 cid dan").ok();
     h1.kill_node();
     h1.raw_docker("kill bob").ok();
     // Somebody flushes the firewall while nobody is there to mend it.
     h1.sh("iptables -F FORWARD");
-    for name in ["bob", "cid"] {
+    for name in ["bob", "cid", "dan"] {
         let refused = h1.raw_docker(&format!("start {name}"));
         assert!(!refused.succeeded(), "{name} started without its policy");
         let why = refused.err();
@@ -128,11 +129,15 @@ fn a_container_whose_policy_may_not_stand_does_not_start_and_says_why() {
     std::fs::remove_file(h1.run_dir().join("programmed").join(cid.endpoint_id())).unwrap();
     let refused = h1.raw_docker("start cid");
     assert!(refused.err().contains("does not stand in the kernel"), "{}", refused.err());
+    // One that has been started since, and stopped, was once refused, and no more.
+    h1.raw_docker("start dan").ok();
+    h1.raw_docker("stop -t 0 dan").ok();
     // The node that comes back starts what its policy wants running, and nothing else.
     h1.start_node();
     wait_until("bob runs", SOON * 2, || bob.raw_inspect()["State"]["Running"] == true);
     wait_until("bob is recorded", SOON, || bob.record()["state"] == "active");
     assert_eq!(cid.raw_inspect()["State"]["Running"], false);
+    assert_eq!(dan.raw_inspect()["State"]["Running"], false);
     lab.assert_consistent();
     lab.remove_everything();
 }

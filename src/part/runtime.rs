@@ -146,6 +146,8 @@ fn hook(folders: &Folders) -> Result<(), Fault> {
         .map_err(|error| Fault::World(format!("start the runtime: {error}")))?;
     let wired = runtime.block_on(async {
         let wired = wire(folders, &container, &state).await;
+        // What was refused before counts no more: who stops it now wants it stopped.
+        let wired = wired.and_then(|()| Marks::refused(&folders.run_dir).clear(container.as_str()));
         if let Err(fault) = &wired {
             let refused = ContainerRefused { container: container.clone(), why: fault.to_string() };
             // A node that is away has nobody who watches it.

@@ -1,6 +1,8 @@
 use super::kernel::{Ear, Kernel, Why};
 use super::*;
 use crate::edge::bird::BirdState;
+use crate::edge::etcd::{Etcd, EtcdAddress};
+use crate::edge::exec::{Running, Start};
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, own_mounts, sh, sh_succeeds};
 use crate::model::key::EndpointKey;
@@ -533,32 +535,31 @@ fn packets_go_where_policy_lets_them_and_nowhere_else() {
     });
 }
 
+/// An etcd at its usual port of this namespace's loopback, and a connection to it.
+async fn etcd_in(spawner: &Spawner, folder: &Path) -> (Running, Etcd) {
+    let args = format!(
+        "--data-dir {} --listen-peer-urls http://127.0.0.1:2380 --listen-client-urls http://127.0.0.1:2379 \
+         --advertise-client-urls http://127.0.0.1:2379 --log-level error --unsafe-no-fsync",
+        folder.join("etcd").display()
+    );
+    let args = args.split_whitespace().map(str::to_owned).collect();
+    let start = Start { program: "etcd".to_owned(), args, input: false };
+    let child = spawner.start(start).await.unwrap();
+    let endpoints = vec!["http://127.0.0.1:2379".to_owned()];
+    (child, Etcd::connect(&EtcdAddress { endpoints, ca: None, identity: None }).await.unwrap())
+}
+
+fn settings(folder: &Path, bgp: bool) -> AgentSettings {
+    AgentSettings { run_dir: folder.to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), host_ip6: None, bgp }
+}
+
 #[test]
 fn the_loop_follows_etcd_and_mends_what_is_damaged() {
     in_own_network(|| async {
         let spawner = Spawner::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let args = format!(
-            "--data-dir {} --listen-peer-urls http://127.0.0.1:2380 --listen-client-urls http://127.0.0.1:2379 \
-             --advertise-client-urls http://127.0.0.1:2379 --log-level error --unsafe-no-fsync",
-            folder.path().join("etcd").display()
-        );
-        let args = args.split_whitespace().map(str::to_owned).collect();
-        let start = crate::edge::exec::Start { program: "etcd".to_owned(), args, input: false };
-        let etcd_child = spawner.start(start).await.unwrap();
-        let address = crate::edge::etcd::EtcdAddress {
-            endpoints: vec!["http://127.0.0.1:2379".to_owned()],
-            ca: None,
-            identity: None,
-        };
-        let etcd = crate::edge::etcd::Etcd::connect(&address).await.unwrap();
-
-        let settings = AgentSettings {
-            run_dir: folder.path().to_owned(),
-            host_ip: Ipv4Addr::new(172, 25, 0, 1),
-            host_ip6: None,
-            bgp: true,
-        };
+        let (etcd_child, etcd) = etcd_in(&spawner, folder.path()).await;
+        let settings = settings(folder.path(), true);
         let prepared = prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap();
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, mut programmed) = watch::channel(Programmed::default());
@@ -653,14 +654,11 @@ fn a_guard_that_falls_before_the_first_load_leaves_the_marks_of_what_stands() {
         let folder = tempfile::tempdir().unwrap();
         let marks = Marks::programmed(folder.path());
         let all: BTreeSet<String> = wanted.placed().map(|(key, _)| key.endpoint.to_string()).collect();
-        all.iter().for_each(|id| marks.set(id, "").unwrap());
+        for id in &all {
+            marks.set(id, "").unwrap();
+        }
         let prepared = prepare(Spawner::new().unwrap(), folder.path(), BTreeSet::new()).await.unwrap();
-        let settings = AgentSettings {
-            run_dir: folder.path().to_owned(),
-            host_ip: Ipv4Addr::new(172, 25, 0, 1),
-            host_ip6: None,
-            bgp: false,
-        };
+        let settings = settings(folder.path(), false);
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, programmed) = watch::channel(Programmed::default());
         let agent =

@@ -365,7 +365,7 @@ impl Network {
     async fn record(&self, prepared: &Prepared, one: &Recorded) -> Result<Vec<ProfileName>, Fault> {
         let key = Key::Endpoint(one.key.clone());
         let mut claimed = prepared.claimed.clone();
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             let mut when = vec![When::Absent(key.clone())];
             let mut writes = vec![Write::Put(key.clone(), to_json(&one.endpoint)?)];
             for claimed in &claimed {
@@ -375,7 +375,9 @@ impl Network {
                 when.push(When::At(Key::Assignment(claimed.key.clone()), claimed.revision));
                 writes.push(Write::Put(Key::Assignment(claimed.key.clone()), to_json(&bound)?));
             }
-            let made = self.missing_profiles(&prepared.ask.wish.profiles).await?;
+            let (there, made) = self.profiles_there(&prepared.ask.wish.profiles, attempt == 0).await?;
+            // One that is taken away just now must not be left named by an endpoint.
+            when.extend(there.iter().cloned().map(When::Present));
             for profile in &made {
                 when.push(When::Absent(Key::ProfileTags(profile.clone())));
                 when.push(When::Absent(Key::ProfileRules(profile.clone())));
@@ -428,21 +430,31 @@ impl Network {
         }
     }
 
-    /// Those of the profiles that have neither tags nor rules.
-    async fn missing_profiles(&self, profiles: &[ProfileName]) -> Result<Vec<ProfileName>, Fault> {
-        let mut missing = Vec::new();
+    /// A record of each of the profiles that is there, and those that have neither rules nor tags. The view may be behind:
+    /// what it does not know is asked for, and all is if it is not to be believed.
+    async fn profiles_there(
+        &self,
+        profiles: &[ProfileName],
+        believed: bool,
+    ) -> Result<(Vec<Key>, Vec<ProfileName>), Fault> {
+        let (mut there, mut missing) = (Vec::new(), Vec::new());
         for profile in profiles {
-            let known =
-                self.store.read(|snapshot| snapshot.rules.contains_key(profile) || snapshot.tags.contains_key(profile));
-            // The view may be behind: what it does not know is asked for.
-            if !known
-                && self.etcd.get(&Key::ProfileRules(profile.clone())).await?.is_none()
-                && self.etcd.get(&Key::ProfileTags(profile.clone())).await?.is_none()
-            {
+            let (rules, tags) = (Key::ProfileRules(profile.clone()), Key::ProfileTags(profile.clone()));
+            let seen = self.store.read(|snapshot| {
+                let tagged = || snapshot.tags.contains_key(profile).then(|| tags.clone());
+                if snapshot.rules.contains_key(profile) { Some(rules.clone()) } else { tagged() }
+            });
+            if let Some(key) = seen.filter(|_| believed) {
+                there.push(key);
+            } else if self.etcd.get(&rules).await?.is_some() {
+                there.push(rules);
+            } else if self.etcd.get(&tags).await?.is_some() {
+                there.push(tags);
+            } else {
                 missing.push(profile.clone());
             }
         }
-        Ok(missing)
+        Ok((there, missing))
     }
 
     /// Releases the claims of a create that came to nothing. A failure is logged: the next comparison releases them.
