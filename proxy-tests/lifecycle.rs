@@ -123,6 +123,20 @@ fn short_lives_leave_nothing_behind() {
     assert!(h1.container_ids().is_empty());
 }
 
+#[test]
+fn a_container_that_goes_with_its_stop_has_no_interface_when_the_stop_is_over() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    for stop in ["stop?t=0", "kill"].repeat(3) {
+        h1.run("ann", "--rm -e CALICO_IP=auto -e CALICO_PROFILE=web");
+        assert_eq!(h1.api("POST", &format!("/containers/ann/{stop}"), None).status, 204);
+        assert!(h1.cali_links().is_empty(), "{stop}: {:?}", h1.cali_links());
+        wait_until("her name is free", SOON, || !h1.has_container("ann"));
+    }
+    lab.assert_consistent();
+    assert_eq!(h1.etcd().keys("/calico/v1/ipam/v4/assignment/"), [""; 0]);
+}
+
 /// Freeing once more what is free changes nothing, and etcd answers with the revision of what was written last by whomever: the
 /// node waited for a watch of its own keys to tell it of that, and did so for ever in a datastore that was quiet from then on.
 #[test]

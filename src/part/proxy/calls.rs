@@ -278,27 +278,28 @@ async fn start(
     })
 }
 
+/// The container of ours that a call which may end it is about. Asked before: of one that is gone the name means nothing.
+async fn ours_to_end(network: &Network, container: &str) -> Option<ContainerId> {
+    network.ours(container).await.unwrap_or_else(|fault| {
+        tracing::error!(%fault, container, "whose container is to end cannot be told");
+        None
+    })
+}
+
 async fn stop(network: &Network, container: &str, request: &[u8], upstream: &mut Upstream) -> Result<Said, Fault> {
+    let ours = ours_to_end(network, container).await;
     let reply = upstream.exchange(request).await?;
-    if matches!(reply.status, 204 | 304) {
-        let settled = match network.ours(container).await {
-            Ok(Some(id)) => network.stopped(&id).await,
-            Ok(None) => Ok(()),
-            Err(fault) => Err(fault),
-        };
-        if let Err(fault) = settled {
-            tracing::error!(%fault, container, "the network of a stopped container is not settled yet");
-        }
+    if let Some(id) = ours
+        && matches!(reply.status, 204 | 304)
+        && let Err(fault) = network.stopped(&id).await
+    {
+        tracing::error!(%fault, container, "the network of a stopped container is not settled yet");
     }
     Ok(Said::docker(reply))
 }
 
 async fn delete(network: &Network, container: &str, request: &[u8], upstream: &mut Upstream) -> Result<Said, Fault> {
-    // Afterwards the name means nothing.
-    let ours = network.ours(container).await.unwrap_or_else(|fault| {
-        tracing::error!(%fault, container, "whose container is deleted cannot be told");
-        None
-    });
+    let ours = ours_to_end(network, container).await;
     let reply = upstream.exchange(request).await?;
     if let Some(id) = ours
         && reply.status == 204
