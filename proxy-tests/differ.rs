@@ -218,21 +218,6 @@ fn odd_heads_framings_bodies_and_pipelines_are_answered_with_the_same_bytes() {
     found.assert_none(800);
 }
 
-#[test]
-fn what_only_go_reads_is_answered_with_the_same_bytes_and_then_closed() {
-    let lab = Lab::running(1);
-    let h1 = lab.host(1);
-    for request in requests::answered_and_closed() {
-        let raw = exchange(h1, Way::Raw, &request.bytes, &request.heads, request.then).compared(false);
-        for way in [Way::Unix, Way::Tcp] {
-            let exchange = exchange(h1, way, &request.bytes, &request.heads, request.then);
-            let compared = exchange.compared(false);
-            let (reply, _) = compared.rsplit_once("\nrest: ").unwrap();
-            assert!(raw.starts_with(reply), "{}\n{raw}\n{exchange}", request.name);
-        }
-    }
-}
-
 /// A name, a request, the ways on which it is refused, with which status, and a word of the reason.
 type Refused<'a> = (&'a str, Vec<u8>, &'a [Way], u16, &'a str);
 

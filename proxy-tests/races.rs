@@ -6,8 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::lab::Lab;
+use crate::lab::container::SOON;
 use crate::lab::http::Reply;
-use crate::lab::wait::pause;
+use crate::lab::wait::{pause, wait_until};
 
 #[test]
 fn of_racing_creates_for_one_address_exactly_one_wins() {
@@ -118,6 +119,61 @@ fn many_automatic_addresses_at_once_are_all_different() {
                 });
             }
         }
+    });
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
+#[test]
+fn calls_about_one_container_at_once_leave_it_as_the_last_of_them_left_it() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let bob = h1.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let calls = ["start", "stop?t=0", "restart?t=0", "kill", "start"];
+    for round in 0..4 {
+        thread::scope(|scope| {
+            for first in 0..calls.len() {
+                scope.spawn(move || {
+                    for call in calls.iter().cycle().skip(first + round).take(4) {
+                        let reply = h1.api("POST", &format!("/containers/ann/{call}"), None);
+                        // dockerd's own word for what is not so just then.
+                        assert!(
+                            matches!(reply.status, 204 | 304 | 409),
+                            "{call}: {} {}",
+                            reply.status,
+                            reply.message()
+                        );
+                        let told = reply.status != 409 || !reply.message().starts_with("calico:");
+                        assert!(told, "{call}: {}", reply.message());
+                    }
+                });
+            }
+        });
+        lab.assert_consistent();
+        assert_eq!(h1.api("POST", "/containers/ann/restart?t=0", None).status, 204);
+        assert!(bob.reaches(ann.ip()) && ann.reaches(bob.ip()));
+    }
+    lab.remove_everything();
+}
+
+/// A stop may take its time, for which the container is locked; nothing else is.
+#[test]
+fn while_one_container_is_being_stopped_another_is_started() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let stubborn = "trap ': >/told' TERM; while :; do sleep 0.1; done";
+    let wish = ["-d", "--name", "ann", "-e", "CALICO_IP=auto", "busybox", "sh", "-c", stubborn];
+    h1.docker_run(&[&["run"], &wish[..]].concat()).run().ok();
+    h1.docker("create --name bob -e CALICO_IP=auto busybox sleep 600").ok();
+    thread::scope(|scope| {
+        let stop = scope.spawn(|| h1.api("POST", "/containers/ann/stop?t=20", None).status);
+        let told = || h1.raw_docker("exec ann test -e /told").succeeded();
+        wait_until("ann has been told to end", SOON, told);
+        assert_eq!(h1.api("POST", "/containers/bob/start", None).status, 204);
+        assert!(!stop.is_finished(), "bob's start waited for ann's stop");
+        assert_eq!(h1.api("POST", "/containers/ann/kill", None).status, 204);
+        assert_eq!(stop.join().unwrap(), 204);
     });
     lab.assert_consistent();
     lab.remove_everything();

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::lab::Lab;
+use crate::lab::between::Recorder;
 use crate::lab::command::Run;
+use crate::lab::container::SOON;
 use crate::lab::host::Host;
+use crate::lab::wait::wait_until;
 
 /// A Python that has the SDK and what its web sockets need, at fixed versions. It is made once for all test runs.
 fn python() -> &'static Path {
@@ -67,6 +70,33 @@ fn the_python_sdk_sees_the_same_through_the_node_as_at_dockerd() {
         same(&expected, &transcript(&way), &way);
     }
     assert_eq!(h1.etcd().keys("/calico/v1/"), keys);
+    lab.assert_consistent();
+}
+
+#[test]
+fn what_the_python_sdk_says_comes_to_dockerd_byte_for_byte_on_a_connection_for_each_of_its_own() {
+    let lab = Lab::bridged();
+    let h1 = lab.host(1);
+    let before_dockerd = Recorder::before(h1, "dockerd.sock", h1.raw_socket());
+    h1.spawn_node(&["--docker-host", &before_dockerd.docker_host()]);
+    h1.await_ready();
+    let before_node = Recorder::before(h1, "node.sock", h1.proxy_socket());
+    script(h1, "transcript.py", &before_node.docker_host()).run().ok();
+    let said = before_node.said();
+    assert!(said.len() > 10 && said.concat().len() > 20_000, "{} bytes on {}", said.concat().len(), said.len());
+    // What the node itself asks of dockerd is on connections of its own.
+    let missing = || {
+        let mut heard = before_dockerd.said();
+        let is_missing = |words: &&Vec<u8>| match heard.binary_search(words) {
+            Ok(at) => {
+                heard.remove(at);
+                false
+            }
+            Err(_) => true,
+        };
+        said.iter().filter(is_missing).map(|words| words.escape_ascii().to_string()).collect::<Vec<_>>()
+    };
+    wait_until("all of it has come", SOON, || missing().is_empty());
     lab.assert_consistent();
 }
 

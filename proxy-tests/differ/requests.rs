@@ -30,6 +30,8 @@ fn at_unix(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Request {
 
 /// First lines, odd ones among them.
 const FIRST_LINES: &[&str] = &[
+    "GET /_ping HTTP/1.2",
+    "GET /containers/json HTTP/1.9",
     "GET /_ping HTTP/1.0",
     "GET /_ping HTTP/1.1",
     "GET /_ping HTTP/1.10",
@@ -94,6 +96,8 @@ const FIRST_LINES: &[&str] = &[
 
 /// Fields that may stand in any head.
 const FIELDS: &[&str] = &[
+    ": a\r\n",
+    ":\r\n",
     "Connection: close\r\n",
     "Connection: Close\r\n",
     "connection: keep-alive, close\r\n",
@@ -333,17 +337,6 @@ pub(crate) fn framings() -> Vec<Request> {
         all.push(request(format!("{call}, in 1.0"), old));
     }
     all
-}
-
-/// What only the Go of this dockerd reads: it is answered with the same bytes, but nothing can follow it.
-pub(crate) fn answered_and_closed() -> Vec<Request> {
-    let with = |fields: &str| format!("GET /containers/nobody/json HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n");
-    vec![
-        request("HTTP/1.2", "GET /_ping HTTP/1.2\r\nHost: localhost\r\n\r\n"),
-        request("HTTP/1.9", "GET /containers/json HTTP/1.9\r\nHost: localhost\r\n\r\n"),
-        request("a field without a name", with(": a\r\n")),
-        request("a field of a colon alone", with(":\r\n")),
-    ]
 }
 
 /// Bodies of creates: what dockerd takes and what it does not.

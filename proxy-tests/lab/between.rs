@@ -84,6 +84,66 @@ fn serve(mut asked: UnixStream, behind: &Path, answers: &Answers) -> io::Result<
     forth.join().expect("a copy of bytes does not panic")
 }
 
+/// What was said on one connection.
+type Words = Arc<Mutex<Vec<u8>>>;
+
+/// Stands before a unix socket, passes everything on and keeps what comes from the side of clients.
+pub(crate) struct Recorder {
+    socket: PathBuf,
+    said: Arc<Mutex<Vec<Words>>>,
+}
+
+impl Recorder {
+    /// A socket of this name among the host's files, and what is behind it.
+    pub(crate) fn before(host: &Host, name: &str, behind: PathBuf) -> Self {
+        let socket = host.scratch().join(name);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let said: Arc<Mutex<Vec<Words>>> = Arc::default();
+        let all = Arc::clone(&said);
+        thread::spawn(move || {
+            for asked in listener.incoming() {
+                let (asked, behind, words) = (asked.unwrap(), behind.clone(), Words::default());
+                all.lock().unwrap().push(Arc::clone(&words));
+                thread::spawn(move || record(asked, &behind, &words).ok());
+            }
+        });
+        Recorder { socket, said }
+    }
+
+    pub(crate) fn docker_host(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// What was said by now on each connection on which anything was, sorted.
+    pub(crate) fn said(&self) -> Vec<Vec<u8>> {
+        let said = self.said.lock().unwrap();
+        let mut said: Vec<Vec<u8>> = said.iter().map(|words| words.lock().unwrap().clone()).collect();
+        said.retain(|words| !words.is_empty());
+        said.sort();
+        said
+    }
+}
+
+fn record(asked: UnixStream, behind: &Path, words: &Mutex<Vec<u8>>) -> io::Result<()> {
+    let behind = UnixStream::connect(behind)?;
+    let (mut from, mut to) = (behind.try_clone()?, asked.try_clone()?);
+    let back = thread::spawn(move || {
+        io::copy(&mut from, &mut to)?;
+        to.shutdown(Shutdown::Write)
+    });
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = { &asked }.read(&mut buffer)?;
+        if count == 0 {
+            break;
+        }
+        words.lock().unwrap().extend_from_slice(&buffer[..count]);
+        { &behind }.write_all(&buffer[..count])?;
+    }
+    behind.shutdown(Shutdown::Write)?;
+    back.join().expect("a copy of bytes does not panic")
+}
+
 /// Between a node and its etcd, as [`Between`] is. It breaks off the connection on which something was said, once etcd has
 /// heard it and before the node hears of that.
 pub(crate) struct BetweenEtcd {

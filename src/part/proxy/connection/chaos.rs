@@ -368,14 +368,30 @@ async fn a_request_that_ends_at_any_byte_ends_there_for_dockerd() {
 #[tokio::test]
 async fn a_client_that_resets_at_any_byte_ends_its_call_at_dockerd() {
     for request in REQUESTS {
+        let is_end = |end: &usize| [b"\r\n\r\n".as_slice(), b"\n\n"].iter().any(|mark| request[..*end].ends_with(mark));
+        let head = (1..=request.len()).find(is_end).unwrap();
         for length in 1..=request.len() {
             let mut stage = Stage::proxied().await;
             stage.client.write_all(&request[..length]).await.unwrap();
-            settle().await;
+            // dockerd has been called once it has the head.
+            let mut engine = None;
+            if length >= head {
+                let mut called = stage.accept().await;
+                let mut read = vec![0; head];
+                within(called.read_exact(&mut read)).await.unwrap();
+                assert_eq!(read, request[..head]);
+                engine = Some(called);
+            } else {
+                settle().await;
+            }
             stage.client.set_zero_linger().unwrap();
             drop(stage.client);
-            // Nothing hangs, whether dockerd was called yet or not.
             within(stage.running.unwrap()).await.unwrap();
+            if let Some(mut engine) = engine {
+                // Until it ends.
+                let Got(rest, _) = receive(&mut engine, usize::MAX).await;
+                assert!(request[head..length].starts_with(&rest), "{}", rest.escape_ascii());
+            }
         }
     }
 }
