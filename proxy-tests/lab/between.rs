@@ -104,7 +104,7 @@ impl Recorder {
             for asked in listener.incoming() {
                 let (asked, behind, words) = (asked.unwrap(), behind.clone(), Words::default());
                 all.lock().unwrap().push(Arc::clone(&words));
-                thread::spawn(move || record(asked, &behind, &words).ok());
+                thread::spawn(move || record(&asked, &behind, &words).ok());
             }
         });
         Recorder { socket, said }
@@ -124,7 +124,7 @@ impl Recorder {
     }
 }
 
-fn record(asked: UnixStream, behind: &Path, words: &Mutex<Vec<u8>>) -> io::Result<()> {
+fn record(asked: &UnixStream, behind: &Path, words: &Mutex<Vec<u8>>) -> io::Result<()> {
     let behind = UnixStream::connect(behind)?;
     let (mut from, mut to) = (behind.try_clone()?, asked.try_clone()?);
     let back = thread::spawn(move || {
@@ -133,7 +133,7 @@ fn record(asked: UnixStream, behind: &Path, words: &Mutex<Vec<u8>>) -> io::Resul
     });
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let count = { &asked }.read(&mut buffer)?;
+        let count = { asked }.read(&mut buffer)?;
         if count == 0 {
             break;
         }

@@ -56,7 +56,7 @@ impl NetworkLock {
         loop {
             match kernel.ask(&making(), |_, _| ()).await {
                 Ok(()) => return Ok(NetworkLock { _owner: kernel }),
-                Err(Refused::Errno(Errno::EPERM)) if is_there(&mut kernel).await => {
+                Err(Refused::Errno(Errno::EPERM)) if may_ask(&mut kernel).await => {
                     if since.elapsed() >= PATIENCE {
                         return Err(Fault::World(format!(
                             "{doing}: another calico-node runs in it and holds nft table inet {TABLE}; stop it first, or give this one a namespace of its own"
@@ -64,15 +64,21 @@ impl NetworkLock {
                     }
                     sleep(LOOK_EVERY).await;
                 }
-                Err(refused) => return Err(refused.during(doing)),
+                Err(refused) => {
+                    return Err(refused.during(&format!(
+                        "{doing}: make nft table inet {TABLE} and own it; one that nobody owns is to be deleted first"
+                    )));
+                }
             }
         }
     }
 }
 
-/// Whether there is a table of the lock's name: then who may not make one may not because of its owner.
-async fn is_there(kernel: &mut Netfilter) -> bool {
-    kernel.ask(&message(GET_TABLE, NLM_F_ACK, INET, &name()), |_, _| ()).await.is_ok()
+/// Whether this process may speak of tables at all: then it is a table's owner for whom it may not make it.
+async fn may_ask(kernel: &mut Netfilter) -> bool {
+    let asked = kernel.ask(&message(GET_TABLE, NLM_F_ACK, INET, &name()), |_, _| ()).await;
+    // Its owner may have ended in between.
+    matches!(asked, Ok(()) | Err(Refused::Errno(Errno::ENOENT)))
 }
 
 fn name() -> Vec<u8> {
@@ -118,6 +124,10 @@ mod tests {
             drop(second.unwrap());
             assert_eq!(sh("nft list ruleset").await, "");
             NetworkLock::take().await.unwrap();
+            // Somebody has saved the ruleset and loaded it again, without its owner.
+            sh("nft add table inet calico-lock").await;
+            let why = NetworkLock::take().await.map(drop).unwrap_err().to_string();
+            assert!(why.contains("nft table inet calico-lock") && why.contains("deleted first"), "{why}");
         });
     }
 

@@ -12,6 +12,10 @@ use super::pool::Family;
 /// How many addresses of a family one container may have: iptables takes no more than 21 in the entry that names them all.
 const ADDRESSES_MOST: usize = 16;
 
+/// The most profiles: all of them, and the addresses of both families, go into one transaction of etcd's, which takes 128
+/// conditions and as many writes, two of each for a profile that is made.
+const PROFILES_MOST: usize = 40;
+
 /// One item of `CALICO_IP`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum AddressWish {
@@ -114,6 +118,12 @@ impl Wish {
                 Err(error) => errors.push(format!("CALICO_PROFILE: {error}")),
             }
         }
+        if wish.profiles.len() > PROFILES_MOST {
+            errors.push(format!(
+                "CALICO_PROFILE names {} profiles: it must be at most {PROFILES_MOST}",
+                wish.profiles.len()
+            ));
+        }
         if errors.is_empty() { Ok(wish) } else { Err(Fault::Refusal(errors.join("; "))) }
     }
 }
@@ -128,6 +138,17 @@ mod tests {
         assert!(many(ADDRESSES_MOST).is_ok());
         let refused = many(ADDRESSES_MOST + 1).unwrap_err().to_string();
         assert!(refused.contains("17 addresses of IPv4") && refused.contains("17 addresses of IPv6"), "{refused}");
+    }
+
+    #[test]
+    fn a_wish_names_no_more_profiles_than_a_transaction_can_hold() {
+        let many = |count: usize| {
+            let names: Vec<String> = (0..count).map(|number| format!("p{number}")).collect();
+            Wish::parse("auto", Some(&names.join(",")))
+        };
+        assert!(many(PROFILES_MOST).is_ok());
+        let refused = many(PROFILES_MOST + 1).unwrap_err().to_string();
+        assert!(refused.contains("names 41 profiles: it must be at most 40"), "{refused}");
     }
 
     #[test]

@@ -194,6 +194,7 @@ pub(crate) async fn run(
         audit_every: Settings::default().refresh,
         told: BTreeMap::new(),
         marks: Marks::programmed(&settings.run_dir),
+        swept: false,
     };
     let bird = settings.bgp.then(|| Bird::new(spawner.clone(), &settings.run_dir));
     // When the agent ends by itself BIRD ends with it, and the other way round.
@@ -246,6 +247,8 @@ struct Agent {
     /// The faults that the log tells of.
     told: BTreeMap<String, String>,
     marks: Marks,
+    /// Whether the marks of an earlier run that stand for nothing any more are gone.
+    swept: bool,
 }
 
 /// What woke the loop.

@@ -241,18 +241,16 @@ impl Desired {
         (placed.key == *key).then_some((record.revision, endpoint))
     }
 
-    /// The object that it is a fault of if a chain of the filter table cannot be written: its profile, its endpoint, or the
-    /// chain itself.
-    pub(crate) fn object_of(&self, chain: &ChainName) -> String {
-        let is_its = |of: &dyn Fn(Way) -> ChainName| Way::BOTH.iter().any(|way| of(*way) == *chain);
-        let profile = || self.profiles.keys().find(|name| is_its(&|way| way.profile_chain(name)));
-        let endpoint = || self.placed.iter().find(|(suffix, _)| is_its(&|way| way.endpoint_chain(suffix)));
-        if filter::is_profile(chain)
-            && let Some(name) = profile()
-        {
-            return format!("profile {name}");
+    /// The profiles and endpoints that have chains of the filter table, as objects of faults.
+    pub(crate) fn objects_of(&self, chains: &BTreeSet<&ChainName>) -> BTreeSet<String> {
+        if chains.is_empty() {
+            return BTreeSet::new();
         }
-        endpoint().map_or_else(|| format!("chain {chain}"), |(_, placed)| endpoint_object(&placed.key.endpoint))
+        let has = |chain: &dyn Fn(Way) -> ChainName| Way::BOTH.iter().any(|way| chains.contains(&chain(*way)));
+        let profiles = self.profiles.keys().filter(|name| has(&|way| way.profile_chain(name)));
+        let endpoints = self.placed.iter().filter(|(suffix, _)| has(&|way| way.endpoint_chain(suffix)));
+        let endpoints = endpoints.map(|(_, placed)| endpoint_object(&placed.key.endpoint));
+        profiles.map(|name| format!("profile {name}")).chain(endpoints).collect()
     }
 
     /// The endpoint that an interface belongs to.

@@ -187,17 +187,30 @@ impl SetStep {
     }
 }
 
-/// The steps of each set by itself, in their order: those of one that is filled beside it and exchanged are its own.
+/// The steps of each set by itself, in their order: what is done to another one that is filled beside it, exchanged with it
+/// and taken away is its own.
 pub(crate) fn apart(steps: Vec<SetStep>) -> BTreeMap<SetName, Vec<SetStep>> {
-    let exchanged = |step: &SetStep| match step {
-        SetStep::Swap(beside, name) => Some((beside.clone(), name.clone())),
-        _ => None,
-    };
-    let beside: BTreeMap<SetName, SetName> = steps.iter().filter_map(exchanged).collect();
     let mut each: BTreeMap<SetName, Vec<SetStep>> = BTreeMap::new();
+    let mut beside = Vec::new();
+    let mut exchanged: Option<(SetName, SetName)> = None;
     for step in steps {
-        let name = beside.get(step.set()).unwrap_or(step.set()).clone();
-        each.entry(name).or_default().push(step);
+        match &step {
+            SetStep::Swap(other, name) => {
+                let its = each.entry(name.clone()).or_default();
+                its.append(&mut beside);
+                exchanged = Some((other.clone(), name.clone()));
+                its.push(step);
+            }
+            SetStep::Destroy(other) if exchanged.as_ref().is_some_and(|(last, _)| last == other) => {
+                let name = exchanged.take().map_or_else(|| other.clone(), |(_, name)| name);
+                each.entry(name).or_default().push(step);
+            }
+            _ if step.set().temporary() == *step.set() => beside.push(step),
+            _ => each.entry(step.set().clone()).or_default().push(step),
+        }
+    }
+    for step in beside {
+        each.entry(step.set().clone()).or_default().push(step);
     }
     each
 }
@@ -415,6 +428,25 @@ mod tests {
             "add calico4-t-a 10.0.0.1\ndel calico4-t-a 10.0.0.3\ncreate calico4-t-b hash:ip family inet maxelem 1048576\nadd calico4-t-b 10.0.0.1\n"
         );
         assert_eq!(render(&removals(&wanted, &seen)), "destroy calico4-t-c\n");
+    }
+
+    /// All that was filled beside was taken for the last one's: the others failed by themselves.
+    #[test]
+    fn each_set_that_is_exchanged_is_made_by_itself_too() {
+        let mut less = set(&["10.0.0.1"]);
+        less.kind.most = 7;
+        let all = |set: &IpSet| Sets::from(["a", "b"].map(|tag| (name(tag), set.clone())));
+        let mut wanted = all(&set(&["10.0.0.1", "10.0.0.2"]));
+        wanted.insert(name("c"), set(&[]));
+        let mut seen = all(&less);
+        seen.insert(name("a").temporary(), less);
+        let each = apart(steps(&wanted, &seen));
+        assert_eq!(each.keys().collect::<Vec<_>>(), [&name("a"), &name("b"), &name("c")]);
+        for steps in each.values() {
+            carried_out(&mut seen, steps);
+        }
+        assert_eq!(seen, wanted);
+        assert_eq!(each[&name("b")].len(), 4, "{:?}", each[&name("b")]);
     }
 
     #[test]

@@ -112,12 +112,8 @@ pub(super) struct Kernel {
     unrouted: BTreeMap<IpAddr, (String, String)>,
     /// Chains that could not be written.
     failed: BTreeSet<ChainName>,
-    /// Chains that wait for a tool that does not work, or for what it should have filled.
-    waiting: BTreeSet<ChainName>,
     /// Sets that could not be made what they should be.
     spoiled: BTreeSet<SetName>,
-    /// Sets of which is not known how much was done, for the tool was away.
-    unsure: BTreeSet<SetName>,
     /// Endpoints whose routes the last apply looked at.
     rerouted: BTreeSet<EndpointKey>,
     flows: Flows,
@@ -139,9 +135,7 @@ impl Kernel {
             faults: BTreeMap::new(),
             unrouted: BTreeMap::new(),
             failed: BTreeSet::new(),
-            waiting: BTreeSet::new(),
             spoiled: BTreeSet::new(),
-            unsure: BTreeSet::new(),
             rerouted: BTreeSet::new(),
             flows: Flows::default(),
             tampered: BTreeSet::new(),
@@ -184,8 +178,7 @@ impl Kernel {
         self.faults.iter().chain(self.unrouted.values().map(|(object, why)| (object, why)))
     }
 
-    /// Whether the chains of an endpoint stand, with the way to them, as far as it is of this family. A profile that had to
-    /// be closed does not count, one that waits does.
+    /// Whether the chains of an endpoint stand, with the way to them, as far as it is of this family.
     pub(super) fn holds(&self, endpoint: &Endpoint) -> bool {
         if !endpoint.is_of(self.family) {
             return true;
@@ -194,10 +187,8 @@ impl Kernel {
         Way::BOTH.iter().all(|way| {
             let on_the_way = (0..=suffix.len()).map(|length| way.dispatch_chain(&suffix[..length]));
             let own = way.endpoint_chain(suffix);
-            let profiles = || endpoint.profiles.iter().map(|profile| way.profile_chain(profile));
             self.seen(FILTER).chains.contains_key(&own)
-                && on_the_way.chain([own]).all(|chain| !self.failed.contains(&chain) && !self.waiting.contains(&chain))
-                && (self.waiting.is_empty() || profiles().all(|chain| !self.waiting.contains(&chain)))
+                && on_the_way.chain([own]).all(|chain| !self.failed.contains(&chain))
         })
     }
 
@@ -251,20 +242,23 @@ impl Kernel {
             if let Err(fault) = self.observe().await {
                 self.blame(WHOLE, fault.to_string());
                 (self.doubt, self.looked) = (look, false);
-                self.waiting.extend(changes.filter.iter().cloned());
+                self.failed.extend(changes.filter.iter().cloned());
                 return false;
             }
             self.faults.clear();
             self.failed.clear();
-            self.waiting.clear();
             self.spoiled.clear();
-            self.unsure.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
-        let mut well = self.apply_sets(desired, &scope).await;
-        well &= self.apply_chains(desired, &scope, ear).await;
+        let filled = self.apply_sets(desired, &scope).await;
+        let mut well = match &filled {
+            Ok(well) => well & self.apply_chains(desired, &scope, ear).await,
+            Err(fault) => self.keep_chains(desired, &scope, fault),
+        };
         let routed = self.apply_routes(desired, &scope).await;
-        well &= self.remove_sets(desired, &scope).await;
+        if self.is_known() {
+            well &= self.remove_sets(desired, &scope).await;
+        }
         self.cut_flows(desired).await;
         if !well {
             self.doubt(Why::Failed);
@@ -282,7 +276,11 @@ impl Kernel {
         Ok(())
     }
 
-    async fn apply_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
+    /// Answers whether all went well.
+    ///
+    /// # Errors
+    /// `Away`: how much was done is not known.
+    async fn apply_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> Result<bool, Fault> {
         let mut steps = Vec::new();
         if scope.look.is_some() {
             steps = sets::steps(&desired.sets, &self.sets);
@@ -304,20 +302,20 @@ impl Kernel {
             steps.retain(|step| scope.changes.sets.contains_key(step.set()));
         }
         scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
-        self.carry_out_sets(steps).await
+        let removed = self.carry_out_sets(steps).await;
+        removed.unwrap_or_else(|fault| {
+            self.blame(WHOLE, fault.to_string());
+            false
+        })
     }
 
-    async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> bool {
+    async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> Result<bool, Fault> {
         match ipsets::apply(&steps).await {
             Ok(()) => {
                 sets::carried_out(&mut self.sets, &steps);
-                return true;
+                return Ok(true);
             }
-            Err(fault @ Fault::Away(_)) => {
-                self.blame(WHOLE, fault.to_string());
-                self.unsure.extend(sets::apart(steps).into_keys());
-                return false;
-            }
+            Err(fault @ Fault::Away(_)) => return Err(fault),
             Err(_) => {}
         }
         // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
@@ -325,6 +323,7 @@ impl Kernel {
         for (name, steps) in sets::apart(steps) {
             match ipsets::apply(&steps).await {
                 Ok(()) => sets::carried_out(&mut self.sets, &steps),
+                Err(fault @ Fault::Away(_)) => return Err(fault),
                 Err(fault) => {
                     self.blame(format!("set {name}"), fault.to_string());
                     self.spoiled.insert(name);
@@ -332,24 +331,33 @@ impl Kernel {
                 }
             }
         }
-        well
+        Ok(well)
+    }
+
+    /// Leaves the chains as they are, because it is not known what the sets hold. A rule that denies by a set which is but
+    /// half filled lets the rest pass. What policy said last goes on in whole: of some chains as they are to be and some as
+    /// they were, the sum is what no policy has ever said; and to close those that speak of a set would cut traffic
+    /// for every hiccup of the tool.
+    fn keep_chains(&mut self, desired: &Desired, scope: &Scope<'_>, fault: &Fault) -> bool {
+        self.blame(WHOLE, fault.to_string());
+        let only = scope.look.is_none().then_some(&scope.changes.filter);
+        let steps = diff::steps(&desired.filter, self.seen(FILTER), only);
+        self.failed.extend(steps.iter().filter_map(ChainStep::chain).cloned());
+        false
     }
 
     async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>, ear: &mut Ear) -> bool {
         let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let speaking =
-            [&desired.filter, &desired.nat].map(|table| speaking_of(table, &self.unsure)).into_iter().flatten();
-        self.waiting.extend(speaking.cloned());
-        let (filter, nat) = (self.filter_to_write(&desired.filter), self.nat_to_write(&desired.nat));
-        let mut steps = Steps::from([(FILTER, self.chain_steps(FILTER, &filter, only))]);
+        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
+        let mut steps = Steps::from([(FILTER, diff::steps(&filter, self.seen(FILTER), only))]);
         if scope.look.is_some() || scope.changes.nat {
-            steps.insert(NAT, self.chain_steps(NAT, &nat, None));
+            steps.insert(NAT, diff::steps(&nat, self.seen(NAT), None));
         }
         if scope.look.is_some() {
-            steps.insert(RAW, self.chain_steps(RAW, &desired.raw, None));
+            steps.insert(RAW, diff::steps(&desired.raw, self.seen(RAW), None));
         }
-        for name in speaking_of(&desired.filter, &self.spoiled) {
-            self.blame(desired.object_of(name), CLOSED_FOR_SETS.to_owned());
+        for object in desired.objects_of(&speaking_of(&desired.filter, &self.spoiled).into_iter().collect()) {
+            self.blame(object, CLOSED_FOR_SETS.to_owned());
         }
         if steps.values().all(Vec::is_empty) {
             return true;
@@ -367,37 +375,25 @@ impl Kernel {
             self.blame(WHOLE, fault.to_string());
             // What they say now is not known before the next look.
             let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
-            self.waiting.extend(chains.cloned());
+            self.failed.extend(chains.cloned());
         }
         false
     }
 
-    /// The steps that may be taken. What a set holds that is but half filled is not what policy says, so a chain that speaks of it waits:
-    /// if it stands it stays as it is. To close it would cut traffic for every hiccup of the tool.
-    fn chain_steps(&self, table: &str, wanted: &Table, only: Option<&BTreeSet<ChainName>>) -> Vec<ChainStep> {
-        let seen = self.seen(table);
-        let mut steps = diff::steps(wanted, seen, only);
-        let waits = |chain: &ChainName| self.waiting.contains(chain) && seen.chains.contains_key(chain);
-        steps.retain(|step| !step.chain().is_some_and(waits));
-        steps
-    }
-
     /// The filter table as long as some sets are not what they should be: what a chain would say of them is not what policy
-    /// says, so it is closed, or made so. A set of another type can be replaced only once no chain speaks of it.
-    fn filter_to_write<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.instead(FILTER, wanted, |name| filter::closed(name.clone(), CLOSED_FOR_SETS).render())
+    /// says, so it is closed. A set of another type can be replaced only once no chain speaks of it.
+    fn filter_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.without_spoiled(wanted, |name| filter::closed(name.clone(), CLOSED_FOR_SETS).render())
     }
 
     /// The same of the nat table, in which nothing can be dropped: nothing is masqueraded.
-    fn nat_to_write<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.instead(NAT, wanted, |_| ChainText { ordered: true, lines: Vec::new() })
+    fn nat_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
+        self.without_spoiled(wanted, |_| ChainText { ordered: true, lines: Vec::new() })
     }
 
-    fn instead<'t>(&self, table: &str, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
-        let there = &self.seen(table).chains;
-        let fresh = speaking_of(wanted, &self.unsure).into_iter().filter(|name| !there.contains_key(*name));
+    fn without_spoiled<'t>(&self, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
         let mut table = Cow::Borrowed(wanted);
-        for name in speaking_of(wanted, &self.spoiled).into_iter().chain(fresh) {
+        for name in speaking_of(wanted, &self.spoiled) {
             table.to_mut().chains.insert(name.clone(), Arc::new(instead(name)));
         }
         table
@@ -430,12 +426,12 @@ impl Kernel {
             }
             _ => None,
         };
-        let (filter, nat) = (self.filter_to_write(&desired.filter), self.nat_to_write(&desired.nat));
-        let all = self.chain_steps(FILTER, &filter, None);
+        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
+        let all = diff::steps(&filter, self.seen(FILTER), None);
         let made = Steps::from([(FILTER, all.into_iter().filter_map(fresh).collect())]);
         self.carry_out(&made, ear).await?;
 
-        let apart = |(table, wanted): (&'static str, &Table)| (table, self.chain_steps(table, wanted, None));
+        let apart = |(table, wanted): (&'static str, &Table)| (table, diff::steps(wanted, self.seen(table), None));
         let mut waiting: Vec<(&str, Vec<ChainStep>)> =
             [(NAT, &*nat), (FILTER, &*filter), (RAW, &desired.raw)].map(apart).into();
         while let Some((table, mut steps)) = waiting.pop() {
@@ -458,8 +454,12 @@ impl Kernel {
     /// off every container.
     async fn give_up(&mut self, desired: &Desired, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
         let Some(name) = step.chain() else { return self.blame(step.object(), fault.to_string()) };
-        let object = if table == FILTER { desired.object_of(name) } else { step.object() };
-        self.blame(&object, format!("{} could not be written: {fault}", step.object()));
+        let its = desired.objects_of(&BTreeSet::from([name])).pop_first().filter(|_| table == FILTER);
+        let object = its.unwrap_or_else(|| step.object());
+        let why = format!("{} could not be written: {fault}", step.object());
+        // A profile, or an endpoint, has two.
+        let before = self.faults.get(&object).map(|before| format!("{before}; ")).unwrap_or_default();
+        self.blame(&object, before + &why);
         self.failed.insert(name.clone());
         if table != FILTER
             || !matches!(step, ChainStep::Write(..))

@@ -54,7 +54,7 @@ impl Agent {
     /// Tells what came of an apply, if anything did. An endpoint stands when it does in each family that it is of.
     pub(super) fn publish(&mut self, mut keys: BTreeSet<EndpointKey>) {
         let faults = self.faults();
-        let Agent { programmed, planes, known, told, marks, .. } = self;
+        let Agent { programmed, planes, known, told, marks, swept, .. } = self;
         let revision = known.unwrap_or_default();
         told.retain(|object, why| faults.get(object) == Some(why));
         for (object, why) in &faults {
@@ -84,7 +84,6 @@ impl Agent {
             programmed.revision = revision;
             programmed.in_sync = in_sync;
             programmed.faults = faults;
-            let before = programmed.endpoints.len();
             for key in keys {
                 let stands = stands(planes, &key);
                 // Who asks for a mark is a hook of Docker's.
@@ -100,7 +99,7 @@ impl Agent {
                 }
             }
             // Those of an earlier run, once everything has been looked at.
-            if before == 0 && in_sync {
+            if in_sync && !std::mem::replace(swept, true) {
                 let known: BTreeSet<&str> = programmed.endpoints.keys().map(|key| key.endpoint.as_str()).collect();
                 let strangers = marks.all().into_iter().filter(|id| !known.contains(id.as_str()));
                 strangers.for_each(|id| mark(marks.clear(&id)));
@@ -114,7 +113,10 @@ impl Agent {
         let mut faults: BTreeMap<String, String> = BTreeMap::new();
         for Plane { desired, kernel, .. } in &self.planes {
             let mut own = desired.faults.clone();
-            own.extend(kernel.faults().map(|(object, why)| (object.clone(), why.clone())));
+            for (object, why) in kernel.faults() {
+                let why = own.get(object).map_or_else(|| why.clone(), |first| format!("{first}; {why}"));
+                own.insert(object.clone(), why);
+            }
             for (object, why) in own {
                 match faults.get_mut(&object) {
                     Some(other) if *other != why => *other = format!("{other}; in IPv6: {why}"),
