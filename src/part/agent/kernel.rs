@@ -3,17 +3,16 @@
 //! The order inside an apply is fixed here: members of sets, chains, routes, and last the sets that no chain speaks of any
 //! more, and then the flows that policy would not let begin any more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
 //!
-//! When a tool refuses, the steps are split in halves until the ones that cannot be carried out stand alone; a chain among
-//! them is closed instead, and everything else is programmed. When a tool does not work at all, all of it waits: to try the
-//! steps one by one would take the time for which the tool is waited, for each.
+//! When a tool refuses, what cannot be carried out is found ([`chains`], [`ip_sets`]), and everything else is programmed.
+//! When a tool does not work at all, all of it waits: to try the steps one by one would take the time for which the tool is
+//! waited, for each.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::edge::ipsets;
-use crate::edge::iptables::{self, Seen, Steps};
+use crate::edge::iptables::{self, Seen};
 use crate::edge::kernel_routes::KernelRoutes;
 use crate::edge::ruleset::RulesetEvents;
 use crate::model::endpoint::Endpoint;
@@ -21,15 +20,16 @@ use crate::model::fault::Fault;
 use crate::model::key::EndpointKey;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
-use crate::plan::chain::{ChainName, ChainText, Line};
-use crate::plan::desired::{Changes, Desired, base_table, endpoint_object};
-use crate::plan::diff::{self, ChainStep, FILTER, NAT, RAW, SeenTable, Table};
+use crate::plan::chain::ChainName;
+use crate::plan::desired::{Changes, Desired, endpoint_object};
+use crate::plan::diff::{FILTER, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::routes::{self, Route, RouteStep, Routes};
-use crate::plan::sets::{self, SetName, SetStep, Sets};
-use crate::plan::settings::Settings;
+use crate::plan::sets::{SetName, Sets};
 
+mod chains;
 mod flows;
+mod ip_sets;
 
 use flows::Flows;
 
@@ -77,20 +77,6 @@ impl Ear {
     pub(super) fn take_strangers(&mut self) -> bool {
         std::mem::take(&mut self.strangers)
     }
-}
-
-/// Why a chain is closed that speaks of a set which is not what it should be.
-const CLOSED_FOR_SETS: &str = "a set that it speaks of could not be made";
-
-/// The chains that speak of any of some sets.
-fn speaking_of<'t>(table: &'t Table, sets: &BTreeSet<SetName>) -> Vec<&'t ChainName> {
-    if sets.is_empty() {
-        return Vec::new();
-    }
-    let sets: BTreeSet<String> = sets.iter().map(SetName::to_string).collect();
-    let speaks = |line: &Line| line.spec.split(' ').any(|word| sets.contains(word));
-    let chains = table.chains.iter().filter(|(_, text)| text.lines.iter().any(speaks));
-    chains.map(|(name, _)| name).collect()
 }
 
 /// What is there of a table that has not been looked at.
@@ -274,205 +260,6 @@ impl Kernel {
         )?;
         (self.sets, self.tables, self.routes) = (sets, tables, routes);
         Ok(())
-    }
-
-    /// Answers whether all went well.
-    ///
-    /// # Errors
-    /// `Away`: how much was done is not known.
-    async fn apply_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> Result<bool, Fault> {
-        let mut steps = Vec::new();
-        if scope.look.is_some() {
-            steps = sets::steps(&desired.sets, &self.sets);
-        } else {
-            for (name, extent) in &scope.changes.sets {
-                if let Some(set) = desired.sets.get(name) {
-                    sets::steps_within(name, set, self.sets.get(name), extent, &mut steps);
-                }
-            }
-        }
-        scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
-        self.flows.heed_sets(&steps);
-        self.carry_out_sets(steps).await
-    }
-
-    async fn remove_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
-        let mut steps = sets::removals(&desired.sets, &self.sets);
-        if scope.look.is_none() {
-            steps.retain(|step| scope.changes.sets.contains_key(step.set()));
-        }
-        scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
-        let removed = self.carry_out_sets(steps).await;
-        removed.unwrap_or_else(|fault| {
-            self.blame(WHOLE, fault.to_string());
-            false
-        })
-    }
-
-    async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> Result<bool, Fault> {
-        match ipsets::apply(&steps).await {
-            Ok(()) => {
-                sets::carried_out(&mut self.sets, &steps);
-                return Ok(true);
-            }
-            Err(fault @ Fault::Away(_)) => return Err(fault),
-            Err(_) => {}
-        }
-        // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
-        let mut well = true;
-        for (name, steps) in sets::apart(steps) {
-            match ipsets::apply(&steps).await {
-                Ok(()) => sets::carried_out(&mut self.sets, &steps),
-                Err(fault @ Fault::Away(_)) => return Err(fault),
-                Err(fault) => {
-                    self.blame(format!("set {name}"), fault.to_string());
-                    self.spoiled.insert(name);
-                    well = false;
-                }
-            }
-        }
-        Ok(well)
-    }
-
-    /// Leaves the chains as they are, because it is not known what the sets hold. A rule that denies by a set which is but
-    /// half filled lets the rest pass. What policy said last goes on in whole: of some chains as they are to be and some as
-    /// they were, the sum is what no policy has ever said; and to close those that speak of a set would cut traffic
-    /// for every hiccup of the tool.
-    fn keep_chains(&mut self, desired: &Desired, scope: &Scope<'_>, fault: &Fault) -> bool {
-        self.blame(WHOLE, fault.to_string());
-        let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let steps = diff::steps(&desired.filter, self.seen(FILTER), only);
-        self.failed.extend(steps.iter().filter_map(ChainStep::chain).cloned());
-        false
-    }
-
-    async fn apply_chains(&mut self, desired: &Desired, scope: &Scope<'_>, ear: &mut Ear) -> bool {
-        let only = scope.look.is_none().then_some(&scope.changes.filter);
-        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
-        let mut steps = Steps::from([(FILTER, diff::steps(&filter, self.seen(FILTER), only))]);
-        if scope.look.is_some() || scope.changes.nat {
-            steps.insert(NAT, diff::steps(&nat, self.seen(NAT), None));
-        }
-        if scope.look.is_some() {
-            steps.insert(RAW, diff::steps(&desired.raw, self.seen(RAW), None));
-        }
-        for object in desired.objects_of(&speaking_of(&desired.filter, &self.spoiled).into_iter().collect()) {
-            self.blame(object, CLOSED_FOR_SETS.to_owned());
-        }
-        if steps.values().all(Vec::is_empty) {
-            return true;
-        }
-        scope.tell_drift(steps.values().flatten().map(ChainStep::object));
-        let done = match self.carry_out(&steps, ear).await {
-            Ok(()) => return true,
-            Err(fault @ Fault::Away(_)) => Err(fault),
-            Err(fault) => {
-                tracing::warn!(%fault, "chains could not be written together: writing them apart");
-                self.apply_apart(desired, ear).await
-            }
-        };
-        if let Err(fault) = done {
-            self.blame(WHOLE, fault.to_string());
-            // What they say now is not known before the next look.
-            let chains = steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain);
-            self.failed.extend(chains.cloned());
-        }
-        false
-    }
-
-    /// The filter table as long as some sets are not what they should be: what a chain would say of them is not what policy
-    /// says, so it is closed. A set of another type can be replaced only once no chain speaks of it.
-    fn filter_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.without_spoiled(wanted, |name| filter::closed(name.clone(), CLOSED_FOR_SETS).render())
-    }
-
-    /// The same of the nat table, in which nothing can be dropped: nothing is masqueraded.
-    fn nat_without_spoiled<'t>(&self, wanted: &'t Table) -> Cow<'t, Table> {
-        self.without_spoiled(wanted, |_| ChainText { ordered: true, lines: Vec::new() })
-    }
-
-    fn without_spoiled<'t>(&self, wanted: &'t Table, instead: impl Fn(&ChainName) -> ChainText) -> Cow<'t, Table> {
-        let mut table = Cow::Borrowed(wanted);
-        for name in speaking_of(wanted, &self.spoiled) {
-            table.to_mut().chains.insert(name.clone(), Arc::new(instead(name)));
-        }
-        table
-    }
-
-    /// Writes chains, and remembers what they are then. If the kernel tells of more changes than that makes, somebody else
-    /// was at work.
-    async fn carry_out(&mut self, steps: &Steps, ear: &mut Ear) -> Result<(), Fault> {
-        self.flows.heed_chains(steps, self.tables.get(FILTER).unwrap_or(&UNSEEN));
-        let before = ear.events.take();
-        let tables = iptables::apply(self.family, steps).await?;
-        ear.strangers |= before > 0 || ear.events.take() > tables;
-        for (table, steps) in steps {
-            diff::carried_out(self.tables.entry(table).or_default(), steps);
-        }
-        Ok(())
-    }
-
-    /// Carries out what can be carried out, and closes the chains that cannot be written.
-    async fn apply_apart(&mut self, desired: &Desired, ear: &mut Ear) -> Result<(), Fault> {
-        self.tables = iptables::observe(self.family).await?;
-        // Every chain is made first, so that no step fails for another's fault. An empty chain accepts nothing; that of a
-        // profile would let the endpoint's next profile decide.
-        let fresh = |step: ChainStep| match step {
-            ChainStep::Write(name, text) => {
-                let empty = || ChainText { ordered: text.ordered, lines: Vec::new() };
-                let closed = || filter::closed(name.clone(), "its rules are being written").render();
-                let first = if filter::is_profile(&name) { closed() } else { empty() };
-                (!self.seen(FILTER).chains.contains_key(&name)).then(|| ChainStep::Write(name, Arc::new(first)))
-            }
-            _ => None,
-        };
-        let (filter, nat) = (self.filter_without_spoiled(&desired.filter), self.nat_without_spoiled(&desired.nat));
-        let all = diff::steps(&filter, self.seen(FILTER), None);
-        let made = Steps::from([(FILTER, all.into_iter().filter_map(fresh).collect())]);
-        self.carry_out(&made, ear).await?;
-
-        let apart = |(table, wanted): (&'static str, &Table)| (table, diff::steps(wanted, self.seen(table), None));
-        let mut waiting: Vec<(&str, Vec<ChainStep>)> =
-            [(NAT, &*nat), (FILTER, &*filter), (RAW, &desired.raw)].map(apart).into();
-        while let Some((table, mut steps)) = waiting.pop() {
-            let whole = Steps::from([(table, steps.clone())]);
-            let Err(fault) = self.carry_out(&whole, ear).await else { continue };
-            if matches!(fault, Fault::Away(_)) {
-                return Err(fault);
-            }
-            if steps.len() > 1 {
-                let rest = steps.split_off(steps.len().div_ceil(2));
-                waiting.extend([(table, rest), (table, steps)]);
-            } else if let Some(step) = steps.pop() {
-                self.give_up(desired, table, &step, &fault, ear).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes a chain of policy that cannot be written. The base chains are not: they are few and fixed, and closed they would cut
-    /// off every container.
-    async fn give_up(&mut self, desired: &Desired, table: &str, step: &ChainStep, fault: &Fault, ear: &mut Ear) {
-        let Some(name) = step.chain() else { return self.blame(step.object(), fault.to_string()) };
-        let its = desired.objects_of(&BTreeSet::from([name])).pop_first().filter(|_| table == FILTER);
-        let object = its.unwrap_or_else(|| step.object());
-        let why = format!("{} could not be written: {fault}", step.object());
-        // A profile, or an endpoint, has two.
-        let before = self.faults.get(&object).map(|before| format!("{before}; ")).unwrap_or_default();
-        self.blame(&object, before + &why);
-        self.failed.insert(name.clone());
-        if table != FILTER
-            || !matches!(step, ChainStep::Write(..))
-            || base_table(self.family, &Settings::default()).chains.contains_key(name)
-        {
-            return;
-        }
-        let closed = filter::closed(name.clone(), "its rules could not be written");
-        let write = ChainStep::Write(name.clone(), Arc::new(closed.render()));
-        let steps = Steps::from([(FILTER, vec![write])]);
-        if let Err(fault) = self.carry_out(&steps, ear).await {
-            self.blame(format!("{object} (closing it)"), fault.to_string());
-        }
     }
 
     async fn apply_routes(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {

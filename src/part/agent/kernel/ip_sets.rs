@@ -1,0 +1,67 @@
+//! Sets: members first, before any chain speaks of them; sets that no chain speaks of any more last.
+
+use super::{Kernel, Scope, WHOLE};
+use crate::edge::ipsets;
+use crate::model::fault::Fault;
+use crate::plan::desired::Desired;
+use crate::plan::sets::{self, SetStep};
+
+impl Kernel {
+    /// Answers whether all went well.
+    ///
+    /// # Errors
+    /// `Away`: how much was done is not known.
+    pub(super) async fn apply_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> Result<bool, Fault> {
+        let mut steps = Vec::new();
+        if scope.look.is_some() {
+            steps = sets::steps(&desired.sets, &self.sets);
+        } else {
+            for (name, extent) in &scope.changes.sets {
+                if let Some(set) = desired.sets.get(name) {
+                    sets::steps_within(name, set, self.sets.get(name), extent, &mut steps);
+                }
+            }
+        }
+        scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
+        self.flows.heed_sets(&steps);
+        self.carry_out_sets(steps).await
+    }
+
+    pub(super) async fn remove_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
+        let mut steps = sets::removals(&desired.sets, &self.sets);
+        if scope.look.is_none() {
+            steps.retain(|step| scope.changes.sets.contains_key(step.set()));
+        }
+        scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
+        let removed = self.carry_out_sets(steps).await;
+        removed.unwrap_or_else(|fault| {
+            self.blame(WHOLE, fault.to_string());
+            false
+        })
+    }
+
+    async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> Result<bool, Fault> {
+        match ipsets::apply(&steps).await {
+            Ok(()) => {
+                sets::carried_out(&mut self.sets, &steps);
+                return Ok(true);
+            }
+            Err(fault @ Fault::Away(_)) => return Err(fault),
+            Err(_) => {}
+        }
+        // The tool stopped somewhere: what was done is not known, so each set is tried for itself.
+        let mut well = true;
+        for (name, steps) in sets::apart(steps) {
+            match ipsets::apply(&steps).await {
+                Ok(()) => sets::carried_out(&mut self.sets, &steps),
+                Err(fault @ Fault::Away(_)) => return Err(fault),
+                Err(fault) => {
+                    self.blame(format!("set {name}"), fault.to_string());
+                    self.spoiled.insert(name);
+                    well = false;
+                }
+            }
+        }
+        Ok(well)
+    }
+}
