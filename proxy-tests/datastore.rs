@@ -305,6 +305,33 @@ fn a_wipe_by_hand_is_seen_before_any_part_of_it_is_acted_on() {
     lab.remove_everything();
 }
 
+/// Claims that were taken away by themselves were not written again, and the addresses given out a second time.
+#[test]
+fn claims_that_somebody_takes_away_are_there_again_and_the_addresses_nobody_elses() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let (ann, bob) = (h1.run("ann", WEB), h2.run("bob", WEB));
+    let addresses = [ann.ip(), bob.ip()];
+    let path = "/calico/v1/ipam/v4/assignment/";
+    let claims = lab.etcd().keys(path);
+    assert_eq!(claims.len(), 2);
+    lab.etcd().ctl(&["del", "--prefix", path]).run().ok();
+    wait_until("they are there again", SOON, || lab.etcd().keys(path) == claims);
+    lab.all_hosts().iter().for_each(comes_back);
+    for address in addresses {
+        assert_eq!(h1.create("thief", &[&format!("CALICO_IP={address}")]).status, 409);
+    }
+    // What an operator takes away with its container's record is gone.
+    lab.etcd().ctl(&["del", "--prefix", "/calico/v1/policy/profile/web/"]).run().ok();
+    comes_back(h1);
+    pause(Duration::from_millis(500));
+    assert_eq!(lab.etcd().keys("/calico/v1/policy/profile/web/"), [""; 0]);
+    h1.calicoctl("profile add web").ok();
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 #[test]
 fn a_node_is_not_ready_before_its_defaults_are_recorded_in_an_etcd_that_takes_nothing_at_first() {
     let lab = Lab::hosts(1);

@@ -31,6 +31,9 @@ const RENEWED_AGAIN: Duration = Duration::from_secs(1);
 const PAGE: i64 = 1_000;
 const PAGE_BYTES: usize = 8 << 20;
 
+/// How long a page may take: over a slow link a page of so many bytes would not be there within [`CALL_TIMEOUT`].
+const PAGE_TIME: Duration = Duration::from_secs(1);
+
 /// How long a message of etcd may be: a page of records of ordinary size many times over. What gRPC takes by itself, 4 MB,
 /// three records of the size that etcd allows exceed.
 const MESSAGE_BYTES: usize = 1 << 30;
@@ -170,17 +173,26 @@ impl Etcd {
         for (from, end) in ranges {
             let mut from = from.clone();
             loop {
-                let mut page = self.page(doing, (&from, end), keys, revision).await?;
+                let asked = Instant::now();
+                let mut page = match self.page(doing, (&from, end), keys, revision).await {
+                    // Over a slow link that would be so each time, however often all is begun again.
+                    Err(Fault::Away(_)) if keys > PAGE => {
+                        keys = PAGE.max(keys / 4);
+                        continue;
+                    }
+                    page => page?,
+                };
+                let took = asked.elapsed();
                 if revision == 0 {
                     revision = page.header().map_or(0, etcd_client::ResponseHeader::revision);
                     cluster = page.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
                 }
                 let more = page.more();
                 let bytes: usize = page.kvs().iter().map(|pair| pair.key().len() + pair.value().len()).sum();
-                if bytes < PAGE_BYTES / 2 {
-                    keys *= 2;
-                } else if bytes > PAGE_BYTES {
+                if bytes > PAGE_BYTES || took > PAGE_TIME {
                     keys = PAGE.max(keys / 2);
+                } else if bytes < PAGE_BYTES / 2 && took < PAGE_TIME / 2 {
+                    keys *= 2;
                 }
                 for pair in page.take_kvs() {
                     let revision = pair.mod_revision();

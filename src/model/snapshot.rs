@@ -8,7 +8,8 @@
 //! only what counts here, in records that whoever derives something from them shares.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -361,6 +362,20 @@ impl Snapshot {
         let last = AssignmentKey { pool, address: pool.broadcast() };
         let range = (from <= last.address).then(|| self.claims.range(AssignmentKey { pool, address: from }..=last));
         range.into_iter().flatten().map(|(key, record)| (key.address, record))
+    }
+
+    /// The claims of a pool's addresses that stand under another pool: one that was there before, and taken away by force.
+    pub(crate) fn claims_elsewhere(&self, pool: IpNet) -> impl Iterator<Item = (IpAddr, &Record<Claim>)> {
+        // No address is behind it.
+        let last = IpAddr::V6(Ipv6Addr::from(u128::MAX));
+        let first = self.claims.keys().next().map(|key| key.pool);
+        let pools = std::iter::successors(first, move |pool| {
+            let behind = (Bound::Excluded(AssignmentKey { pool: *pool, address: last }), Bound::Unbounded);
+            self.claims.range(behind).next().map(|(key, _)| key.pool)
+        });
+        let others = pools.filter(move |other| *other != pool && (other.contains(&pool) || pool.contains(other)));
+        let claims = others.flat_map(|other| self.claims_of_pool(other, other.network()));
+        claims.filter(move |(address, _)| pool.contains(address))
     }
 
     /// The endpoints of one host that are kept in whole, readable or not.

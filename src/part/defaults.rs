@@ -5,16 +5,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use crate::edge::etcd::{When, Write, to_json};
 use crate::model::bgp::{AsNumber, DEFAULT_AS, Mesh};
 use crate::model::fault::Fault;
-use crate::model::key::{BgpScope, Key};
+use crate::model::key::{self, BgpScope, Key};
 use crate::model::name::HostName;
 use crate::model::pool::{Family, Pool};
 use crate::model::snapshot::Snapshot;
 
 /// The pools of a new cluster, as the seeds have them.
-const POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
+const DEFAULT_POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
 
 /// This host, as it records itself.
 #[derive(Debug, Clone)]
@@ -55,16 +57,9 @@ type Transaction = (Vec<When>, Vec<Write>);
 
 /// What is to be written, each in a transaction of its own, in order.
 pub(super) fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
-    let mut all: Vec<Transaction> = Vec::new();
+    let mut all = default_pools(host, snapshot)?;
     let mut absent =
         |key: Key, value: Vec<u8>| all.push((vec![When::Absent(key.clone())], vec![Write::Put(key, value)]));
-    for (cidr, family) in POOLS.into_iter().filter(|(_, family)| *family == Family::V4 || host.gives_ipv6) {
-        // One that cannot be read is a pool all the same: addresses of it are held.
-        if !snapshot.pools.keys().any(|net| Family::of_net(*net) == family) {
-            let cidr = cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;
-            absent(Key::Pool(cidr), to_json(&Pool::new(cidr))?);
-        }
-    }
     absent(Key::BgpAs(BgpScope::Global), DEFAULT_AS.to_string().into_bytes());
     absent(Key::BgpMesh, to_json(&Mesh { enabled: true })?);
     absent(Key::Config("InterfacePrefix".to_owned()), b"cali".to_vec());
@@ -80,6 +75,27 @@ pub(super) fn wanted(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction
     });
     // Last: who sees it may rely on the rest.
     all.push((vec![When::Absent(Key::Ready)], vec![Write::Put(Key::Ready, b"true".to_vec())]));
+    Ok(all)
+}
+
+/// A pool for each family that this host gives addresses of and that has none, unless somebody makes one meanwhile.
+fn default_pools(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+    let mut all = Vec::new();
+    for (cidr, family) in DEFAULT_POOLS.into_iter().filter(|(_, family)| *family == Family::V4 || host.gives_ipv6) {
+        let cidr: IpNet =
+            cidr.parse().map_err(|error| Fault::World(format!("read the default pool {cidr}: {error}")))?;
+        // One that cannot be read is a pool all the same: addresses of it are held.
+        let has_one = snapshot.pools.keys().any(|net| Family::of_net(*net) == family);
+        // So are those of one that was taken away by force: under this pool's name nobody would know.
+        if has_one || snapshot.claims_elsewhere(cidr).next().is_some() {
+            continue;
+        }
+        let pool = Key::Pool(cidr);
+        let quiet = key::POOLS.iter().filter(|path| pool.path().starts_with(**path));
+        let quiet = quiet.map(|path| When::Quiet((*path).to_owned(), snapshot.revision));
+        let when = quiet.chain([When::Absent(pool.clone())]).collect();
+        all.push((when, vec![Write::Put(pool, to_json(&Pool::new(cidr))?)]));
+    }
     Ok(all)
 }
 
@@ -115,6 +131,21 @@ mod tests {
         assert!(snapshot.pools.values().all(|pool| pool.readable().is_none()) && snapshot.pools.len() == 1);
         let written = format!("{:?}", wanted(&host(), &snapshot).unwrap());
         assert!(!written.contains("192.168.0.0"), "{written}");
+    }
+
+    /// Under the default pool's name an address that a container of the other one held was free, and given out again.
+    #[test]
+    fn a_pool_that_was_taken_away_by_force_is_no_reason_for_a_default_one_around_its_addresses() {
+        let claim = r#"{"/calico/v1/ipam/v4/assignment/POOL/ADDRESS": ""}"#;
+        let written = |pool: &str, address: &str| {
+            let snapshot = from_json(&claim.replace("POOL", pool).replace("ADDRESS", address));
+            assert_eq!(snapshot.claims.len(), 1);
+            format!("{:?}", wanted(&host(), &snapshot).unwrap())
+        };
+        assert!(!written("192.168.7.0-24", "192.168.7.1").contains("192.168.0.0"));
+        assert!(!written("192.0.0.0-8", "192.168.7.1").contains("192.168.0.0"));
+        assert!(written("192.0.0.0-8", "192.1.7.1").contains("192.168.0.0"));
+        assert!(written("10.0.0.0-8", "10.168.7.1").contains("192.168.0.0"));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use std::collections::HashSet;
 use std::mem::Discriminant;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
-use crate::model::key::Key;
+use crate::model::key::{AssignmentKey, EndpointKey, Key};
 use crate::model::name::{ContainerId, HostName};
 use crate::model::snapshot::{Change, News, Record, Snapshot};
 use crate::part::defaults::Host;
@@ -226,7 +226,7 @@ impl Store {
         self.believe(etcd, standing::doubt(known, reserved, found))
     }
 
-    /// Whether nobody else is this host: a node that has just begun has said nothing yet.
+    /// Whether nobody else is this host. Asked at each load: who was cut off for long may find another one in its place.
     async fn check_name(&self, etcd: &Etcd, own: Ipv4Addr, snapshot: &Snapshot) -> Result<(), Fault> {
         let recorded = snapshot.host_ips.get(&self.host).and_then(Record::readable);
         let Some(other) = recorded.filter(|recorded| **recorded != own) else { return Ok(()) };
@@ -307,8 +307,14 @@ impl Store {
                 }
                 *known = known.map(|known| Standing { ready, ..known });
             }
-            if !changes.is_empty() {
-                self.take_in(&changes);
+            if changes.is_empty() {
+                continue;
+            }
+            if let Some(address) = self.take_in(&changes) {
+                // The load that follows puts it back.
+                return Fault::Away(format!(
+                    "watch the datastore: the claim of {address} was taken away, and not its endpoint"
+                ));
             }
         }
     }
@@ -348,16 +354,23 @@ impl Store {
         tokio::time::timeout(CALL_TIMEOUT, catch_up).await.map_err(late)?
     }
 
-    fn take_in(&self, changes: &[Change]) {
-        self.write(|view, news| {
+    /// Answers an address of this host's containers whose claim was taken away by itself.
+    fn take_in(&self, changes: &[Change]) -> Option<IpAddr> {
+        let unclaimed = self.write(|view, news| {
+            let released = released_by(changes, view);
             let stale = view.follow(changes, news);
             if stale > 0 {
                 tracing::debug!(stale, "etcd told again what it had told before");
             }
+            released.into_iter().find(|(claim, endpoint)| {
+                let endpoint = view.endpoints.get(endpoint).and_then(Record::readable);
+                endpoint.is_some_and(|one| one.addresses.contains(&claim.address)) && !view.claims.contains_key(claim)
+            })
         });
         if changes.iter().any(|change| change.path.contains("/config/")) {
             self.tell_settings();
         }
+        unclaimed.map(|(claim, _)| claim.address)
     }
 
     /// Loads a datastore that is believed and lacks nothing that this host can put back, and watches it from there; from
@@ -375,9 +388,7 @@ impl Store {
         self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &standing)?;
-        if known.is_none() {
-            self.check_name(etcd, holdings.host.ip, &snapshot).await?;
-        }
+        self.check_name(etcd, holdings.host.ip, &snapshot).await?;
         let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
         if put_back || snapshot.revision < seen {
             tokio::time::sleep(GRACE).await;
@@ -390,6 +401,19 @@ impl Store {
         }
         Ok((standing, snapshot, watch))
     }
+}
+
+/// The claims that some changes take away from endpoints of this host, with the endpoints.
+fn released_by(changes: &[Change], view: &Snapshot) -> Vec<(AssignmentKey, EndpointKey)> {
+    let gone = changes.iter().filter(|change| change.value.is_none()).filter_map(|change| Key::parse(&change.path));
+    let claims = gone.filter_map(|key| if let Key::Assignment(key) = key { Some(key) } else { None });
+    let of_owner = |claim: AssignmentKey| {
+        let owner = &view.claims.get(&claim)?.readable()?.owner;
+        let (host, orchestrator, endpoint) = (owner.host.clone(), owner.orchestrator.clone(), owner.endpoint.clone());
+        let key = EndpointKey { host, orchestrator, workload: owner.workload.clone()?, endpoint };
+        view.endpoints.contains_key(&key).then_some((claim, key))
+    };
+    claims.filter_map(of_owner).collect()
 }
 
 /// What some changes say of whether the datastore holds its defaults, the worst if they are of several revisions; `None`:

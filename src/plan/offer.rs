@@ -104,7 +104,14 @@ impl Offer<'_> {
             return Err(Fault::Refusal(format!("{doing}: it is in no pool; the pools are: {pools}")));
         };
         let key = AssignmentKey { pool: pool.cidr, address };
-        let Some(record) = self.snapshot.claims.get(&key) else { return Ok(Chosen { key, exactly: true, held: None }) };
+        let Some(record) = self.snapshot.claims.get(&key) else {
+            // Its holder's pool was taken away by force.
+            let elsewhere = self.snapshot.claims_elsewhere(pool.cidr).find(|(held, _)| *held == address);
+            return match elsewhere {
+                Some((_, record)) => Err(taken(address, record.readable())),
+                None => Ok(Chosen { key, exactly: true, held: None }),
+            };
+        };
         match self.inheritance.get(&key).cloned() {
             Some(held) => Ok(Chosen { key, exactly: true, held: Some(held) }),
             None => Err(taken(address, record.readable())),
@@ -128,7 +135,13 @@ impl Offer<'_> {
                 Entry::Vacant(cursor) => last_given(self.snapshot, pool).map(|last| *cursor.insert(last)),
             };
             let claimed = |from| self.snapshot.claims_of_pool(pool, from).map(|(address, _)| address);
-            if let Some(address) = choose(pool, after, claimed, besides, self.reserved) {
+            let besides: BTreeSet<IpAddr> = self
+                .snapshot
+                .claims_elsewhere(pool)
+                .map(|(address, _)| address)
+                .chain(besides.iter().copied())
+                .collect();
+            if let Some(address) = choose(pool, after, claimed, &besides, self.reserved) {
                 cursors.insert(pool, address);
                 return Ok(Chosen { key: AssignmentKey { pool, address }, exactly: false, held: None });
             }

@@ -410,6 +410,10 @@ impl Network {
         if !self.store.is_connected() {
             return Err(Fault::Away(format!("{doing}: etcd at {} is away", self.etcd.address())));
         }
+        // To etcd this would mean that there is none.
+        if one.revision == 0 {
+            return Err(Fault::Away(format!("{doing}: its record has been read from this host's disk alone so far")));
+        }
         match self.etcd.transact(&doing, &[When::At(key, one.revision)], &write).await? {
             Outcome::Done(revision) => {
                 self.store.reach(revision).await?;

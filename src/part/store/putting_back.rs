@@ -109,19 +109,19 @@ fn lost_claim(address: &AssignmentKey, kept: &[Kept], before: &Snapshot) -> Opti
 }
 
 /// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
-/// pools and profiles before those who need them, and who waits for an address after its holder.
+/// pools and profiles before those who need them, and who waits for an address after its holder. Of one that stands
+/// nothing is written but the claim of an address of its that the datastore has lost: what else it names and is not there,
+/// somebody has taken away.
 fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Transaction>, Fault> {
     let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
-    if !kept.is_empty() && found.pools.is_empty() {
-        pools.extend(before.pools.keys().copied());
-    }
+    let mut lost_any = false;
     for Kept { key, endpoint, .. } in kept {
-        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(endpoint);
-        profiles.extend(endpoint.profiles.iter().cloned());
-        if found.endpoints.contains_key(key) {
+        if let Some(record) = found.endpoints.get(key) {
+            then.extend(claims_lost(key, record, kept, before, found)?);
             continue;
         }
+        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(endpoint);
         let path = Key::Endpoint(key.clone());
         let mut when = vec![When::Absent(path.clone())];
         let mut writes = vec![Write::Put(path, to_json(endpoint)?)];
@@ -131,9 +131,20 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
                 return false;
             };
             let claim = AssignmentKey { pool, address: *address };
-            if let Some(claim) = found.claims.get(&claim) {
-                // Somebody else's stays so; that they collide is told where the container is settled.
-                return claim.readable().is_some_and(|claim| claim.owners().any(|owner| owner.is(key)));
+            if let Some(record) = found.claims.get(&claim) {
+                let Some(held) = record.readable() else { return false };
+                if held.owners().any(|owner| owner.is(key)) {
+                    return true;
+                }
+                // As it was in the midst of the create. Somebody else's stays so; that they collide is told where the
+                // container is settled.
+                let was_made =
+                    held.pending().any(|(owner, _)| owner.host == key.host && owner.endpoint == key.endpoint);
+                let bound = held.bound_to(&key.endpoint, &key.workload).filter(|_| was_made);
+                let Some(Ok(value)) = bound.map(|bound| to_json(&bound)) else { return false };
+                when.push(When::At(Key::Assignment(claim.clone()), record.revision));
+                writes.push(Write::Put(Key::Assignment(claim), value));
+                return true;
             }
             let Some(lost) = lost_claim(&claim, kept, before) else { return false };
             let path = Key::Assignment(claim);
@@ -150,8 +161,13 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
             true
         });
         if whole {
+            lost_any = true;
+            profiles.extend(endpoint.profiles.iter().cloned());
             if waits { &mut last } else { &mut then }.push((when, writes));
         }
+    }
+    if lost_any && found.pools.is_empty() {
+        pools.extend(before.pools.keys().copied());
     }
     for pool in pools.iter().filter(|pool| !found.pools.contains_key(*pool)) {
         if let Some(record) = before.pools.get(pool).and_then(Record::readable) {
@@ -171,6 +187,33 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
     first.extend(then);
     first.extend(last);
     Ok(first)
+}
+
+/// The claims that a record has lost: an address without one would be given to somebody else too.
+fn claims_lost(
+    key: &EndpointKey,
+    record: &Record<Endpoint>,
+    kept: &[Kept],
+    before: &Snapshot,
+    found: &Snapshot,
+) -> Result<Vec<Transaction>, Fault> {
+    let mut all = Vec::new();
+    for address in record.readable().into_iter().flat_map(|endpoint| &endpoint.addresses) {
+        let Some(pool) = found.pool_of(*address).map(|pool| pool.cidr) else { continue };
+        let claim = AssignmentKey { pool, address: *address };
+        let is_held =
+            found.claims.contains_key(&claim) || found.claims_elsewhere(pool).any(|(held, _)| held == *address);
+        let lost = (!is_held).then(|| lost_claim(&claim, kept, before)).flatten();
+        let Some(lost) = lost.filter(|lost| lost.owner.is(key)) else { continue };
+        let path = Key::Assignment(claim);
+        let when = vec![
+            When::At(Key::Endpoint(key.clone()), record.revision),
+            When::Present(Key::Pool(pool)),
+            When::Absent(path.clone()),
+        ];
+        all.push((when, vec![Write::Put(path, to_json(&lost)?)]));
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -241,6 +284,62 @@ mod tests {
         }
     }
 
+    /// What a datastore holds of `WHOLE`, with this claim of its address.
+    fn with_claim(claim: &Claim) -> Snapshot {
+        let claim = String::from_utf8(to_json(claim).unwrap()).unwrap();
+        let text = WHOLE.replace("WORKLOAD", &"c".repeat(64));
+        from_json(&text.replacen(
+            '{',
+            &format!(r#"{{"/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": {claim},"#),
+            1,
+        ))
+    }
+
+    /// A claim that was taken away by itself was never written again, and the address given out a second time.
+    #[test]
+    fn the_claim_of_a_record_that_stands_is_put_back_if_it_is_lost_and_the_address_is_nobodys() {
+        let [one] = <[Kept; 1]>::try_from(kept()).unwrap();
+        let claim = Claim::bound_again(&one.key, "", String::new());
+        assert_eq!(lacking(&kept(), &whole(), &with_claim(&claim)).unwrap(), []);
+        let all = lacking(&kept(), &Snapshot::default(), &whole()).unwrap();
+        let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
+        let revision = whole().endpoints[&one.key].revision;
+        assert!(when.contains(&When::At(Key::Endpoint(one.key.clone()), revision)), "{when:?}");
+        let [Write::Put(path, value)] = writes.as_slice() else { panic!("{writes:?}") };
+        assert!(when.contains(&When::Absent(path.clone())), "{when:?}");
+        assert!(serde_json::from_slice::<Claim>(value).unwrap().owner.is(&one.key));
+    }
+
+    /// A profile that an operator had removed, so that what it allowed is dropped, was there again, with all its rules.
+    #[test]
+    fn what_a_record_that_stands_names_and_is_not_there_stays_away() {
+        let claim = Claim::bound_again(&kept()[0].key, "", String::new());
+        let mut found = with_claim(&claim);
+        found.rules.clear();
+        found.tags.clear();
+        found.pools.clear();
+        assert_eq!(lacking(&kept(), &with_claim(&claim), &found).unwrap(), []);
+    }
+
+    /// The container ran and had no record: its address went to the next one who asked.
+    #[test]
+    fn a_claim_that_a_backup_holds_from_the_midst_of_the_create_is_the_containers() {
+        let [one] = <[Kept; 1]>::try_from(kept()).unwrap();
+        let mut claim = Claim::bound_again(&one.key, "", String::new());
+        claim.owner.workload = None;
+        let mut found = with_claim(&claim);
+        found.endpoints.clear();
+        let all = lacking(&kept(), &Snapshot::default(), &found).unwrap();
+        let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
+        assert_eq!((when.len(), writes.len()), (2, 2), "{all:?}");
+        let Write::Put(Key::Assignment(_), value) = &writes[1] else { panic!("{writes:?}") };
+        assert!(serde_json::from_slice::<Claim>(value).unwrap().owner.is(&one.key));
+        claim.owner.host = "h2".parse().unwrap();
+        let mut found = with_claim(&claim);
+        found.endpoints.clear();
+        assert_eq!(lacking(&kept(), &Snapshot::default(), &found).unwrap(), [], "another host's");
+    }
+
     fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
         let all = lacking(&kept(), before, found).unwrap();
         all.iter().flat_map(|(_, writes)| writes).map(|write| write.key().path()).collect()
@@ -251,7 +350,8 @@ mod tests {
         let paths = written(&whole(), &Snapshot::default());
         let ends: Vec<&str> = paths.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
         assert_eq!(ends, ["10.0.0.0-8", "rules", "tags", "aaaa1111aaaa1111aaaa1111aaaa1111", "10.0.0.1"]);
-        assert_eq!(written(&whole(), &whole()), Vec::<String>::new());
+        let claim = Claim::bound_again(&kept()[0].key, "", String::new());
+        assert_eq!(written(&whole(), &with_claim(&claim)), Vec::<String>::new());
     }
 
     #[test]
