@@ -305,6 +305,54 @@ fn a_wipe_by_hand_is_seen_before_any_part_of_it_is_acted_on() {
     lab.remove_everything();
 }
 
+/// A node that began after a restore gave out what the backup did not know: addresses of containers that ran on other hosts.
+#[test]
+fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_has_said_what_it_holds() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let ann = h1.run("ann", WEB);
+    let backup = lab.etcd_folder().with_extension("old");
+    with_data(&lab, |data| copy(data, &backup));
+    lab.all_hosts().iter().for_each(comes_back);
+    let bob = h2.run("bob", WEB);
+    let address = bob.ip();
+    wait_until("h1 has seen it", SOON, || ann.reaches(address));
+    h1.stop_node();
+    h2.kill_node();
+    with_data(&lab, |data| copy(&backup, data));
+
+    h1.spawn_node(&[]);
+    wait_until("h1 says whom it waits for", SOON, || waits_for(h1).contains("what h2 held meanwhile is not known yet"));
+    for wish in ["auto".to_owned(), address.to_string()] {
+        let refused = h1.create("thief", &[&format!("CALICO_IP={wish}")]);
+        assert_eq!(refused.status, 503, "{wish}: {}", refused.message());
+        assert!(refused.message().contains("/calico/v1/host/h2/bird_ip"), "{}", refused.message());
+    }
+    // What is known goes on.
+    h1.docker("restart -t 0 ann").ok();
+    h2.spawn_node(&[]);
+    lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 4, || host.is_ready()));
+    assert_eq!(bob.ip(), address);
+    assert_eq!(h1.create("thief", &[&format!("CALICO_IP={address}")]).status, 409);
+    let cat = h1.run("cat", WEB);
+    reach_each_other(&[&ann, &bob, &cat]);
+    lab.assert_consistent();
+
+    // Of a host that is no more nobody waits for a word.
+    with_data(&lab, |data| copy(data, &backup));
+    lab.all_hosts().iter().for_each(comes_back);
+    bob.remove();
+    h1.run("dan", WEB).remove();
+    h1.stop_node();
+    h2.stop_node();
+    with_data(&lab, |data| copy(&backup, data));
+    h1.spawn_node(&[]);
+    wait_until("h1 waits", SOON, || waits_for(h1).contains("what h2 held"));
+    lab.etcd().ctl(&["del", "/calico/v1/host/h2/bird_ip"]).run().ok();
+    h1.await_ready();
+    h1.run("eve", WEB);
+}
+
 /// Claims that were taken away by themselves were not written again, and the addresses given out a second time.
 #[test]
 fn claims_that_somebody_takes_away_are_there_again_and_the_addresses_nobody_elses() {

@@ -75,6 +75,8 @@ impl Reporter {
             };
             tokio::select! {
                 () = due => {}
+                // Who was cut off, or has put back what was lost, says that it is there at once: others may wait for that.
+                () = async { drop(synced.wait_for(|synced| !synced.connected).await) } => {}
                 () = async { drop(settings.wait_for(|settings| settings.host_report != interval).await) } => {}
             }
         }

@@ -45,6 +45,7 @@ impl Gauge {
         if self.store.is_connected() && !self.store.read(Snapshot::is_ready) {
             missing.push(format!("the defaults in the datastore: {} is not true", Key::Ready.path()));
         }
+        missing.extend(self.store.withheld().map(|why| format!("the other hosts: {why}")));
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
         }
@@ -96,6 +97,7 @@ impl Gauge {
     fn faults(&self) -> Vec<ReportedFault> {
         let mut faults = self.store.read(Snapshot::unreadable);
         faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
+        faults.extend(self.store.withheld().map(|why| ("addresses".to_owned(), why)));
         let programmed = self.programmed.borrow().clone();
         faults.extend(self.without_bird(&programmed).map(|why| (BIRD.to_owned(), why.to_owned())));
         faults.extend(programmed.faults);

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
+use crate::edge::last_seen::LastSeen;
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
@@ -28,7 +29,7 @@ use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
 use crate::plan::backoff::Backoff;
 use crate::plan::settings::Settings;
-use crate::plan::standing::{self, Standing};
+use crate::plan::standing::{self, Seen, Standing};
 
 mod putting_back;
 
@@ -44,6 +45,12 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long to wait before reading all again where that has failed and what happens is followed all the same.
 const READ_AGAIN: Duration = Duration::from_mins(1);
+
+/// How often it is asked, in a datastore that has gone back, whether all hosts have said what they hold.
+const ASK_OTHERS_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is kept on the disk how far the datastore has come.
+const KEEP_SEEN_EVERY: Duration = Duration::from_secs(10);
 
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,6 +72,8 @@ pub(crate) struct Store {
     settings: watch::Sender<Settings>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
+    /// Why no address may be given out though the datastore is believed.
+    withheld: RwLock<Option<String>>,
     /// The containers that are gone, of which something is kept here still.
     going: Mutex<HashSet<ContainerId>>,
 }
@@ -73,6 +82,7 @@ pub(crate) struct Store {
 pub(crate) struct Holdings {
     pub(crate) host: Host,
     pub(crate) reservations: Reservations,
+    pub(crate) last_seen: LastSeen,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -85,6 +95,7 @@ impl Store {
             synced: watch::Sender::new(Synced::default()),
             settings: watch::Sender::default(),
             doubt: RwLock::default(),
+            withheld: RwLock::default(),
             going: Mutex::default(),
         }
     }
@@ -133,6 +144,11 @@ impl Store {
     /// Why the datastore that answers is not believed; `None` if none answers or it is.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.doubt.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why no address may be given out: another host may hold it, and has not said so yet.
+    pub(crate) fn withheld(&self) -> Option<String> {
+        self.withheld.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until the view includes a revision, so that who wrote it also reads it.
@@ -196,12 +212,17 @@ impl Store {
     pub(crate) async fn run(&self, etcd: &Etcd, holdings: &Holdings, stop: &CancellationToken) {
         let mut backoff = RETRY;
         let mut known = None;
+        // The revision from which on the others have to speak.
+        let mut went_back = None;
         let mut told: Option<Discriminant<Fault>> = None;
         while !stop.is_cancelled() {
             let mut since = None;
             let ended = tokio::select! {
-                () = stop.cancelled() => return,
-                ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
+                () = stop.cancelled() => {
+                    self.keep_seen(holdings, known);
+                    return;
+                }
+                ended = self.follow(etcd, holdings, &mut known, &mut went_back, &mut since) => ended,
             };
             self.synced.send_modify(|synced| synced.connected = false);
             if since.is_some_and(|since: Instant| since.elapsed() >= STANDS) {
@@ -247,6 +268,7 @@ impl Store {
         etcd: &Etcd,
         holdings: &Holdings,
         known: &mut Option<Standing>,
+        went_back: &mut Option<i64>,
         since: &mut Option<Instant>,
     ) -> Fault {
         let mut followed: Option<Watch> = None;
@@ -260,7 +282,7 @@ impl Store {
                     ended = self.heed(watch, known) => return ended,
                 },
             };
-            let (standing, snapshot, mut watch) = match (loaded, &mut followed) {
+            let Loaded { standing, snapshot, mut watch, back } = match (loaded, &mut followed) {
                 (Ok(loaded), _) => loaded,
                 // What is followed is as good as before.
                 (Err(fault @ Fault::Away(_)), Some(watch)) => {
@@ -273,6 +295,10 @@ impl Store {
                 (Err(fault), _) => return fault,
             };
             let revision = snapshot.revision;
+            *went_back = back.or(*went_back);
+            if went_back.is_some() {
+                self.withhold(waits_for_all(&self.host, &snapshot));
+            }
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
             let old = self.write(|view, news| {
@@ -284,11 +310,65 @@ impl Store {
             self.tell_settings();
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
-            tokio::select! {
-                ended = self.heed(&mut watch, known) => return ended,
-                () = self.resync_due() => followed = Some(watch),
+            self.keep_seen(holdings, *known);
+            let mut due = std::pin::pin!(self.resync_due());
+            loop {
+                let pause = if went_back.is_some() { ASK_OTHERS_EVERY } else { KEEP_SEEN_EVERY };
+                tokio::select! {
+                    ended = self.heed(&mut watch, known) => return ended,
+                    () = &mut due => {
+                        followed = Some(watch);
+                        break;
+                    }
+                    () = tokio::time::sleep(pause) => {}
+                }
+                if let Some(since) = *went_back
+                    && self.all_have_spoken(etcd, since).await
+                {
+                    *went_back = None;
+                }
+                self.keep_seen(holdings, *known);
             }
         }
+    }
+
+    /// Keeps how far the datastore has come, as it is seen here.
+    fn keep_seen(&self, holdings: &Holdings, known: Option<Standing>) {
+        let revision = self.synced.borrow().revision;
+        let Some(Standing { cluster, .. }) = known.filter(|_| revision > 0) else { return };
+        if let Err(fault) = holdings.last_seen.keep(Seen { cluster, revision }) {
+            tracing::warn!(%fault, "a node that begins after this one will not know how far the datastore had come");
+        }
+    }
+
+    fn withhold(&self, why: Option<String>) {
+        let mut withheld = self.withheld.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = &why
+            && withheld.is_none()
+        {
+            tracing::warn!(why, "no address is given out");
+        } else if why.is_none() && withheld.is_some() {
+            tracing::info!("all hosts have said what they hold: addresses are given out again");
+        }
+        *withheld = why;
+    }
+
+    /// Whether all other hosts have said what they hold since a revision. They do it before they report themselves.
+    async fn all_have_spoken(&self, etcd: &Etcd, since: i64) -> bool {
+        let mut silent = self.read(|snapshot| others(&self.host, snapshot));
+        let mut still = Vec::new();
+        for host in silent.drain(..) {
+            match etcd.get(&Key::HostLastStatus(host.clone())).await {
+                Ok(Some(found)) if found.revision > since => {}
+                Ok(_) => still.push(host),
+                // Asked again with the next look.
+                Err(_) => return false,
+            }
+        }
+        let why = (!still.is_empty()).then(|| standing::waits_for(&still));
+        let all = why.is_none();
+        self.withhold(why);
+        all
     }
 
     /// Takes in what a watch tells until it is over; answers why it is.
@@ -381,7 +461,7 @@ impl Store {
         holdings: &Holdings,
         known: Option<Standing>,
         followed: bool,
-    ) -> Result<(Standing, Snapshot, Watch), Fault> {
+    ) -> Result<Loaded, Fault> {
         let known = known.as_ref();
         let seen = self.synced.borrow().revision;
         let reserved = holdings.reservations.containers()?;
@@ -389,8 +469,20 @@ impl Store {
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, reserved.len(), &standing)?;
         self.check_name(etcd, holdings.host.ip, &snapshot).await?;
+        let found = Seen { cluster: standing.cluster, revision: snapshot.revision };
+        let went_back = match known {
+            Some(_) => snapshot.revision < seen,
+            None => holdings
+                .last_seen
+                .read()
+                .unwrap_or_else(|fault| {
+                    tracing::warn!(%fault, "whether the datastore has gone back since cannot be told");
+                    None
+                })
+                .is_some_and(|seen| seen.is_ahead_of(&found)),
+        };
         let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
-        if put_back || snapshot.revision < seen {
+        if put_back || went_back {
             tokio::time::sleep(GRACE).await;
             (standing, snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
             self.check(etcd, known, reserved.len(), &standing)?;
@@ -399,8 +491,29 @@ impl Store {
         if followed {
             self.catch_up(&mut snapshot, &mut watch).await?;
         }
-        Ok((standing, snapshot, watch))
+        Ok(Loaded { standing, snapshot, watch, back: went_back.then_some(found.revision) })
     }
+}
+
+/// A load that is complete, and followed.
+struct Loaded {
+    standing: Standing,
+    snapshot: Snapshot,
+    watch: Watch,
+    /// The datastore has gone back: to this revision.
+    back: Option<i64>,
+}
+
+/// The hosts beside this one.
+fn others(own: &HostName, snapshot: &Snapshot) -> Vec<HostName> {
+    snapshot.host_ips.keys().filter(|host| *host != own).cloned().collect()
+}
+
+/// Why no address may be given out before any other host has spoken; `None` if there is none.
+fn waits_for_all(own: &HostName, snapshot: &Snapshot) -> Option<String> {
+    let others = others(own, snapshot);
+    // Without reports nobody ever speaks.
+    (!others.is_empty() && Settings::of(snapshot, own).host_report.is_some()).then(|| standing::waits_for(&others))
 }
 
 /// The claims that some changes take away from endpoints of this host, with the endpoints.

@@ -10,6 +10,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::key::Key;
 use crate::model::name::HostName;
 
@@ -20,6 +22,33 @@ pub(crate) struct Standing {
     pub(crate) cluster: u64,
     /// Whether `/calico/v1/Ready` says `true`.
     pub(crate) ready: bool,
+}
+
+/// How far a host has seen a datastore come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// etcd's id of its cluster.
+    pub(crate) cluster: u64,
+    pub(crate) revision: i64,
+}
+
+impl Seen {
+    /// Whether a datastore is not the one that was seen, or was put back to an older state since: then other hosts may hold
+    /// addresses that are free in it, and have still to say so.
+    pub(crate) fn is_ahead_of(&self, found: &Seen) -> bool {
+        self.cluster != found.cluster || self.revision > found.revision
+    }
+}
+
+/// Why no address is given out in a datastore that has gone back, while these hosts have not said what they hold.
+pub(crate) fn waits_for(hosts: &[HostName]) -> String {
+    let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
+    format!(
+        "the datastore has gone back to an older state, and what {} held meanwhile is not known yet: a node that runs there tells it within \
+         seconds, or once it is restarted if the datastore is of another cluster; of a host that is no more remove the key {}",
+        names.join(", "),
+        hosts.iter().map(|host| Key::HostIp(host.clone()).path()).collect::<Vec<_>>().join(", ")
+    )
 }
 
 /// Why a datastore is not believed; `None` if it is. `known`: as it was when this process last believed it. `reserved`: how
@@ -53,6 +82,13 @@ pub(crate) fn namesake(host: &HostName, own: Ipv4Addr, other: IpAddr) -> String 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
+        let at = |cluster, revision| Seen { cluster, revision };
+        assert!(!at(7, 5).is_ahead_of(&at(7, 5)) && !at(7, 5).is_ahead_of(&at(7, 6)));
+        assert!(at(7, 5).is_ahead_of(&at(7, 4)) && at(7, 5).is_ahead_of(&at(8, 6)));
+    }
 
     #[test]
     fn a_datastore_is_believed_unless_it_is_foreign_or_has_lost_everything() {

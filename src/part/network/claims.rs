@@ -120,6 +120,9 @@ impl Network {
     /// `Refusal` for a wish that can never be met, `Conflict` for an address that is taken or a pool that is full,
     /// `Away` without etcd. Nothing is left claimed.
     pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
+        if let Some(why) = self.store.withheld() {
+            return Err(Fault::Away(format!("claim an address: {why}")));
+        }
         let request = hex(&random::<8>()?);
         self.begin(&request);
         let prepared = match self.claim(ask, &request).await {
@@ -320,9 +323,10 @@ impl Network {
                 Ok(())
             }
             Err(fault) => {
-                let undone = self.unbind(&self.endpoint_key(&prepared, id)).await;
+                let key = self.endpoint_key(&prepared, id);
+                // Its claims first: without them nothing that is still on its way can bind it.
                 self.abandon(prepared).await;
-                Err(with_undo(fault, undone))
+                Err(with_undo(fault, self.unbind(&key).await))
             }
         }
     }
@@ -549,6 +553,10 @@ impl Network {
             if let Outcome::Done(revision) = self.etcd.transact(&doing, &when, &writes).await? {
                 fail_point("destroy: the addresses are free");
                 self.store.reach(revision).await?;
+                // One that has just been put back was not in the view.
+                if !self.claims_of(key).is_empty() {
+                    continue;
+                }
                 // They wait no more.
                 return heirs.iter().try_for_each(|heir| self.reserve(heir));
             }

@@ -1,0 +1,68 @@
+//! What this host last saw of its datastore, kept on its disk: a node that has just begun knows by it that the datastore
+//! was put back to an older state, or is another one, since the node before it.
+//!
+//! Losing the file costs that knowledge and nothing else, so it is not brought to the disk by force.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::model::fault::Fault;
+use crate::plan::standing::Seen;
+
+/// The file.
+#[derive(Debug, Clone)]
+pub(crate) struct LastSeen {
+    path: PathBuf,
+}
+
+impl LastSeen {
+    pub(crate) fn in_state_dir(state_dir: &Path) -> Self {
+        LastSeen { path: state_dir.join("datastore.json") }
+    }
+
+    /// `None` if nothing was ever kept.
+    ///
+    /// # Errors
+    /// `World`: it cannot be read.
+    pub(crate) fn read(&self) -> Result<Option<Seen>, Fault> {
+        let fault = |cause: String| Fault::World(format!("read {}: {cause}", self.path.display()));
+        match std::fs::read(&self.path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| fault(error.to_string())),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fault(error.to_string())),
+        }
+    }
+
+    /// Keeps it, unless it is kept already.
+    pub(crate) fn keep(&self, seen: Seen) -> Result<(), Fault> {
+        if self.read().ok().flatten() == Some(seen) {
+            return Ok(());
+        }
+        let fault = |cause: String| Fault::World(format!("write {}: {cause}", self.path.display()));
+        let text = serde_json::to_vec(&seen).map_err(|error| fault(error.to_string()))?;
+        let aside = self.path.with_extension("new");
+        let written = std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &self.path));
+        written.map_err(|error| fault(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_seen_is_read_again_and_what_cannot_be_read_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = LastSeen::in_state_dir(folder.path());
+        assert_eq!(kept.read(), Ok(None));
+        for revision in [1, i64::MAX] {
+            let seen = Seen { cluster: u64::MAX, revision };
+            kept.keep(seen).unwrap();
+            assert_eq!(kept.read(), Ok(Some(seen)));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        std::fs::write(folder.path().join("datastore.json"), "").unwrap();
+        let told = kept.read().unwrap_err().to_string();
+        assert!(told.contains("datastore.json"), "{told}");
+    }
+}
