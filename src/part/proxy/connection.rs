@@ -73,6 +73,8 @@ enum Flowed {
     Last,
     /// What follows is no HTTP, or has no end but the connection's.
     Stream,
+    /// It cannot be read. Whether dockerd takes what follows for a request is not known, so nothing may follow.
+    Strange,
     /// dockerd broke off.
     Cut,
     ClientGone,
@@ -293,16 +295,10 @@ where
         let shown = self.inbound.split_to(length.min(self.inbound.len()));
         // dockerd may close before it has read all of it; what it said counts.
         let _ = wire.write_all(&shown).await;
-        wire.finish().await;
-        loop {
-            let mut count = outbound.len();
-            if self.client.write_from(outbound, &mut count).await.is_err() {
-                return Then::Drop;
-            }
-            match wire.read(outbound).await {
-                Ok(1..) => {}
-                Ok(0) | Err(_) => return Then::Close,
-            }
+        match hear_out(&self.client, wire, outbound).await {
+            // It had not read all, which is no word about what it said.
+            Then::Reset => Then::Close,
+            then => then,
         }
     }
 
@@ -368,8 +364,25 @@ where
                 let (inbound, outbound) = (std::mem::take(up.flow.buffer), std::mem::take(outbound));
                 relay::tunnel(client, wire, inbound, outbound).await.into()
             }
+            Flowed::Strange => hear_out(client, wire, outbound).await,
             Flowed::Cut => Then::Close,
             Flowed::ClientGone => Then::Drop,
+        }
+    }
+}
+
+/// Ends what the client says to dockerd, and hands on what dockerd says until it has ended too.
+async fn hear_out(client: &Wire, wire: &Wire, outbound: &mut BytesMut) -> Then {
+    wire.finish().await;
+    loop {
+        let mut count = outbound.len();
+        if client.write_from(outbound, &mut count).await.is_err() {
+            return Then::Drop;
+        }
+        match wire.read(outbound).await {
+            Ok(1..) => {}
+            Ok(0) => return Then::Close,
+            Err(_) => return Then::Reset,
         }
     }
 }
@@ -463,7 +476,8 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
         sent = outbound.len();
         let reply = match head::parse_reply(outbound, to_head) {
             Some(Ok(reply)) if reply.status != 101 && reply.body != Framing::UntilClose => reply,
-            Some(_) => break Flowed::Stream,
+            Some(Ok(_)) => break Flowed::Stream,
+            Some(Err(())) => break Flowed::Strange,
             None => match wire.read(outbound).await {
                 Ok(1..) => continue,
                 // A part of a head is what a client of dockerd's would have got.
@@ -474,7 +488,7 @@ async fn flow_down(client: &Wire, wire: &Wire, outbound: &mut BytesMut, to_head:
         sent -= down.has_gone();
         match down.carry(wire, client).await {
             Ok(true) if down.bounds.is_done() => {}
-            Ok(true) => break Flowed::Stream,
+            Ok(true) => break Flowed::Strange,
             Ok(false) | Err(Failed::Reading) => break Flowed::Cut,
             Err(Failed::Writing) => break Flowed::ClientGone,
         }

@@ -396,6 +396,40 @@ async fn a_client_that_resets_at_any_byte_ends_its_call_at_dockerd() {
     }
 }
 
+/// Behind such a reply the connection was a tunnel, and dockerd, which goes on to read requests, got what nobody had looked at.
+#[tokio::test]
+async fn behind_a_reply_that_cannot_be_read_nothing_goes_to_dockerd_any_more() {
+    let long =
+        format!("HTTP/1.1 301 Moved Permanently\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", "%ff".repeat(400_000));
+    let replies =
+        [long.as_bytes(), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc", b"HTTP/9\r\n\r\n"];
+    for reply in replies {
+        let mut stage = Stage::proxied().await;
+        stage.client.write_all(GET).await.unwrap();
+        let mut engine = stage.accept().await;
+        let mut read = vec![0; GET.len()];
+        within(engine.read_exact(&mut read)).await.unwrap();
+        let (mut says, mut hears) = (engine, Vec::new());
+        let mut got = vec![0; reply.len()];
+        let client = &mut stage.client;
+        let (written, read) = within(async { tokio::join!(says.write_all(reply), client.read_exact(&mut got)) }).await;
+        written.and(read.map(drop)).unwrap();
+        assert!(got == reply);
+        stage
+            .client
+            .write_all(b"POST /containers/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
+            .await
+            .unwrap();
+        // Its end, and nothing before that.
+        within(says.read_to_end(&mut hears)).await.unwrap();
+        assert_eq!(hears, b"");
+        says.write_all(b"more").await.unwrap();
+        drop(says);
+        let Got(rest, last) = receive(&mut stage.client, usize::MAX).await;
+        assert_eq!((rest.as_slice(), last == Last::Open), (b"more".as_slice(), false));
+    }
+}
+
 #[tokio::test]
 async fn early_answers_arrive_wherever_dockerd_stops_to_read() {
     let request =
