@@ -107,8 +107,8 @@ pub fn bodies(bytes: &[u8]) {
         requested: model::endpoint::Requested::default(),
         runtime: Some("gpu".to_owned()),
     };
-    for edited in
-        [replies::shown_in_inspect(bytes, |_| Some(shown.clone())), replies::shown_in_list(bytes, |_| Some(shown.clone()))]
+    let inspected = [false, true].map(|top| replies::shown_in_inspect(bytes, top, |_| Some(shown.clone())));
+    for edited in inspected.into_iter().chain([replies::shown_in_list(bytes, |_| Some(shown.clone()))])
     {
         if let Some(edited) = edited {
             assert!(plan::json::document(&edited).is_some());

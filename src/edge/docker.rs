@@ -231,8 +231,8 @@ impl Inspected {
     }
 }
 
-/// The longest name that is looked up, in bytes: a path of `http::Uri`, of 65,534, with each byte of the name written as three.
-const LONGEST_NAME: usize = 21_000;
+/// The longest segment of a path that is asked for: a path of `http::Uri` has at most 65,534 bytes.
+const LONGEST_SEGMENT: usize = 65_000;
 
 /// A name as one segment of a path, which bollard puts together from it as it is.
 fn segment(name: &str) -> String {
@@ -323,12 +323,19 @@ impl Docker {
     /// Read here and not by bollard, whose types know every value that a field may have: dockerd keeps some as the client
     /// spelled them, and a newer one has more.
     pub(crate) async fn look_up(&self, name: &str) -> Result<Option<Container>, Fault> {
-        // No name, and one that is longer than a path of our client's can be.
-        if name.is_empty() || name.len() > LONGEST_NAME {
+        if name.is_empty() {
             return Ok(None);
         }
+        let mut path = segment(name);
+        if path.len() > LONGEST_SEGMENT {
+            // dockerd sets no limit to a name. So long it is no id.
+            let own = name.strip_prefix('/').unwrap_or(name);
+            let listed = self.list().await?.into_iter().find(|one| one.name == own);
+            let Some(listed) = listed else { return Ok(None) };
+            listed.id.as_str().clone_into(&mut path);
+        }
         let doing = format!("inspect container {name} at dockerd {}", self.host);
-        match self.ask(&format!("/containers/{}/json", segment(name)), &doing).await? {
+        match self.ask(&format!("/containers/{path}/json"), &doing).await? {
             (200, body) => {
                 let found = serde_json::from_slice::<Inspected>(&body).map_err(|error| error.to_string());
                 found.and_then(Inspected::read).map(Some).map_err(|error| Fault::World(format!("{doing}: {error}")))
@@ -344,7 +351,8 @@ impl Docker {
     /// The name and the id of a network that is named by either; `None` if there is none. For somebody who waits for dockerd
     /// anyhow.
     pub(crate) async fn network(&self, name: &str) -> Result<Option<(String, String)>, Fault> {
-        if name.is_empty() || name.len() > LONGEST_NAME {
+        // One that is longer is no network's that a container can name.
+        if name.is_empty() || segment(name).len() > LONGEST_SEGMENT {
             return Ok(None);
         }
         let doing = format!("inspect network {name} at dockerd {}", self.host);

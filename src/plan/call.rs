@@ -86,6 +86,11 @@ impl Classified {
     pub(crate) fn is_before_1_24(&self) -> bool {
         self.version.as_ref().is_some_and(|version| version.is_before("1.24"))
     }
+
+    /// Whether an inspect has the address of the default network at the top of `NetworkSettings`, which ended with API 1.52.
+    pub(crate) fn shows_address_at_the_top(&self) -> bool {
+        self.version.as_ref().is_some_and(|version| version.is_before("1.52"))
+    }
 }
 
 /// Tells what a request is. `target` is the raw second word of the request line.

@@ -73,13 +73,15 @@ pub(crate) fn with_warnings(reply: &[u8], warnings: &[String]) -> Option<Vec<u8>
     Some(json::splice(reply, vec![edit]))
 }
 
-/// The reply to an inspect with our address in it; `None` if the container is not ours.
+/// The reply to an inspect with our address in it; `None` if the container is not ours. `at_the_top`: whether the version of the
+/// API has the address of the default network at the top of `NetworkSettings` too, whoever writes it there.
 pub(crate) fn shown_in_inspect(
     reply: &[u8],
+    at_the_top: bool,
     appearance: impl Fn(&ContainerId) -> Option<Appearance>,
 ) -> Option<Vec<u8>> {
     let top = json::document(reply)?;
-    Some(json::splice(reply, container_edits(reply, &top, &appearance)?))
+    Some(json::splice(reply, container_edits(reply, &top, at_the_top, &appearance)?))
 }
 
 /// The list of containers with our addresses in it; `None` if none of them is ours.
@@ -87,7 +89,7 @@ pub(crate) fn shown_in_list(reply: &[u8], appearance: impl Fn(&ContainerId) -> O
     let top = json::document(reply)?;
     let containers = json::elements(reply, &top)?;
     let edits: Vec<Edit> =
-        containers.iter().filter_map(|span| container_edits(reply, span, &appearance)).flatten().collect();
+        containers.iter().filter_map(|span| container_edits(reply, span, false, &appearance)).flatten().collect();
     if edits.is_empty() { None } else { Some(json::splice(reply, edits)) }
 }
 
@@ -95,17 +97,25 @@ pub(crate) fn shown_in_list(reply: &[u8], appearance: impl Fn(&ContainerId) -> O
 fn container_edits(
     reply: &[u8],
     span: &Span,
+    at_the_top: bool,
     appearance: &impl Fn(&ContainerId) -> Option<Appearance>,
 ) -> Option<Vec<Edit>> {
     let members = json::members(reply, span)?;
     let id = id_of(reply, &members)?;
     let shown = appearance(&id)?;
-    let settings = json::members(reply, &member(&members, "NetworkSettings")?.value)?;
-    // Only members that dockerd shows: which ones there are depends on the version of the API.
-    let mut edits: Vec<Edit> = address_members(&shown)
-        .into_iter()
-        .filter_map(|(key, value)| Some((member(&settings, key)?.value.clone(), value)))
-        .collect();
+    let settings_span = &member(&members, "NetworkSettings")?.value;
+    let settings = json::members(reply, settings_span)?;
+    let (mut edits, mut is_empty): (Vec<Edit>, _) = (Vec::new(), settings.is_empty());
+    for (key, value) in address_members(&shown) {
+        match member(&settings, key) {
+            Some(there) => edits.push((there.value.clone(), value)),
+            // Engines from 29 on leave it out where the container is not on the bridge.
+            None if at_the_top => {
+                edits.push(json::append_member(reply, settings_span, std::mem::take(&mut is_empty), key, &value));
+            }
+            None => {}
+        }
+    }
     if let Some(networks) = member(&settings, "Networks") {
         edits.push((networks.value.clone(), networks_text(reply, &networks.value, &shown, &id)));
     }

@@ -39,6 +39,9 @@ pub(crate) struct Calls {
     workers: Handle,
 }
 
+/// How long a body may be, in bytes, that is read on the thread of the connection, which carries others too.
+const LIGHT: usize = 64 << 10;
+
 impl Calls {
     pub(crate) fn new(network: Arc<Network>, under_way: TaskTracker, workers: Handle) -> Self {
         Calls { network, under_way, workers }
@@ -58,7 +61,9 @@ impl Service<Asked> for Calls {
         let network = Arc::clone(&self.network);
         let is_light = match &asked.request.classified.call {
             Call::Inspect { .. } => true,
-            Call::Create { name } => matches!(body::read_create(&asked.body, name, &Runtimes::default()), Ok(None)),
+            Call::Create { name } if asked.body.len() <= LIGHT => {
+                matches!(body::read_create(&asked.body, name, &Runtimes::default()), Ok(None))
+            }
             _ => false,
         };
         let only_reads = matches!(asked.request.classified.call, Call::List);
@@ -154,7 +159,8 @@ async fn answer(network: &Network, manner: Manner, asked: &mut Asked) -> Result<
         }
         Call::Inspect { .. } => {
             let reply = upstream.exchange(raw).await?;
-            Ok(shown(reply, |body| replies::shown_in_inspect(body, |id| network.appearance(id))))
+            let at_the_top = request.classified.shows_address_at_the_top();
+            Ok(shown(reply, |body| replies::shown_in_inspect(body, at_the_top, |id| network.appearance(id))))
         }
         Call::List => {
             let reply = upstream.exchange(raw).await?;

@@ -31,7 +31,7 @@ fn inspect_shows_the_runtime_that_was_asked_for() {
     );
     for (runtime, wanted) in [(Some("gpu".to_owned()), "gpu"), (None, "calico")] {
         let shown = Appearance { runtime, ..appearance(&[]) };
-        let edited = shown_in_inspect(reply.as_bytes(), |_| Some(shown.clone())).unwrap();
+        let edited = shown_in_inspect(reply.as_bytes(), false, |_| Some(shown.clone())).unwrap();
         let edited: Value = serde_json::from_slice(&edited).unwrap();
         assert_eq!(edited["HostConfig"], json!({"NetworkMode": "none", "Runtime": wanted, "x": 1}));
     }
@@ -52,6 +52,22 @@ fn warnings_join_those_of_dockerd() {
     }
 }
 
+/// Engines from 29 on show it to older clients only where the container is on the bridge, and then it was nowhere.
+#[test]
+fn inspect_shows_our_address_at_the_top_where_the_version_of_the_api_has_it_and_dockerd_leaves_it_out() {
+    for settings in [r#"{"Bridge":"","Networks":{"none":{"IPAddress":""}} }"#, "{}"] {
+        let reply = format!(r#"{{"Id":"{ID}","NetworkSettings":{settings}}}"#);
+        let show = |at_the_top: bool| -> Value {
+            let edited = shown_in_inspect(reply.as_bytes(), at_the_top, |_| Some(appearance(&[]))).unwrap();
+            serde_json::from_slice::<Value>(&edited).unwrap()["NetworkSettings"].clone()
+        };
+        let old = show(true);
+        let shown = ["IPAddress", "Gateway", "MacAddress"].map(|key| old[key].clone());
+        assert_eq!(shown, [json!("10.1.0.7"), json!("172.25.0.1"), json!("02:00:00:00:00:01")]);
+        assert_eq!(show(false).get("IPAddress"), None);
+    }
+}
+
 #[test]
 fn inspect_shows_our_address_where_docker_shows_one() {
     let reply = format!(
@@ -60,7 +76,7 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     );
     let show = |networks: &[(&str, &[&str])]| -> Value {
         let shown = appearance(networks);
-        serde_json::from_slice(&shown_in_inspect(reply.as_bytes(), |_| Some(shown.clone())).unwrap()).unwrap()
+        serde_json::from_slice(&shown_in_inspect(reply.as_bytes(), false, |_| Some(shown.clone())).unwrap()).unwrap()
     };
     let none = show(&[]);
     let settings = &none["NetworkSettings"];
@@ -82,14 +98,14 @@ fn inspect_shows_our_address_where_docker_shows_one() {
     assert_eq!(networks["b"]["Aliases"], json!(["3f2a91000000"]));
     // A network that dockerd really has it in is shown as dockerd shows it, whatever was asked for.
     let joined = reply.replace(r#""Networks":{"#, r#""Networks":{"a":{"IPAddress":"172.18.0.2","NetworkID":"5678"},"#);
-    let shown = shown_in_inspect(joined.as_bytes(), |_| Some(appearance(&[("a", &[]), ("b", &[])]))).unwrap();
+    let shown = shown_in_inspect(joined.as_bytes(), false, |_| Some(appearance(&[("a", &[]), ("b", &[])]))).unwrap();
     let shown: Value = serde_json::from_slice(&shown).unwrap();
     let networks = &shown["NetworkSettings"]["Networks"];
     assert_eq!(networks["a"], json!({"IPAddress": "172.18.0.2", "NetworkID": "5678"}));
     assert_eq!(networks["b"]["IPAddress"], "10.1.0.7");
     assert_eq!(networks.as_object().unwrap().len(), 2);
-    assert_eq!(shown_in_inspect(reply.as_bytes(), |_| None), None);
-    assert_eq!(shown_in_inspect(br#"{"message":"x"}"#, |_| Some(appearance(&[]))), None);
+    assert_eq!(shown_in_inspect(reply.as_bytes(), false, |_| None), None);
+    assert_eq!(shown_in_inspect(br#"{"message":"x"}"#, true, |_| Some(appearance(&[]))), None);
 }
 
 #[test]
@@ -133,7 +149,7 @@ proptest! {
     fn no_reply_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64), text in r#"[\[\]{}",:a-z0-9\\]{0,64}"#) {
         for bytes in [bytes.as_slice(), text.as_bytes()] {
             let _ = (created_id(bytes), deleted_ids(bytes), with_warnings(bytes, &["x".into()]));
-            let _ = (shown_in_list(bytes, |_| None), shown_in_inspect(bytes, |_| None));
+            let _ = (shown_in_list(bytes, |_| None), shown_in_inspect(bytes, true, |_| None));
         }
     }
 }
