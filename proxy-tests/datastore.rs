@@ -305,6 +305,25 @@ fn a_wipe_by_hand_is_seen_before_any_part_of_it_is_acted_on() {
     lab.remove_everything();
 }
 
+/// The node took its own report for that of another host of its name, and followed etcd for a moment every 90 s.
+#[test]
+fn an_address_of_a_host_that_somebody_else_has_written_is_put_right_when_all_is_read_again() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", WEB);
+    let path = "/calico/v1/host/h1/bird_ip";
+    wait_until("h1 reports itself", SOON, || lab.etcd().keys("/calico/felix/v1/host/h1/status").len() == 1);
+    lab.etcd().put(path, "172.25.0.99");
+    lab.kill_etcd();
+    lab.start_etcd();
+    comes_back(h1);
+    assert_eq!(lab.etcd().get(path).as_deref(), Some("172.25.0.1"));
+    let bob = h1.run("bob", WEB);
+    reach_each_other(&[&ann, &bob]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 /// A node that began after a restore gave out what the backup did not know: addresses of containers that ran on other hosts.
 #[test]
 fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_has_said_what_it_holds() {
@@ -328,8 +347,12 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
         assert_eq!(refused.status, 503, "{wish}: {}", refused.message());
         assert!(refused.message().contains("/calico/v1/host/h2/bird_ip"), "{}", refused.message());
     }
-    // What is known goes on.
+    // What is known goes on, and that somebody is waited for is not forgotten with the process.
     h1.docker("restart -t 0 ann").ok();
+    h1.kill_node();
+    h1.spawn_node(&[]);
+    wait_until("h1 says it again", SOON, || waits_for(h1).contains("what h2 held meanwhile is not known yet"));
+    assert_eq!(h1.create("thief", &["CALICO_IP=auto"]).status, 503);
     h2.spawn_node(&[]);
     lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 4, || host.is_ready()));
     assert_eq!(bob.ip(), address);

@@ -55,8 +55,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let kept = LastSeen::in_state_dir(folder.path());
         assert_eq!(kept.read(), Ok(None));
-        for revision in [1, i64::MAX] {
-            let seen = Seen { cluster: u64::MAX, revision };
+        for (revision, waits_since) in [(1, None), (i64::MAX, Some(7))] {
+            let seen = Seen { cluster: u64::MAX, revision, reported: 3, waits_since };
             kept.keep(seen).unwrap();
             assert_eq!(kept.read(), Ok(Some(seen)));
         }

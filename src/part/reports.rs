@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::etcd::{Etcd, Write, to_json};
+use crate::edge::etcd::{Etcd, Outcome, Write, to_json};
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key, endpoint_reports_of};
 use crate::model::name::HostName;
@@ -91,7 +91,10 @@ impl Reporter {
             Write::PutLeased(Key::HostStatus(self.host.clone()), report.clone(), lease),
             Write::Put(Key::HostLastStatus(self.host.clone()), report),
         ];
-        self.etcd.transact("report this host", &[], &writes).await.map(drop)
+        if let Outcome::Done(revision) = self.etcd.transact("report this host", &[], &writes).await? {
+            self.store.reported(revision);
+        }
+        Ok(())
     }
 
     async fn tell_of_endpoints(&self) {

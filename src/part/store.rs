@@ -31,6 +31,7 @@ use crate::plan::backoff::Backoff;
 use crate::plan::settings::Settings;
 use crate::plan::standing::{self, Seen, Standing};
 
+mod going_back;
 mod putting_back;
 
 /// How long to wait before trying etcd again.
@@ -72,6 +73,8 @@ pub(crate) struct Store {
     settings: watch::Sender<Settings>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
+    /// What was seen of the datastore.
+    seen: Mutex<Seen>,
     /// Why no address may be given out though the datastore is believed.
     withheld: RwLock<Option<String>>,
     /// The containers that are gone, of which something is kept here still.
@@ -95,6 +98,7 @@ impl Store {
             synced: watch::Sender::new(Synced::default()),
             settings: watch::Sender::default(),
             doubt: RwLock::default(),
+            seen: Mutex::default(),
             withheld: RwLock::default(),
             going: Mutex::default(),
         }
@@ -144,11 +148,6 @@ impl Store {
     /// Why the datastore that answers is not believed; `None` if none answers or it is.
     pub(crate) fn doubt(&self) -> Option<String> {
         self.doubt.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Why no address may be given out: another host may hold it, and has not said so yet.
-    pub(crate) fn withheld(&self) -> Option<String> {
-        self.withheld.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until the view includes a revision, so that who wrote it also reads it.
@@ -212,17 +211,16 @@ impl Store {
     pub(crate) async fn run(&self, etcd: &Etcd, holdings: &Holdings, stop: &CancellationToken) {
         let mut backoff = RETRY;
         let mut known = None;
-        // The revision from which on the others have to speak.
-        let mut went_back = None;
         let mut told: Option<Discriminant<Fault>> = None;
         while !stop.is_cancelled() {
             let mut since = None;
             let ended = tokio::select! {
                 () = stop.cancelled() => {
-                    self.keep_seen(holdings, known);
+                    self.note_revision();
+                    self.keep_seen(holdings);
                     return;
                 }
-                ended = self.follow(etcd, holdings, &mut known, &mut went_back, &mut since) => ended,
+                ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
             };
             self.synced.send_modify(|synced| synced.connected = false);
             if since.is_some_and(|since: Instant| since.elapsed() >= STANDS) {
@@ -242,17 +240,31 @@ impl Store {
         }
     }
 
-    /// Asks whether this is the datastore that the host's containers are recorded in.
-    fn check(&self, etcd: &Etcd, known: Option<&Standing>, reserved: usize, found: &Standing) -> Result<(), Fault> {
-        self.believe(etcd, standing::doubt(known, reserved, found))
+    /// Asks whether this is the datastore that the host's containers are recorded in, and nobody else is this host.
+    async fn check(
+        &self,
+        etcd: &Etcd,
+        known: Option<&Standing>,
+        own: Ipv4Addr,
+        reserved: usize,
+        found: &Standing,
+    ) -> Result<(), Fault> {
+        let doubt = match standing::doubt(known, reserved, found) {
+            Some(why) => Some(why),
+            None => self.namesake(etcd, own).await?,
+        };
+        self.believe(etcd, doubt)
     }
 
-    /// Whether nobody else is this host. Asked at each load: who was cut off for long may find another one in its place.
-    async fn check_name(&self, etcd: &Etcd, own: Ipv4Addr, snapshot: &Snapshot) -> Result<(), Fault> {
-        let recorded = snapshot.host_ips.get(&self.host).and_then(Record::readable);
-        let Some(other) = recorded.filter(|recorded| **recorded != own) else { return Ok(()) };
-        let reports = etcd.get(&Key::HostStatus(self.host.clone())).await?.is_some();
-        self.believe(etcd, reports.then(|| standing::namesake(&self.host, own, *other)))
+    /// Who else is this host, in words. Asked before each load: who was cut off for long may find another one in its place.
+    async fn namesake(&self, etcd: &Etcd, own: Ipv4Addr) -> Result<Option<String>, Fault> {
+        let recorded = etcd.get(&Key::HostIp(self.host.clone())).await?;
+        let recorded = recorded.and_then(|found| std::str::from_utf8(&found.value).ok()?.trim().parse::<IpAddr>().ok());
+        let Some(other) = recorded.filter(|recorded| *recorded != own) else { return Ok(None) };
+        // A word of this process's own is nobody else's, and one that has just begun has said none.
+        let report = etcd.get(&Key::HostStatus(self.host.clone())).await?;
+        let reported = self.seen().reported;
+        Ok(report.filter(|report| report.revision != reported).map(|_| standing::namesake(&self.host, own, other)))
     }
 
     fn believe(&self, etcd: &Etcd, doubt: Option<String>) -> Result<(), Fault> {
@@ -268,7 +280,6 @@ impl Store {
         etcd: &Etcd,
         holdings: &Holdings,
         known: &mut Option<Standing>,
-        went_back: &mut Option<i64>,
         since: &mut Option<Instant>,
     ) -> Fault {
         let mut followed: Option<Watch> = None;
@@ -282,7 +293,7 @@ impl Store {
                     ended = self.heed(watch, known) => return ended,
                 },
             };
-            let Loaded { standing, snapshot, mut watch, back } = match (loaded, &mut followed) {
+            let (standing, snapshot, mut watch) = match (loaded, &mut followed) {
                 (Ok(loaded), _) => loaded,
                 // What is followed is as good as before.
                 (Err(fault @ Fault::Away(_)), Some(watch)) => {
@@ -295,9 +306,8 @@ impl Store {
                 (Err(fault), _) => return fault,
             };
             let revision = snapshot.revision;
-            *went_back = back.or(*went_back);
-            if went_back.is_some() {
-                self.withhold(waits_for_all(&self.host, &snapshot));
+            if self.seen().waits_since.is_some() {
+                self.wait_for(&going_back::others(&self.host, &snapshot));
             }
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
@@ -310,65 +320,27 @@ impl Store {
             self.tell_settings();
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
-            self.keep_seen(holdings, *known);
             let mut due = std::pin::pin!(self.resync_due());
             loop {
-                let pause = if went_back.is_some() { ASK_OTHERS_EVERY } else { KEEP_SEEN_EVERY };
+                self.note_revision();
+                self.keep_seen(holdings);
+                let waits_since = self.seen().waits_since;
+                let look = async {
+                    tokio::time::sleep(if waits_since.is_some() { ASK_OTHERS_EVERY } else { KEEP_SEEN_EVERY }).await;
+                    if let Some(since) = waits_since {
+                        self.ask_others(etcd, since).await;
+                    }
+                };
                 tokio::select! {
                     ended = self.heed(&mut watch, known) => return ended,
                     () = &mut due => {
                         followed = Some(watch);
                         break;
                     }
-                    () = tokio::time::sleep(pause) => {}
+                    () = look => {}
                 }
-                if let Some(since) = *went_back
-                    && self.all_have_spoken(etcd, since).await
-                {
-                    *went_back = None;
-                }
-                self.keep_seen(holdings, *known);
             }
         }
-    }
-
-    /// Keeps how far the datastore has come, as it is seen here.
-    fn keep_seen(&self, holdings: &Holdings, known: Option<Standing>) {
-        let revision = self.synced.borrow().revision;
-        let Some(Standing { cluster, .. }) = known.filter(|_| revision > 0) else { return };
-        if let Err(fault) = holdings.last_seen.keep(Seen { cluster, revision }) {
-            tracing::warn!(%fault, "a node that begins after this one will not know how far the datastore had come");
-        }
-    }
-
-    fn withhold(&self, why: Option<String>) {
-        let mut withheld = self.withheld.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(why) = &why
-            && withheld.is_none()
-        {
-            tracing::warn!(why, "no address is given out");
-        } else if why.is_none() && withheld.is_some() {
-            tracing::info!("all hosts have said what they hold: addresses are given out again");
-        }
-        *withheld = why;
-    }
-
-    /// Whether all other hosts have said what they hold since a revision. They do it before they report themselves.
-    async fn all_have_spoken(&self, etcd: &Etcd, since: i64) -> bool {
-        let mut silent = self.read(|snapshot| others(&self.host, snapshot));
-        let mut still = Vec::new();
-        for host in silent.drain(..) {
-            match etcd.get(&Key::HostLastStatus(host.clone())).await {
-                Ok(Some(found)) if found.revision > since => {}
-                Ok(_) => still.push(host),
-                // Asked again with the next look.
-                Err(_) => return false,
-            }
-        }
-        let why = (!still.is_empty()).then(|| standing::waits_for(&still));
-        let all = why.is_none();
-        self.withhold(why);
-        all
     }
 
     /// Takes in what a watch tells until it is over; answers why it is.
@@ -461,59 +433,30 @@ impl Store {
         holdings: &Holdings,
         known: Option<Standing>,
         followed: bool,
-    ) -> Result<Loaded, Fault> {
-        let known = known.as_ref();
-        let seen = self.synced.borrow().revision;
+    ) -> Result<(Standing, Snapshot, Watch), Fault> {
+        let (known, own) = (known.as_ref(), holdings.host.ip);
+        // Before the load, beside which the view may go on.
+        if known.is_some() {
+            self.note_revision();
+        }
         let reserved = holdings.reservations.containers()?;
-        self.check(etcd, known, reserved.len(), &etcd.standing().await?)?;
+        let count = reserved.len();
+        self.check(etcd, known, own, count, &etcd.standing().await?).await?;
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
-        self.check(etcd, known, reserved.len(), &standing)?;
-        self.check_name(etcd, holdings.host.ip, &snapshot).await?;
-        let found = Seen { cluster: standing.cluster, revision: snapshot.revision };
-        let went_back = match known {
-            Some(_) => snapshot.revision < seen,
-            None => holdings
-                .last_seen
-                .read()
-                .unwrap_or_else(|fault| {
-                    tracing::warn!(%fault, "whether the datastore has gone back since cannot be told");
-                    None
-                })
-                .is_some_and(|seen| seen.is_ahead_of(&found)),
-        };
+        self.check(etcd, known, own, count, &standing).await?;
+        let went_back = self.heed_going_back(etcd, holdings, standing.cluster, snapshot.revision).await?;
         let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
         if put_back || went_back {
             tokio::time::sleep(GRACE).await;
             (standing, snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
-            self.check(etcd, known, reserved.len(), &standing)?;
+            self.check(etcd, known, own, count, &standing).await?;
         }
         let mut watch = etcd.watch_after(snapshot.revision).await?;
         if followed {
             self.catch_up(&mut snapshot, &mut watch).await?;
         }
-        Ok(Loaded { standing, snapshot, watch, back: went_back.then_some(found.revision) })
+        Ok((standing, snapshot, watch))
     }
-}
-
-/// A load that is complete, and followed.
-struct Loaded {
-    standing: Standing,
-    snapshot: Snapshot,
-    watch: Watch,
-    /// The datastore has gone back: to this revision.
-    back: Option<i64>,
-}
-
-/// The hosts beside this one.
-fn others(own: &HostName, snapshot: &Snapshot) -> Vec<HostName> {
-    snapshot.host_ips.keys().filter(|host| *host != own).cloned().collect()
-}
-
-/// Why no address may be given out before any other host has spoken; `None` if there is none.
-fn waits_for_all(own: &HostName, snapshot: &Snapshot) -> Option<String> {
-    let others = others(own, snapshot);
-    // Without reports nobody ever speaks.
-    (!others.is_empty() && Settings::of(snapshot, own).host_report.is_some()).then(|| standing::waits_for(&others))
 }
 
 /// The claims that some changes take away from endpoints of this host, with the endpoints.

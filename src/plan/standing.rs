@@ -24,19 +24,25 @@ pub(crate) struct Standing {
     pub(crate) ready: bool,
 }
 
-/// How far a host has seen a datastore come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a host has seen of a datastore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Seen {
     /// etcd's id of its cluster.
     pub(crate) cluster: u64,
+    /// How far it had come.
     pub(crate) revision: i64,
+    /// The revision of this host's last report of itself; 0 if it has made none.
+    pub(crate) reported: i64,
+    /// It had gone back, and not every host has said since this revision what it holds.
+    pub(crate) waits_since: Option<i64>,
 }
 
 impl Seen {
     /// Whether a datastore is not the one that was seen, or was put back to an older state since: then other hosts may hold
-    /// addresses that are free in it, and have still to say so.
+    /// addresses that are free in it, and have still to say so. A restore may set the revision higher than it ever was, so
+    /// this host's own report, of which a backup has an older one or none, counts too.
     pub(crate) fn is_ahead_of(&self, found: &Seen) -> bool {
-        self.cluster != found.cluster || self.revision > found.revision
+        self.cluster != found.cluster || self.revision > found.revision || self.reported > found.reported
     }
 }
 
@@ -44,7 +50,7 @@ impl Seen {
 pub(crate) fn waits_for(hosts: &[HostName]) -> String {
     let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
     format!(
-        "the datastore has gone back to an older state, and what {} held meanwhile is not known yet: a node that runs there tells it within \
+        "the datastore has gone back to an older state, or is another one, and what {} held meanwhile is not known yet: a node that runs there tells it within \
          seconds, or once it is restarted if the datastore is of another cluster; of a host that is no more remove the key {}",
         names.join(", "),
         hosts.iter().map(|host| Key::HostIp(host.clone()).path()).collect::<Vec<_>>().join(", ")
@@ -85,9 +91,11 @@ mod tests {
 
     #[test]
     fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
-        let at = |cluster, revision| Seen { cluster, revision };
-        assert!(!at(7, 5).is_ahead_of(&at(7, 5)) && !at(7, 5).is_ahead_of(&at(7, 6)));
-        assert!(at(7, 5).is_ahead_of(&at(7, 4)) && at(7, 5).is_ahead_of(&at(8, 6)));
+        let at = |cluster, revision, reported| Seen { cluster, revision, reported, waits_since: None };
+        assert!(!at(7, 5, 4).is_ahead_of(&at(7, 5, 4)) && !at(7, 5, 4).is_ahead_of(&at(7, 9, 8)));
+        for found in [at(7, 4, 4), at(8, 6, 4), at(7, 5000, 2), at(7, 5000, 0)] {
+            assert!(at(7, 5, 4).is_ahead_of(&found), "{found:?}");
+        }
     }
 
     #[test]

@@ -120,9 +120,6 @@ impl Network {
     /// `Refusal` for a wish that can never be met, `Conflict` for an address that is taken or a pool that is full,
     /// `Away` without etcd. Nothing is left claimed.
     pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
-        if let Some(why) = self.store.withheld() {
-            return Err(Fault::Away(format!("claim an address: {why}")));
-        }
         let request = hex(&random::<8>()?);
         self.begin(&request);
         let prepared = match self.claim(ask, &request).await {
@@ -143,6 +140,9 @@ impl Network {
     }
 
     async fn claim(&self, mut ask: Ask, request: &str) -> Result<Prepared, Fault> {
+        if let Some(why) = self.store.withheld() {
+            return Err(Fault::Away(format!("claim an address: {why}")));
+        }
         let lease = self.lease()?;
         for named in ask.requested.networks.clone().into_keys() {
             if let Some((name, id)) = self.docker.network(&named).await? {

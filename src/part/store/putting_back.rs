@@ -9,6 +9,7 @@
 //! frees it as if the record had never been lost.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
@@ -67,7 +68,8 @@ impl Store {
         }
         let transactions = self.read(|before| {
             let mut transactions = lacking(&kept, before, found)?;
-            if known && !found.host_ips.contains_key(&holdings.host.name) {
+            let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
+            if known && recorded != Some(&IpAddr::V4(holdings.host.ip)) {
                 let mut filled = found.clone();
                 for write in transactions.iter().flat_map(|(_, writes)| writes) {
                     if let Write::Put(key, value) = write {

@@ -38,7 +38,9 @@ impl Kernel {
         self.blame(WHOLE, fault.to_string());
         let only = scope.look.is_none().then_some(&scope.changes.filter);
         let steps = diff::steps(&desired.filter, self.seen(FILTER), only);
-        self.failed.extend(steps.iter().filter_map(ChainStep::chain).cloned());
+        // A dispatch that is only to get or to lose entries leads where it led.
+        let is_other = |step: &&ChainStep| !matches!(step, ChainStep::Append(..) | ChainStep::Delete(..));
+        self.failed.extend(steps.iter().filter(is_other).filter_map(ChainStep::chain).cloned());
         false
     }
 

@@ -1,0 +1,116 @@
+//! Going back: in a datastore that was put back to an older state no address is given out before every host has said what it
+//! holds.
+//!
+//! What a backup does not know is free in it, and may be in use on another host, whose node writes it again as soon as it
+//! has read the datastore ([`putting_back`](super::putting_back)). That may take as long as it takes somebody to restart
+//! that node. So each other host is waited for until it has reported itself, which a node does after that.
+//!
+//! A process knows that the datastore has gone back by what it has seen of it, a new one by what the last one kept on the
+//! disk. Limits: nobody waits for the word of a host that the backup does not know at all, or that reports nothing.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use super::{Holdings, Store};
+use crate::edge::etcd::Etcd;
+use crate::model::fault::Fault;
+use crate::model::key::Key;
+use crate::model::name::HostName;
+use crate::model::snapshot::Snapshot;
+use crate::plan::settings::Settings;
+use crate::plan::standing::{self, Seen};
+
+impl Store {
+    /// Why no address may be given out: another host may hold it, and has not said so yet.
+    pub(crate) fn withheld(&self) -> Option<String> {
+        self.withheld.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes this host's report of itself.
+    pub(crate) fn reported(&self, revision: i64) {
+        self.seen().reported = revision;
+    }
+
+    /// Notes how far the view has come.
+    pub(super) fn note_revision(&self) {
+        let revision = self.synced.borrow().revision;
+        let mut seen = self.seen();
+        seen.revision = seen.revision.max(revision);
+    }
+
+    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares a datastore with what was seen before. If it has gone back, that is kept before anything is written to
+    /// it, so that neither a load that fails nor the end of this process makes it forgotten.
+    pub(super) async fn heed_going_back(
+        &self,
+        etcd: &Etcd,
+        holdings: &Holdings,
+        cluster: u64,
+        revision: i64,
+    ) -> Result<bool, Fault> {
+        let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
+        let found = Seen { cluster, revision, reported: own.map_or(0, |own| own.revision), waits_since: None };
+        if *self.seen() == Seen::default() {
+            let kept = holdings.last_seen.read().unwrap_or_else(|fault| {
+                tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
+                None
+            });
+            *self.seen() = kept.unwrap_or(found);
+        }
+        let went_back = self.seen().is_ahead_of(&found);
+        if went_back {
+            *self.seen() = Seen { waits_since: Some(revision), ..found };
+            self.keep_seen(holdings);
+        }
+        Ok(went_back)
+    }
+
+    /// Keeps on the disk what is seen of the datastore here.
+    pub(super) fn keep_seen(&self, holdings: &Holdings) {
+        let seen = *self.seen();
+        // Nothing was seen yet.
+        if seen == Seen::default() {
+            return;
+        }
+        if let Err(fault) = holdings.last_seen.keep(seen) {
+            tracing::debug!(%fault, "a node that begins after this one will not know how far the datastore had come");
+        }
+    }
+
+    /// Withholds addresses until these hosts have spoken.
+    pub(super) fn wait_for(&self, silent: &[HostName]) {
+        let why = (!silent.is_empty()).then(|| standing::waits_for(silent));
+        let mut withheld = self.withheld.write().unwrap_or_else(PoisonError::into_inner);
+        match (&*withheld, &why) {
+            (None, Some(why)) => tracing::warn!(why, "no address is given out"),
+            (Some(_), None) => tracing::info!("all hosts have said what they hold: addresses are given out again"),
+            _ => {}
+        }
+        *withheld = why;
+    }
+
+    /// Asks whether all other hosts have said since a revision what they hold: they put it back before they report themselves.
+    pub(super) async fn ask_others(&self, etcd: &Etcd, since: i64) {
+        let mut silent = Vec::new();
+        for host in self.read(|snapshot| others(&self.host, snapshot)) {
+            match etcd.get(&Key::HostLastStatus(host.clone())).await {
+                Ok(Some(found)) if found.revision > since => {}
+                Ok(_) => silent.push(host),
+                // Asked again with the next look.
+                Err(_) => return,
+            }
+        }
+        self.wait_for(&silent);
+        if silent.is_empty() {
+            self.seen().waits_since = None;
+        }
+    }
+}
+
+/// The hosts beside this one that report themselves: of the others nobody would ever hear.
+pub(super) fn others(own: &HostName, snapshot: &Snapshot) -> Vec<HostName> {
+    let reports = |host: &&HostName| *host != own && Settings::of(snapshot, host).host_report.is_some();
+    snapshot.host_ips.keys().filter(reports).cloned().collect()
+}
