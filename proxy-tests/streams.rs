@@ -430,7 +430,8 @@ fn a_client_over_tcp_that_closes_or_dies_without_a_word_is_given_up_and_one_that
     for end in ["sport", "dport"] {
         h1.sh(&format!("nft 'add rule inet cut in tcp {end} {{ {ports} }} drop'"));
     }
-    wait_until("dockerd is rid of the dead", Duration::from_mins(1), || connections(h1) <= all - dead.len());
+    // Each of the node's two threads may have been without the connection that it keeps ready when all were counted.
+    wait_until("dockerd is rid of the dead", Duration::from_mins(1), || connections(h1) + dead.len() <= all + 2);
     h1.raw_docker("create --name news busybox true").ok();
     let mut event = [0; 1];
     assert_eq!(silent.read(&mut event).unwrap(), 1, "who lives hears what happens");
