@@ -108,3 +108,23 @@ fn an_idle_node_keeps_its_etcd() {
     let log = h1.node_log_text();
     assert!(!log.contains("etcd is away") && !log.contains("lost the lease"), "{log}");
 }
+
+/// BIRD waited four minutes for a peer that is switched off before it brought any route to the kernel.
+#[test]
+fn a_host_that_is_switched_off_keeps_the_others_from_each_other_for_half_a_minute_at_most() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let (ann, far) = (
+        h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web"),
+        h2.run("far", "-e CALICO_IP=auto -e CALICO_PROFILE=web"),
+    );
+    ann.comes_to_reach(far.ip());
+    lab.etcd().put("/calico/bgp/v1/host/h9/ip_addr_v4", "172.25.0.99");
+    // As after a reboot: of routes that are learnt nothing is left.
+    h1.kill_node();
+    h1.sh("ip route flush proto bird");
+    h1.start_node();
+    wait_until("ann reaches the other host again", Duration::from_secs(50), || ann.reaches(far.ip()));
+    lab.etcd().ctl(&["del", "/calico/bgp/v1/host/h9/ip_addr_v4"]).run().ok();
+    lab.remove_everything();
+}

@@ -102,7 +102,7 @@ pub(crate) fn node() -> ExitCode {
                 Some(Command::Clean) => {
                     prepare_folders(&flags)?;
                     let _only = checks::be_the_only_one(&flags.run_dir).await?;
-                    clean::run().await
+                    clean::run(&flags.run_dir).await
                 }
                 Some(Command::InstallRuntime) => say(&runtime_entry::install(&flags.site()?).await?),
                 Some(Command::UninstallRuntime { force }) => {
@@ -456,6 +456,16 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
 fn prepare_folders(flags: &Flags) -> Result<(), Fault> {
     for folder in [&flags.state_dir, &flags.run_dir] {
         let fault = |error: std::io::Error| Fault::World(format!("make folder {}: {error}", folder.display()));
+        if let Ok(there) = std::fs::metadata(folder) {
+            // It may be somebody else's too, so it stays as it is.
+            if there.permissions().mode() & 0o022 != 0 {
+                return Err(Fault::Refusal(format!(
+                    "use folder {}: others may write to it; name one of this node's own, or take that right away",
+                    folder.display()
+                )));
+            }
+            continue;
+        }
         std::fs::create_dir_all(folder).map_err(fault)?;
         // Others may pass through the run folder to the socket that the docker group may use.
         let mode = if folder == &flags.run_dir { 0o755 } else { 0o700 };

@@ -90,6 +90,8 @@ impl Bird {
         if self.daemon.is_none() {
             self.start(&file).await?;
         } else {
+            // It may take it in though no answer comes.
+            self.loaded = None;
             ask(&self.socket(), &format!("configure \"{}\"", file.display())).await?;
         }
         self.loaded = Some(configuration.to_owned());

@@ -86,7 +86,9 @@ pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<UnixListener,
         }
     }
     let listener = UnixListener::bind(&aside).map_err(|error| fault(&error))?;
-    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o660)).map_err(|error| fault(&error))?;
+    // Without a group of its own it is root's alone, and not of all who are in root's group.
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(mode)).map_err(|error| fault(&error))?;
     if let Some(group) = group {
         std::os::unix::fs::chown(&aside, None, Some(group)).map_err(|error| fault(&error))?;
     }

@@ -126,6 +126,12 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
             told.push(site.not_running());
             return Ok(told);
         };
+        // A reload does not change it: dockerd would end without the runtime.
+        if docker.runtimes().await?.default == RUNTIME {
+            return Err(Fault::Refusal(format!(
+                "it is the default runtime of {dockerd} now, which would end without it: take it out of the file and the flags, and start that dockerd again first"
+            )));
+        }
         if removed.is_some() || known(&docker).await?.is_some() {
             let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
             check_others(&docker, emptied.or(old.as_deref()).unwrap_or_default()).await?;

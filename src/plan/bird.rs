@@ -60,6 +60,11 @@ struct Neighbor {
     words: String,
 }
 
+/// How long a BIRD that begins waits for all of its peers before it brings routes to the kernel and to anybody else: of one that is
+/// switched off it would hear nothing, and its own limit is 240 s. A session comes about within some 5 s ("connect delay time").
+/// Source: BIRD 2.0.12, doc/bird.sgml, "graceful restart wait".
+const RECOVERY_S: u32 = 30;
+
 /// What the BIRD of a host should do, by the snapshot.
 pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Speaker {
     let families = [(Family::V4, true), (Family::V6, ip6.is_some())].into_iter().filter(|(_, speaks)| *speaks);
@@ -71,12 +76,13 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, i
         pools: families.flat_map(|(family, _)| snapshot.pools_of(family)).map(|pool| pool.cidr).collect(),
         peers: BTreeMap::new(),
     };
+    let is_own = |address: &IpAddr| [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)].contains(&Some(*address));
     let own = BgpScope::Host(host.clone());
     for (scope, prefix, words) in
         [(&own, "Node", "peer of this host"), (&BgpScope::Global, "Global", "peer of all hosts")]
     {
         let records = snapshot.bgp_peers.iter().filter(|((of, _), _)| of == scope);
-        for peer in records.filter_map(|(_, record)| record.readable()) {
+        for peer in records.filter_map(|(_, record)| record.readable()).filter(|peer| !is_own(&peer.ip)) {
             speaker.meet(prefix, peer.ip, peer.as_num, words);
         }
     }
@@ -85,8 +91,7 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, i
         for ((other, family), record) in &snapshot.bgp_ips {
             // Known again by name as well as by address: the address in the datastore may be one that we had before.
             let Some(Some(address)) = record.readable() else { continue };
-            let own = [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)].contains(&Some(*address));
-            if other != host && !own && *family == Family::of(*address) {
+            if other != host && !is_own(address) && *family == Family::of(*address) {
                 speaker.meet(MESH, *address, snapshot.as_of(other), &format!("host {other}"));
             }
         }
@@ -118,7 +123,8 @@ impl Speaker {
         let mut text = String::from("# Written by calico-node; changes are lost.\n");
         // BIRD wants one even when it speaks with nobody.
         let id = if self.ip.is_unspecified() { Ipv4Addr::new(0, 0, 0, 1) } else { self.ip };
-        let _ = writeln!(text, "router id {id};\nlog stderr all;\n");
+        let _ = writeln!(text, "router id {id};\nlog stderr all;");
+        let _ = writeln!(text, "graceful restart wait {RECOVERY_S};\n");
         let channels: Vec<Channel> = [Some(IpAddr::V4(self.ip)), self.ip6.map(IpAddr::V6)]
             .into_iter()
             .flatten()
