@@ -7,6 +7,7 @@
 //!
 //! Limits: nesting as deep as Go reads, [`DEEPEST`]; the scan keeps its own stack, so depth costs one byte a level.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// How deep values may nest. Source: Go `encoding/json` `maxNestingDepth`.
@@ -69,6 +70,19 @@ pub(crate) fn members(bytes: &[u8], span: &Span) -> Option<Vec<Member>> {
         found.push(Member { key: string(bytes, &key)?, start: key.start, value });
     }
     Some(found)
+}
+
+/// The keys that stand more than once in one object, anywhere in what lies at a span of [`document`].
+pub(crate) fn repeated(bytes: &[u8], span: &Span) -> BTreeSet<String> {
+    let (mut once, mut again) = (BTreeSet::new(), BTreeSet::new());
+    for member in members(bytes, span).unwrap_or_default() {
+        again.extend(repeated(bytes, &member.value));
+        if !once.insert(member.key.clone()) {
+            again.insert(member.key);
+        }
+    }
+    again.extend(elements(bytes, span).unwrap_or_default().iter().flat_map(|one| repeated(bytes, one)));
+    again
 }
 
 /// The elements of the array at a span of [`document`]; `None` if what lies there is no array.

@@ -19,6 +19,7 @@ use crate::model::pool::Family;
 use crate::model::profile::{Rules, default_rules, default_tags};
 use crate::model::rule::Rule;
 use crate::model::snapshot::{Record, Snapshot};
+use crate::plan::json;
 use crate::plan::rules::too_many;
 
 pub(super) const USAGE: &str = "\
@@ -331,6 +332,9 @@ fn parse_rules(input: &[u8], profile: &ProfileName) -> Result<Rules, Fault> {
         wrong(format!(" {error}: it must be one JSON object with inbound_rules and outbound_rules"))
     })?;
     let mut mistakes = Vec::new();
+    // Only the last of each would count, and whoever wrote both meant both.
+    let repeated = json::document(input).map(|top| json::repeated(input, &top)).unwrap_or_default();
+    mistakes.extend(repeated.iter().map(|key| format!("{key:?} stands twice in one object.")));
     if let Some(Value::String(id)) = map.get("id").filter(|id| id.as_str() != Some(profile.as_str())) {
         mistakes.push(format!("Rules JSON \"id\"={id} doesn't match profile name {profile}."));
     }
@@ -420,6 +424,12 @@ mod tests {
     #[test]
     fn every_mistake_of_new_rules_is_reported_at_once() {
         let text = br#"{"id": "other", "inbound_rules": [{"action": "maybe"}, {}, {"dst_ports": [70000]}], "x": 1}"#;
+        let twice = br#"{"inbound_rules": [{"action": "deny", "protocol": "tcp", "dst_ports": [22], "dst_ports": [23]}], "inbound_rules": []}"#;
+        let error = parse_rules(twice, &name("web")).unwrap_err().to_string();
+        assert!(
+            error.contains("\"dst_ports\" stands twice") && error.contains("\"inbound_rules\" stands twice"),
+            "{error}"
+        );
         let error = parse_rules(text, &name("web")).unwrap_err().to_string();
         for part in ["\"id\"=other doesn't match profile name web", "inbound_rules 1", "inbound_rules 3", "\"x\""] {
             assert!(error.contains(part), "{error}");
