@@ -392,10 +392,14 @@ fn claims_that_somebody_takes_away_are_there_again_and_the_addresses_nobody_else
     for address in addresses {
         assert_eq!(h1.create("thief", &[&format!("CALICO_IP={address}")]).status, 409);
     }
-    // What an operator takes away with its container's record is gone.
+    // A profile that an operator takes away while the nodes hear of nothing stays away.
+    lab.all_hosts().iter().for_each(|host| host.signal_node(Signal::SIGSTOP));
     lab.etcd().ctl(&["del", "--prefix", "/calico/v1/policy/profile/web/"]).run().ok();
-    comes_back(h1);
-    pause(Duration::from_millis(500));
+    lab.kill_etcd();
+    lab.start_etcd();
+    lab.all_hosts().iter().for_each(|host| host.signal_node(Signal::SIGCONT));
+    ann.ceases_to_reach(bob.ip());
+    lab.all_hosts().iter().for_each(comes_back);
     assert_eq!(lab.etcd().keys("/calico/v1/policy/profile/web/"), [""; 0]);
     h1.calicoctl("profile add web").ok();
     reach_each_other(&[&ann, &bob]);

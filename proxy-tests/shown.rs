@@ -98,6 +98,27 @@ fn every_version_of_the_api_shows_our_address_in_dockerd_s_own_shape() {
     lab.remove_everything();
 }
 
+/// Under a name of more than 21,000 bytes a container of ours was nobody's.
+#[test]
+fn a_container_is_ours_however_long_its_name_is() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    for length in [21_001, 64_000, 70_000] {
+        let name = "a".repeat(length);
+        let created = h1.create(&name, &["CALICO_IP=auto", "CALICO_PROFILE=web"]);
+        assert_eq!(created.status, 201, "{length}: {}", created.message());
+        let body = json!({"Container": name, "Force": true});
+        for (network, status) in [("none", 200), ("bridge", 403)] {
+            let reply = h1.api("POST", &format!("/networks/{network}/connect"), Some(&body));
+            assert_eq!(reply.status, status, "{length}: {network}");
+        }
+        assert_eq!(h1.api("DELETE", &format!("/containers/{name}?force=1"), None).status, 204);
+        assert!(h1.workload_keys().is_empty(), "{length}: still recorded when the delete was answered");
+    }
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 #[test]
 fn joining_the_network_that_is_shown_does_nothing_and_any_other_is_refused() {
     let lab = Lab::bridged();

@@ -73,8 +73,8 @@ pub(crate) struct Store {
     settings: watch::Sender<Settings>,
     /// Why the datastore that answers is not believed.
     doubt: RwLock<Option<String>>,
-    /// What was seen of the datastore.
-    seen: Mutex<Seen>,
+    /// What was seen of the datastore; `None` before the first load.
+    seen: Mutex<Option<Seen>>,
     /// Why no address may be given out though the datastore is believed.
     withheld: RwLock<Option<String>>,
     /// The containers that are gone, of which something is kept here still.
@@ -216,8 +216,7 @@ impl Store {
             let mut since = None;
             let ended = tokio::select! {
                 () = stop.cancelled() => {
-                    self.note_revision();
-                    self.keep_seen(holdings);
+                    self.keep_up(holdings);
                     return;
                 }
                 ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
@@ -263,7 +262,7 @@ impl Store {
         let Some(other) = recorded.filter(|recorded| *recorded != own) else { return Ok(None) };
         // A word of this process's own is nobody else's, and one that has just begun has said none.
         let report = etcd.get(&Key::HostStatus(self.host.clone())).await?;
-        let reported = self.seen().reported;
+        let reported = self.seen().map_or(0, |seen| seen.reported);
         Ok(report.filter(|report| report.revision != reported).map(|_| standing::namesake(&self.host, own, other)))
     }
 
@@ -306,7 +305,7 @@ impl Store {
                 (Err(fault), _) => return fault,
             };
             let revision = snapshot.revision;
-            if self.seen().waits_since.is_some() {
+            if self.waits_since().is_some() {
                 self.wait_for(&going_back::others(&self.host, &snapshot));
             }
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
@@ -322,9 +321,8 @@ impl Store {
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
             let mut due = std::pin::pin!(self.resync_due());
             loop {
-                self.note_revision();
-                self.keep_seen(holdings);
-                let waits_since = self.seen().waits_since;
+                self.keep_up(holdings);
+                let waits_since = self.waits_since();
                 let look = async {
                     tokio::time::sleep(if waits_since.is_some() { ASK_OTHERS_EVERY } else { KEEP_SEEN_EVERY }).await;
                     if let Some(since) = waits_since {
@@ -436,9 +434,7 @@ impl Store {
     ) -> Result<(Standing, Snapshot, Watch), Fault> {
         let (known, own) = (known.as_ref(), holdings.host.ip);
         // Before the load, beside which the view may go on.
-        if known.is_some() {
-            self.note_revision();
-        }
+        self.note_revision();
         let reserved = holdings.reservations.containers()?;
         let count = reserved.len();
         self.check(etcd, known, own, count, &etcd.standing().await?).await?;

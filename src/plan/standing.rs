@@ -25,7 +25,7 @@ pub(crate) struct Standing {
 }
 
 /// What a host has seen of a datastore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
     /// etcd's id of its cluster.
     pub(crate) cluster: u64,

@@ -371,19 +371,26 @@ where
     }
 }
 
-/// Ends what the client says to dockerd, and hands on what dockerd says until it has ended too.
+/// Ends what the client says to dockerd, and hands on what dockerd says until it has ended too, or the client is gone.
 async fn hear_out(client: &Wire, wire: &Wire, outbound: &mut BytesMut) -> Then {
     wire.finish().await;
-    loop {
-        let mut count = outbound.len();
-        if client.write_from(outbound, &mut count).await.is_err() {
-            return Then::Drop;
+    let heard = async {
+        loop {
+            let mut count = outbound.len();
+            if client.write_from(outbound, &mut count).await.is_err() {
+                return Then::Drop;
+            }
+            match wire.read(outbound).await {
+                Ok(1..) => {}
+                Ok(0) => return Then::Close,
+                Err(_) => return Then::Reset,
+            }
         }
-        match wire.read(outbound).await {
-            Ok(1..) => {}
-            Ok(0) => return Then::Close,
-            Err(_) => return Then::Reset,
-        }
+    };
+    tokio::select! {
+        biased;
+        heard = heard => heard,
+        () = relay::drain(client) => Then::Drop,
     }
 }
 

@@ -27,17 +27,25 @@ impl Store {
 
     /// Notes this host's report of itself.
     pub(crate) fn reported(&self, revision: i64) {
-        self.seen().reported = revision;
+        if let Some(seen) = self.seen().as_mut() {
+            seen.reported = revision;
+        }
     }
 
     /// Notes how far the view has come.
     pub(super) fn note_revision(&self) {
         let revision = self.synced.borrow().revision;
-        let mut seen = self.seen();
-        seen.revision = seen.revision.max(revision);
+        if let Some(seen) = self.seen().as_mut() {
+            seen.revision = seen.revision.max(revision);
+        }
     }
 
-    pub(super) fn seen(&self) -> MutexGuard<'_, Seen> {
+    /// Since which revision other hosts are waited for.
+    pub(super) fn waits_since(&self) -> Option<i64> {
+        self.seen().and_then(|seen| seen.waits_since)
+    }
+
+    pub(super) fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,32 +58,39 @@ impl Store {
         cluster: u64,
         revision: i64,
     ) -> Result<bool, Fault> {
+        // Before it is asked for: this host goes on to report itself.
+        let before = *self.seen();
         let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
         let found = Seen { cluster, revision, reported: own.map_or(0, |own| own.revision), waits_since: None };
-        if *self.seen() == Seen::default() {
-            let kept = holdings.last_seen.read().unwrap_or_else(|fault| {
+        let kept = || {
+            holdings.last_seen.read().unwrap_or_else(|fault| {
                 tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
                 None
-            });
-            *self.seen() = kept.unwrap_or(found);
+            })
+        };
+        let before = before.or_else(kept).unwrap_or(found);
+        if !before.is_ahead_of(&found) {
+            self.seen().get_or_insert(before);
+            return Ok(false);
         }
-        let went_back = self.seen().is_ahead_of(&found);
-        if went_back {
-            *self.seen() = Seen { waits_since: Some(revision), ..found };
-            self.keep_seen(holdings);
+        *self.seen() = Some(Seen { waits_since: Some(revision), ..found });
+        if let Err(fault) = self.keep_seen(holdings) {
+            tracing::warn!(%fault, "that the datastore has gone back is forgotten with this process");
         }
-        Ok(went_back)
+        Ok(true)
     }
 
     /// Keeps on the disk what is seen of the datastore here.
-    pub(super) fn keep_seen(&self, holdings: &Holdings) {
+    pub(super) fn keep_seen(&self, holdings: &Holdings) -> Result<(), Fault> {
         let seen = *self.seen();
-        // Nothing was seen yet.
-        if seen == Seen::default() {
-            return;
-        }
-        if let Err(fault) = holdings.last_seen.keep(seen) {
-            tracing::debug!(%fault, "a node that begins after this one will not know how far the datastore had come");
+        seen.map_or(Ok(()), |seen| holdings.last_seen.keep(seen))
+    }
+
+    /// Brings what is kept on the disk up to date. Without it the next node knows less, which is all.
+    pub(super) fn keep_up(&self, holdings: &Holdings) {
+        self.note_revision();
+        if let Err(fault) = self.keep_seen(holdings) {
+            tracing::debug!(%fault, "how far the datastore has come is not kept");
         }
     }
 
@@ -103,8 +118,10 @@ impl Store {
             }
         }
         self.wait_for(&silent);
-        if silent.is_empty() {
-            self.seen().waits_since = None;
+        if silent.is_empty()
+            && let Some(seen) = self.seen().as_mut()
+        {
+            seen.waits_since = None;
         }
     }
 }

@@ -430,6 +430,21 @@ async fn behind_a_reply_that_cannot_be_read_nothing_goes_to_dockerd_any_more() {
     }
 }
 
+/// dockerd may take its time, and nobody waits for it any more.
+#[tokio::test]
+async fn a_client_that_leaves_behind_a_reply_that_cannot_be_read_is_not_waited_for() {
+    let mut stage = Stage::proxied().await;
+    stage.client.write_all(GET).await.unwrap();
+    let mut engine = stage.accept().await;
+    let mut read = vec![0; GET.len()];
+    within(engine.read_exact(&mut read)).await.unwrap();
+    engine.write_all(b"HTTP/9\r\n\r\n").await.unwrap();
+    within(stage.client.read_exact(&mut read[..10])).await.unwrap();
+    stage.client.set_zero_linger().unwrap();
+    drop(stage.client);
+    within(stage.running.unwrap()).await.unwrap();
+}
+
 #[tokio::test]
 async fn early_answers_arrive_wherever_dockerd_stops_to_read() {
     let request =
