@@ -9,10 +9,11 @@ use serde_json::json;
 
 use crate::lab::command::Run;
 use crate::lab::container::{Container, SOON, reach_each_other};
+use crate::lab::etcd::Etcd;
 use crate::lab::host::Host;
 use crate::lab::netns::{Pinged, Pinger};
 use crate::lab::wait::{pause, wait_until};
-use crate::lab::{Lab, client_port};
+use crate::lab::{Lab, client_port, send, spawn_logged};
 
 const WEB: &str = "-e CALICO_IP=auto -e CALICO_PROFILE=web";
 
@@ -327,12 +328,16 @@ fn an_address_of_a_host_that_somebody_else_has_written_is_put_right_when_all_is_
 /// A node that began after a restore gave out what the backup did not know: addresses of containers that ran on other hosts.
 #[test]
 fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_has_said_what_it_holds() {
-    let lab = Lab::running(2);
+    const H2_REPORT: &str = "/calico/felix/v1/host/h2/last_reported_status";
+    let lab = Lab::hosts(2);
     let (h1, h2) = (lab.host(1), lab.host(2));
+    h1.start_node();
     let ann = h1.run("ann", WEB);
+    // It does not even know that there is an h2.
     let backup = lab.etcd_folder().with_extension("old");
     with_data(&lab, |data| copy(data, &backup));
-    lab.all_hosts().iter().for_each(comes_back);
+    comes_back(h1);
+    h2.start_node();
     let bob = h2.run("bob", WEB);
     let address = bob.ip();
     wait_until("h1 has seen it", SOON, || ann.reaches(address));
@@ -345,7 +350,7 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     for wish in ["auto".to_owned(), address.to_string()] {
         let refused = h1.create("thief", &[&format!("CALICO_IP={wish}")]);
         assert_eq!(refused.status, 503, "{wish}: {}", refused.message());
-        assert!(refused.message().contains("/calico/v1/host/h2/bird_ip"), "{}", refused.message());
+        assert!(refused.message().contains(H2_REPORT), "{}", refused.message());
     }
     // What is known goes on, and that somebody is waited for is not forgotten with the process.
     h1.docker("restart -t 0 ann").ok();
@@ -371,7 +376,7 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     with_data(&lab, |data| copy(&backup, data));
     h1.spawn_node(&[]);
     wait_until("h1 waits", SOON, || waits_for(h1).contains("what h2 held"));
-    lab.etcd().ctl(&["del", "/calico/v1/host/h2/bird_ip"]).run().ok();
+    lab.etcd().put(H2_REPORT, "{}");
     h1.await_ready();
     h1.run("eve", WEB);
 }
@@ -500,4 +505,30 @@ fn while_the_datastore_is_read_again_on_the_clock_its_news_are_taken_in() {
     let cat = h1.run("cat", WEB);
     wait_until("who was put back is in the network again", NOTICED, || ann.reaches(cat.ip()));
     lab.assert_consistent();
+}
+
+/// A command without a node on its host wrote pools and profiles into whatever etcd was at the usual port.
+#[test]
+fn nothing_is_written_to_an_etcd_that_nobody_has_named_and_no_node_has_filled() {
+    const DEFAULT: &str = "http://127.0.0.1:2379";
+    let lab = Lab::without_etcd();
+    let h1 = lab.host(1);
+    let folder = h1.scratch();
+    let urls = ["--listen-client-urls", DEFAULT, "--advertise-client-urls", DEFAULT];
+    let peers = ["--listen-peer-urls", "http://127.0.0.1:2380"];
+    let etcd = h1.command("etcd").arg("--data-dir").arg(folder.join("theirs")).args(urls).args(peers);
+    let mut etcd = spawn_logged(etcd, &folder.join("theirs.log"));
+    let theirs = Etcd { space: h1.space.clone(), endpoint: DEFAULT.to_owned() };
+    wait_until("their etcd is healthy", SOON, || theirs.healthy());
+    let add = || h1.calicoctl_run(&["pool", "add", "10.9.0.0/16"]);
+    let said = add().run().fails_with(1);
+    assert!(said.contains("holds nothing of Calico's") && said.contains("ETCD_ENDPOINTS"), "{said}");
+    assert_eq!(theirs.keys("/"), [""; 0]);
+    add().env("ETCD_ENDPOINTS", DEFAULT).run().ok();
+    assert_eq!(theirs.keys("/"), ["/calico/v1/ipam/v4/pool/10.9.0.0-16"]);
+    h1.calicoctl("pool remove 10.9.0.0/16").fails_with(1);
+    theirs.put("/calico/v1/Ready", "true");
+    h1.calicoctl("pool remove 10.9.0.0/16").ok();
+    send(&etcd, Signal::SIGKILL);
+    etcd.wait().unwrap();
 }

@@ -34,12 +34,12 @@ impl LastSeen {
     }
 
     /// Keeps it, unless it is kept already.
-    pub(crate) fn keep(&self, seen: Seen) -> Result<(), Fault> {
-        if self.read().ok().flatten() == Some(seen) {
+    pub(crate) fn keep(&self, seen: &Seen) -> Result<(), Fault> {
+        if self.read().ok().flatten().as_ref() == Some(seen) {
             return Ok(());
         }
         let fault = |cause: String| Fault::World(format!("write {}: {cause}", self.path.display()));
-        let text = serde_json::to_vec(&seen).map_err(|error| fault(error.to_string()))?;
+        let text = serde_json::to_vec(seen).map_err(|error| fault(error.to_string()))?;
         let aside = self.path.with_extension("new");
         let written = std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &self.path));
         written.map_err(|error| fault(error.to_string()))
@@ -56,8 +56,9 @@ mod tests {
         let kept = LastSeen::in_state_dir(folder.path());
         assert_eq!(kept.read(), Ok(None));
         for (revision, waits_since) in [(1, None), (i64::MAX, Some(7))] {
-            let seen = Seen { cluster: u64::MAX, revision, reported: 3, waits_since };
-            kept.keep(seen).unwrap();
+            let others = ["a", "b"].map(|name| name.parse().unwrap()).into();
+            let seen = Seen { cluster: u64::MAX, revision, reported: 3, waits_since, others };
+            kept.keep(&seen).unwrap();
             assert_eq!(kept.read(), Ok(Some(seen)));
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

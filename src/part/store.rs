@@ -262,7 +262,7 @@ impl Store {
         let Some(other) = recorded.filter(|recorded| *recorded != own) else { return Ok(None) };
         // A word of this process's own is nobody else's, and one that has just begun has said none.
         let report = etcd.get(&Key::HostStatus(self.host.clone())).await?;
-        let reported = self.seen().map_or(0, |seen| seen.reported);
+        let reported = self.seen().as_ref().map_or(0, |seen| seen.reported);
         Ok(report.filter(|report| report.revision != reported).map(|_| standing::namesake(&self.host, own, other)))
     }
 
@@ -306,7 +306,7 @@ impl Store {
             };
             let revision = snapshot.revision;
             if self.waits_since().is_some() {
-                self.wait_for(&going_back::others(&self.host, &snapshot));
+                self.wait_for(&self.awaited(&snapshot));
             }
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
@@ -434,7 +434,7 @@ impl Store {
     ) -> Result<(Standing, Snapshot, Watch), Fault> {
         let (known, own) = (known.as_ref(), holdings.host.ip);
         // Before the load, beside which the view may go on.
-        self.note_revision();
+        self.note_view();
         let reserved = holdings.reservations.containers()?;
         let count = reserved.len();
         self.check(etcd, known, own, count, &etcd.standing().await?).await?;

@@ -8,6 +8,7 @@
 //! `/calico/v1/Ready` is the sign, as in the original: the node that fills an empty datastore writes it last, and nobody
 //! removes it. So an operator who does want to begin with an emptied datastore says so by writing it.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ pub(crate) struct Standing {
 }
 
 /// What a host has seen of a datastore.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
     /// etcd's id of its cluster.
     pub(crate) cluster: u64,
@@ -35,6 +36,9 @@ pub(crate) struct Seen {
     pub(crate) reported: i64,
     /// It had gone back, and not every host has said since this revision what it holds.
     pub(crate) waits_since: Option<i64>,
+    /// The other hosts that reported themselves in it: an older state need not know them.
+    #[serde(default)]
+    pub(crate) others: BTreeSet<HostName>,
 }
 
 impl Seen {
@@ -51,9 +55,9 @@ pub(crate) fn waits_for(hosts: &[HostName]) -> String {
     let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
     format!(
         "the datastore has gone back to an older state, or is another one, and what {} held meanwhile is not known yet: a node that runs there tells it within \
-         seconds, or once it is restarted if the datastore is of another cluster; of a host that is no more remove the key {}",
+         seconds, or once it is restarted if the datastore is of another cluster; for a host that is no more put {{}} at {}",
         names.join(", "),
-        hosts.iter().map(|host| Key::HostIp(host.clone()).path()).collect::<Vec<_>>().join(", ")
+        hosts.iter().map(|host| Key::HostLastStatus(host.clone()).path()).collect::<Vec<_>>().join(", ")
     )
 }
 
@@ -91,7 +95,13 @@ mod tests {
 
     #[test]
     fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
-        let at = |cluster, revision, reported| Seen { cluster, revision, reported, waits_since: None };
+        let at = |cluster, revision, reported| Seen {
+            cluster,
+            revision,
+            reported,
+            waits_since: None,
+            others: BTreeSet::new(),
+        };
         assert!(!at(7, 5, 4).is_ahead_of(&at(7, 5, 4)) && !at(7, 5, 4).is_ahead_of(&at(7, 9, 8)));
         for found in [at(7, 4, 4), at(8, 6, 4), at(7, 5000, 2), at(7, 5000, 0)] {
             assert!(at(7, 5, 4).is_ahead_of(&found), "{found:?}");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::place::Place;
+use super::place::{EtcdPlace, Place};
 use crate::edge::etcd::{Etcd, Outcome, When, Write};
 use crate::model::fault::Fault;
 use crate::model::key::Key;
@@ -28,14 +28,14 @@ pub(crate) struct Edit<Answer> {
 pub(crate) struct Datastore {
     etcd: Etcd,
     source: String,
+    is_guessed: bool,
 }
 
 impl Datastore {
     pub(crate) async fn connect(place: &Place<'_>) -> Result<Self, Fault> {
-        let etcd_place = place.etcd()?;
-        let source = etcd_place.source;
-        match Etcd::connect(&etcd_place.address).await {
-            Ok(etcd) => Ok(Datastore { etcd, source }),
+        let EtcdPlace { address, source, is_guessed } = place.etcd()?;
+        match Etcd::connect(&address).await {
+            Ok(etcd) => Ok(Datastore { etcd, source, is_guessed }),
             Err(fault) => Err(with_advice(fault, &source)),
         }
     }
@@ -88,8 +88,25 @@ impl Datastore {
                 "{doing}: {length} records in one step are too many for etcd, which takes {TRANSACTION_LENGTH}: name fewer"
             )));
         }
-        let outcome = self.etcd.transact(doing, &edit.when, &edit.writes).await;
-        Ok(outcome.map_err(|fault| with_advice(fault, &self.source))? != Outcome::Lost)
+        let written = async {
+            self.refuse_strange(doing).await?;
+            self.etcd.transact(doing, &edit.when, &edit.writes).await
+        };
+        Ok(written.await.map_err(|fault| with_advice(fault, &self.source))? != Outcome::Lost)
+    }
+
+    /// Refuses to write to an etcd that nobody has named and no node has filled: it is most likely another program's.
+    async fn refuse_strange(&self, doing: &str) -> Result<(), Fault> {
+        if !self.is_guessed || self.etcd.get(&Key::Ready).await?.is_some() {
+            return Ok(());
+        }
+        Err(Fault::Refusal(format!(
+            "{doing}: the etcd at {} holds nothing of Calico's ({} is not there), and nobody has named it: its address is {}; if \
+             it is the right one, say so by ETCD_ENDPOINTS",
+            self.etcd.address(),
+            Key::Ready.path(),
+            self.source
+        )))
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Place<'w> {
 pub(crate) struct EtcdPlace {
     pub(crate) address: EtcdAddress,
     pub(crate) source: String,
+    /// Nobody has: it is where etcd listens unless told otherwise, and any etcd may be there.
+    pub(crate) is_guessed: bool,
 }
 
 impl Place<'_> {
@@ -54,29 +56,32 @@ impl Place<'_> {
 
     pub(crate) fn etcd(&self) -> Result<EtcdPlace, Fault> {
         let (endpoints, source) = self.endpoints()?;
+        let (endpoints, is_guessed) =
+            endpoints.map_or_else(|| (vec![DEFAULT_ETCD.to_owned()], true), |named| (named, false));
         let mut address = EtcdAddress { endpoints, ca: None, identity: None };
         if address.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
             let (ca, identity) = self.certificates()?;
             address.ca = Some(ca);
             address.identity = identity;
         }
-        Ok(EtcdPlace { address, source })
+        Ok(EtcdPlace { address, source, is_guessed })
     }
 
-    fn endpoints(&self) -> Result<(Vec<String>, String), Fault> {
+    /// The endpoints of etcd, if somebody names any, and who does or why nobody does.
+    fn endpoints(&self) -> Result<(Option<Vec<String>>, String), Fault> {
         if let Some(list) = self.set("ETCD_ENDPOINTS") {
-            return Ok((parse_endpoints("ETCD_ENDPOINTS", &list)?, "ETCD_ENDPOINTS".to_owned()));
+            return Ok((Some(parse_endpoints("ETCD_ENDPOINTS", &list)?), "ETCD_ENDPOINTS".to_owned()));
         }
         if let Some(authority) = self.set("ETCD_AUTHORITY") {
             let endpoint = parse_authority(&authority, self.set("ETCD_SCHEME").as_deref())?;
-            return Ok((vec![endpoint], "ETCD_AUTHORITY".to_owned()));
+            return Ok((Some(vec![endpoint]), "ETCD_AUTHORITY".to_owned()));
         }
         let file = self.run_dir().join(ETCD_FILE);
         let name = file.display().to_string();
         match (self.read)(&file) {
-            Ok(text) => Ok((parse_endpoints(&name, &text)?, name)),
+            Ok(text) => Ok((Some(parse_endpoints(&name, &text)?), name)),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                Ok((vec![DEFAULT_ETCD.to_owned()], format!("the default, as there is no {name}")))
+                Ok((None, format!("the default, as there is no {name}")))
             }
             Err(error) => {
                 Err(Fault::World(format!("read {name} to find etcd: {error}; name etcd in ETCD_ENDPOINTS instead")))
@@ -141,6 +146,13 @@ mod tests {
         assert_eq!(endpoints(&[], &[]), ["http://127.0.0.1:2379"]);
         let moved = [("/tmp/r/etcd-endpoint", "http://[::1]:2382")];
         assert_eq!(endpoints(&[("CALICO_RUN_DIR", "/tmp/r")], &moved), ["http://[::1]:2382"]);
+        let is_guessed = |vars: &[_], files: &[_]| with(vars, files, |place| place.etcd().unwrap().is_guessed);
+        assert!(
+            is_guessed(&[], &[])
+                && !is_guessed(&[list], &[])
+                && !is_guessed(&[authority], &[])
+                && !is_guessed(&[], &file)
+        );
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! has read the datastore ([`putting_back`](super::putting_back)). That may take as long as it takes somebody to restart
 //! that node. So each other host is waited for until it has reported itself, which a node does after that.
 //!
-//! A process knows that the datastore has gone back by what it has seen of it, a new one by what the last one kept on the
-//! disk. Limits: nobody waits for the word of a host that the backup does not know at all, or that reports nothing.
+//! A process knows that the datastore has gone back, and which hosts there were, by what it has seen of it, a new one by
+//! what the last one kept on the disk. Limits: nobody waits for the word of a host that reports nothing, or that neither the
+//! backup nor this host knows.
 
+use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{Holdings, Store};
@@ -32,17 +34,26 @@ impl Store {
         }
     }
 
-    /// Notes how far the view has come.
-    pub(super) fn note_revision(&self) {
+    /// Notes how far the view has come, and who else is in it.
+    pub(super) fn note_view(&self) {
         let revision = self.synced.borrow().revision;
+        if revision == 0 {
+            return;
+        }
+        let others = self.read(|snapshot| others(&self.host, snapshot));
         if let Some(seen) = self.seen().as_mut() {
             seen.revision = seen.revision.max(revision);
+            if seen.waits_since.is_some() {
+                seen.others.extend(others);
+            } else {
+                seen.others = others;
+            }
         }
     }
 
     /// Since which revision other hosts are waited for.
     pub(super) fn waits_since(&self) -> Option<i64> {
-        self.seen().and_then(|seen| seen.waits_since)
+        self.seen().as_ref().and_then(|seen| seen.waits_since)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
@@ -59,21 +70,22 @@ impl Store {
         revision: i64,
     ) -> Result<bool, Fault> {
         // Before it is asked for: this host goes on to report itself.
-        let before = *self.seen();
+        let before = self.seen().clone();
         let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
-        let found = Seen { cluster, revision, reported: own.map_or(0, |own| own.revision), waits_since: None };
+        let reported = own.map_or(0, |own| own.revision);
+        let found = Seen { cluster, revision, reported, waits_since: None, others: BTreeSet::new() };
         let kept = || {
             holdings.last_seen.read().unwrap_or_else(|fault| {
                 tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
                 None
             })
         };
-        let before = before.or_else(kept).unwrap_or(found);
+        let before = before.or_else(kept).unwrap_or_else(|| found.clone());
         if !before.is_ahead_of(&found) {
             self.seen().get_or_insert(before);
             return Ok(false);
         }
-        *self.seen() = Some(Seen { waits_since: Some(revision), ..found });
+        *self.seen() = Some(Seen { waits_since: Some(revision), others: before.others, ..found });
         if let Err(fault) = self.keep_seen(holdings) {
             tracing::warn!(%fault, "that the datastore has gone back is forgotten with this process");
         }
@@ -82,16 +94,24 @@ impl Store {
 
     /// Keeps on the disk what is seen of the datastore here.
     pub(super) fn keep_seen(&self, holdings: &Holdings) -> Result<(), Fault> {
-        let seen = *self.seen();
-        seen.map_or(Ok(()), |seen| holdings.last_seen.keep(seen))
+        let seen = self.seen().clone();
+        seen.map_or(Ok(()), |seen| holdings.last_seen.keep(&seen))
     }
 
     /// Brings what is kept on the disk up to date. Without it the next node knows less, which is all.
     pub(super) fn keep_up(&self, holdings: &Holdings) {
-        self.note_revision();
+        self.note_view();
         if let Err(fault) = self.keep_seen(holdings) {
             tracing::debug!(%fault, "how far the datastore has come is not kept");
         }
+    }
+
+    /// The hosts that are waited for: those of a view, and those that were seen before. Who is not to report is not.
+    pub(super) fn awaited(&self, snapshot: &Snapshot) -> Vec<HostName> {
+        let before = self.seen().as_ref().map(|seen| seen.others.clone()).unwrap_or_default();
+        let mut awaited = others(&self.host, snapshot);
+        awaited.extend(before.into_iter().filter(|host| reports(host, snapshot)));
+        awaited.into_iter().collect()
     }
 
     /// Withholds addresses until these hosts have spoken.
@@ -109,7 +129,7 @@ impl Store {
     /// Asks whether all other hosts have said since a revision what they hold: they put it back before they report themselves.
     pub(super) async fn ask_others(&self, etcd: &Etcd, since: i64) {
         let mut silent = Vec::new();
-        for host in self.read(|snapshot| others(&self.host, snapshot)) {
+        for host in self.read(|snapshot| self.awaited(snapshot)) {
             match etcd.get(&Key::HostLastStatus(host.clone())).await {
                 Ok(Some(found)) if found.revision > since => {}
                 Ok(_) => silent.push(host),
@@ -127,7 +147,11 @@ impl Store {
 }
 
 /// The hosts beside this one that report themselves: of the others nobody would ever hear.
-pub(super) fn others(own: &HostName, snapshot: &Snapshot) -> Vec<HostName> {
-    let reports = |host: &&HostName| *host != own && Settings::of(snapshot, host).host_report.is_some();
-    snapshot.host_ips.keys().filter(reports).cloned().collect()
+fn others(own: &HostName, snapshot: &Snapshot) -> BTreeSet<HostName> {
+    snapshot.host_ips.keys().filter(|host| *host != own && reports(host, snapshot)).cloned().collect()
+}
+
+/// Whether a host is to report itself.
+fn reports(host: &HostName, snapshot: &Snapshot) -> bool {
+    Settings::of(snapshot, host).host_report.is_some()
 }
