@@ -324,6 +324,8 @@ fn the_default_doors_are_both_loopbacks_and_no_page_comes_in() {
         (&[etcd, "http://127.0.0.1"], "it must be http://HOST:PORT"),
         (&[etcd, "https://127.0.0.1:2379", "--etcd-cacert", "/etc/hostname"], "holds no CERTIFICATE"),
         (&[etcd, "https://127.0.0.1:2379"], "give its file with --etcd-cacert"),
+        (&["--ip", "0.0.0.0"], "use --ip 0.0.0.0: it is"),
+        (&["--ip", "127.0.0.1"], "use --ip 127.0.0.1: it is"),
     ] {
         let refused = h1.calico_node(&[&["--take-over"][..], wrong].concat()).run().fails_with(1);
         assert!(refused.contains(why), "no {why} in {refused}");

@@ -269,6 +269,7 @@ fn nothing_is_touched_where_the_runtime_is_missing_or_dockerd_is_not_the_one_tha
     fs::write(other, "{}").unwrap();
     refused(&["--docker-config", other], "name its file by --docker-config");
     assert_eq!(fs::read_to_string(other).unwrap(), "{}");
+    refused(&["--state-dir", "/var/lib/my calico"], "' ' means something there");
 
     // At the proxy it is the node that listens, which a hangup is not meant for.
     h1.start_node();

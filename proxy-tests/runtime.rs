@@ -409,3 +409,23 @@ fn a_create_that_was_cut_off_is_finished_when_what_stands_in_its_way_is_gone() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// dockerd's client was told that the runtime failed and its log could not be found.
+#[test]
+fn what_our_runtime_itself_finds_wrong_is_told_to_who_starts_the_container() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    h1.docker("stop -t 0 ann").ok();
+    h1.stop_node();
+    let kept = h1.state_dir().join("reservations").join(format!("{}.json", ann.id));
+    let text = std::fs::read(&kept).unwrap();
+    std::fs::write(&kept, "{").unwrap();
+    let refused = h1.raw_docker("start ann").fails_with(1);
+    assert!(refused.contains("calico-runtime: read") && refused.contains(&ann.id), "{refused}");
+    std::fs::write(&kept, text).unwrap();
+    h1.raw_docker("start ann").ok();
+    h1.start_node();
+    lab.assert_consistent();
+    lab.remove_everything();
+}

@@ -12,7 +12,7 @@ mod parts;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -475,10 +475,13 @@ fn prepare_folders(flags: &Flags) -> Result<(), Fault> {
 }
 
 async fn host_address(flags: &Flags) -> Result<Ipv4Addr, Fault> {
-    if let Some(ip6) = flags.ip6
-        && let Some((_, kind)) = nobodys(ip6.into())
-    {
-        return Err(Fault::Refusal(format!("use --ip6 {ip6}: it is {kind}; other hosts must reach this one at it")));
+    let given = [("--ip", flags.ip.map(IpAddr::from)), ("--ip6", flags.ip6.map(IpAddr::from))];
+    for (flag, ip) in given.into_iter().filter_map(|(flag, ip)| Some((flag, ip?))) {
+        if let Some((_, kind)) = nobodys(ip) {
+            return Err(Fault::Refusal(format!(
+                "use {flag} {ip}: it is {kind}; other hosts must reach this one at it"
+            )));
+        }
     }
     let netlink = Netlink::open()?;
     let Some(ip) = flags.ip else {

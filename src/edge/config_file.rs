@@ -9,6 +9,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::model::fault::Fault;
 
 /// The mode of a file that was not there before: others may read it, as packages install such files.
@@ -65,9 +68,23 @@ impl ConfigFile {
     /// Puts the text `new` in the place of `old`; `None` stands for no file.
     ///
     /// # Errors
-    /// `Conflict`: it no longer holds `old`. `World`: it cannot be written. Either way it is as it was.
+    /// `Conflict`: it no longer holds `old`, or another process replaces it now. `World`: it cannot be written. Either way
+    /// it is as it was.
     pub(crate) fn replace(&self, old: Option<&[u8]>, new: Option<&[u8]>) -> Result<(), Fault> {
         let doing = format!("write {}", self.path.display());
+        let world = |error: io::Error| Fault::World(format!("{doing}: {error}"));
+        if new.is_some() && !self.folder.exists() {
+            fs::create_dir(&self.folder).map_err(world)?;
+        }
+        // Among processes of ours what is read is what is replaced, and the file aside is of one of them.
+        let _lock = Flock::lock(File::open(&self.folder).map_err(world)?, FlockArg::LockExclusiveNonblock).map_err(
+            |(_, errno)| match errno {
+                Errno::EWOULDBLOCK => Fault::Conflict(format!(
+                    "{doing}: another process holds its folder locked, as one that changes it too does; try again"
+                )),
+                other => world(other.into()),
+            },
+        )?;
         if self.read()?.as_deref() != old {
             return Err(Fault::Conflict(format!("{doing}: somebody else has changed it meanwhile; try again")));
         }
@@ -76,8 +93,7 @@ impl ConfigFile {
             None => fs::remove_file(&self.path),
         };
         // A rename is on the disk when its folder is.
-        let synced = replaced.and_then(|()| File::open(&self.folder)?.sync_all());
-        synced.map_err(|error| Fault::World(format!("{doing}: {error}")))
+        replaced.and_then(|()| File::open(&self.folder)?.sync_all()).map_err(world)
     }
 
     fn put(&self, text: &[u8]) -> io::Result<()> {
@@ -86,9 +102,6 @@ impl ConfigFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        if before.is_none() && !self.folder.exists() {
-            fs::create_dir(&self.folder)?;
-        }
         let mut name = std::ffi::OsString::from(".");
         name.push(self.path.file_name().unwrap_or_default());
         name.push(".calico-new");
@@ -172,6 +185,19 @@ mod tests {
         }
         assert_eq!(fs::read(&path).unwrap(), b"theirs");
         assert_eq!(names(folder.path()), ["daemon.json"]);
+    }
+
+    #[test]
+    fn a_file_that_another_process_replaces_now_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("daemon.json");
+        let file = ConfigFile::at(&path).unwrap();
+        let other = Flock::lock(File::open(folder.path()).unwrap(), FlockArg::LockExclusive).unwrap();
+        let Err(Fault::Conflict(said)) = file.replace(None, Some(b"new")) else { panic!("it was replaced") };
+        assert!(said.contains("try again"), "{said}");
+        assert!(names(folder.path()).is_empty());
+        drop(other);
+        file.replace(None, Some(b"new")).unwrap();
     }
 
     #[test]

@@ -45,6 +45,8 @@ const INIT: i32 = 1;
 #[derive(Debug, Clone)]
 pub(crate) struct Dockerd {
     pid: i32,
+    /// What tells it from a later process of the same id.
+    born: Option<String>,
     args: Vec<String>,
 }
 
@@ -90,7 +92,14 @@ fn process(pid: i32, doing: &str) -> Result<Dockerd, Fault> {
     }
     let args = fs::read(format!("/proc/{pid}/cmdline")).map_err(|error| Fault::World(format!("{doing}: {error}")))?;
     let args = args.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned()).collect();
-    Ok(Dockerd { pid, args })
+    Ok(Dockerd { pid, born: born(pid), args })
+}
+
+/// When a process began, in the kernel's ticks; `None`: there is none. Source: proc(5), `/proc/pid/stat`, field 22.
+fn born(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name, may hold anything, and ends with the last parenthesis.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
 }
 
 /// A connection; `None`: there is nobody.
@@ -123,12 +132,15 @@ impl Dockerd {
     /// # Errors
     /// `World`: it is gone.
     pub(crate) fn reload(&self) -> Result<(), Fault> {
+        if self.has_ended() {
+            return Err(Fault::World(format!("send {self} SIGHUP: it has ended")));
+        }
         kill(Pid::from_raw(self.pid), Signal::SIGHUP)
             .map_err(|error| Fault::World(format!("send {self} SIGHUP: {error}")))
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        !fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true)
+        born(self.pid) != self.born
     }
 
     /// Whether one of its options, such as `--add-runtime`, was given on its command line.
@@ -184,10 +196,18 @@ mod tests {
     use super::*;
 
     fn dockerd(args: &[&str]) -> Dockerd {
-        Dockerd {
-            pid: i32::try_from(std::process::id()).unwrap(),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        }
+        let pid = i32::try_from(std::process::id()).unwrap();
+        Dockerd { pid, born: born(pid), args: args.iter().map(|arg| (*arg).to_owned()).collect() }
+    }
+
+    #[test]
+    fn a_process_that_has_the_id_of_one_that_ended_gets_no_signal() {
+        let here = dockerd(&[]);
+        assert!(here.born.is_some() && !here.has_ended());
+        let before = Dockerd { born: Some("1".to_owned()), ..here };
+        assert!(before.has_ended());
+        let told = before.reload().unwrap_err().to_string();
+        assert!(told.contains("it has ended"), "{told}");
     }
 
     #[test]

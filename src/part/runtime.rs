@@ -8,11 +8,12 @@
 //! only where the policy is known to stand in the kernel.
 
 use std::ffi::OsString;
-use std::io::Read as _;
+use std::fs::OpenOptions;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::edge::control::{Control, Unanswered};
 use crate::edge::exec;
@@ -29,7 +30,7 @@ use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::pool::Family;
 use crate::model::reservation::Reservation;
-use crate::plan::bundle::{BundleConfig, HookState, read_call, with_hook};
+use crate::plan::bundle::{BundleConfig, HookState, RuntimeCall, log_line, read_call, with_hook};
 use crate::plan::wiring::desired_wiring;
 
 /// What does the work where a container asked for nothing else.
@@ -64,9 +65,22 @@ pub(crate) fn calico_runtime_main(args: Vec<OsString>) -> ExitCode {
             }
         };
     }
-    let fault = run(&folders, &args);
-    eprintln!("calico-runtime: {fault}");
+    let call = read_call(&args);
+    let text = format!("calico-runtime: {}", run(&folders, &args, &call));
+    eprintln!("{text}");
+    log(&call, &text);
     ExitCode::FAILURE
+}
+
+/// Tells who called where he looks for it, as runc would: what fails before runc is there comes to dockerd's client too.
+fn log(call: &RuntimeCall, text: &str) {
+    let Some(path) = &call.log else { return };
+    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let line = log_line(text, &time, call.logs_json);
+    let written = OpenOptions::new().append(true).create(true).open(path);
+    if let Err(error) = written.and_then(|mut file| file.write_all(line.as_bytes())) {
+        eprintln!("calico-runtime: write {}: {error}", path.display());
+    }
 }
 
 /// Takes our own options from the front: they stand in dockerd's configuration.
@@ -87,8 +101,7 @@ fn read_folders(args: Vec<OsString>) -> (Folders, Vec<OsString>) {
 }
 
 /// Becomes the runtime that does the work; answers why it could not.
-fn run(folders: &Folders, args: &[OsString]) -> Fault {
-    let call = read_call(args);
+fn run(folders: &Folders, args: &[OsString], call: &RuntimeCall) -> Fault {
     if let Some(bundle) = &call.makes
         && let Err(fault) = put_hook(folders, bundle)
     {

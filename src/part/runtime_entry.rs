@@ -135,17 +135,15 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
         if removed.is_some() || known(&docker).await?.is_some() {
             let emptied = removed.as_ref().map(|removed| removed.emptied.as_slice());
             check_others(&docker, emptied.or(old.as_deref()).unwrap_or_default()).await?;
-            let users = users(&docker, &BTreeSet::from([RUNTIME.to_owned()])).await?;
-            if !users.is_empty() {
-                let list =
-                    format!("{} made for it and cannot start without it: {}", are(users.len()), users.join(", "));
-                if !force {
-                    return Err(Fault::Refusal(format!("{list}; remove or recreate them first, or give --force")));
-                }
-                told.push(list);
-            }
+            let ours = BTreeSet::from([RUNTIME.to_owned()]);
+            in_the_way(&users(&docker, &ours).await?, force)?;
             let change = Change { file: &file, old: old.as_deref(), new: emptied };
             change.carry_out(&dockerd, &docker, Option::is_none).await?;
+            // Who was made since would be found out at its next start. From here on dockerd makes none for it.
+            match in_the_way(&users(&docker, &ours).await?, force) {
+                Ok(list) => told.extend(list),
+                Err(refusal) => return Err(change.take_back(&dockerd, &refusal)),
+            }
             if let Some(bare) = removed.as_ref().and_then(|removed| removed.bare.as_deref()) {
                 file.replace(emptied, Some(bare))?;
             }
@@ -154,6 +152,18 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
         Ok(told)
     };
     told.await.map_err(|fault: Fault| fault.during(&format!("uninstall the runtime {RUNTIME}")))
+}
+
+/// What there is to say of containers that are made for our runtime, where it goes all the same.
+fn in_the_way(users: &[String], force: bool) -> Result<Option<String>, Fault> {
+    if users.is_empty() {
+        return Ok(None);
+    }
+    let list = format!("{} made for it and cannot start without it: {}", are(users.len()), users.join(", "));
+    if !force {
+        return Err(Fault::Refusal(format!("{list}; remove or recreate them first, or give --force")));
+    }
+    Ok(Some(list))
 }
 
 fn are(containers: usize) -> String {
@@ -168,6 +178,12 @@ fn check_program(program: &Path) -> Result<(), Fault> {
         return Err(Fault::Refusal(format!("{}: it is no program", doing())));
     }
     Ok(())
+}
+
+/// Whether a letter of a path means itself in a shell. dockerd calls a runtime that has arguments by a script in which
+/// nothing is quoted (moby `daemon/runtime_unix.go`, `writeRuntimeScript` and those before it).
+fn is_plain(letter: char) -> bool {
+    letter.is_alphanumeric() || "/._-+:@%,".contains(letter)
 }
 
 /// Our runtime as dockerd knows it.
@@ -215,12 +231,20 @@ async fn check_others(docker: &Docker, text: &[u8]) -> Result<(), Fault> {
 
 impl Site {
     /// # Errors
-    /// `Refusal`: JSON cannot hold one of the paths.
+    /// `Refusal`: dockerd cannot be told one of the paths.
     fn runtime(&self, program: &Path) -> Result<OciRuntime, Fault> {
         let text = |path: &Path| {
             let whole = std::path::absolute(path).map_err(|error| error.to_string());
-            let text =
-                whole.and_then(|whole| whole.into_os_string().into_string().map_err(|_| "it is no UTF-8".to_owned()));
+            let text = whole.and_then(|whole| {
+                let text = whole.into_os_string().into_string().map_err(|_| "it is no UTF-8".to_owned())?;
+                match text.chars().find(|letter| !is_plain(*letter)) {
+                    None => Ok(text),
+                    Some(letter) => Err(format!(
+                        "dockerd writes it into a shell script as it is, and {letter:?} means something there; name a path of \
+                         letters, digits and /._-+:@%, alone"
+                    )),
+                }
+            });
             text.map_err(|cause| Fault::Refusal(format!("name {} to dockerd: {cause}", path.display())))
         };
         let args = ["--run-dir".to_owned(), text(&self.run_dir)?, "--state-dir".to_owned(), text(&self.state_dir)?];
@@ -305,11 +329,20 @@ impl Change<'_> {
         if self.new.is_none() {
             return Err(Fault::World(format!("{cause}; {place} says what it should and was not changed")));
         }
-        let undone = self.file.replace(self.new, self.old).and_then(|()| dockerd.reload());
-        Err(Fault::World(match undone {
-            Ok(()) => format!("{cause}; {place} is as it was before"),
+        Err(Fault::World(self.undo(dockerd, &cause)))
+    }
+
+    /// Puts back what was carried out, because of a refusal; answers that, with what has become of the file.
+    fn take_back(&self, dockerd: &Dockerd, refusal: &Fault) -> Fault {
+        let cause = refusal.to_string();
+        Fault::Refusal(if self.new.is_some() { self.undo(dockerd, &cause) } else { cause })
+    }
+
+    fn undo(&self, dockerd: &Dockerd, cause: &str) -> String {
+        match self.file.replace(self.new, self.old).and_then(|()| dockerd.reload()) {
+            Ok(()) => format!("{cause}; {} is as it was before", self.file.path().display()),
             Err(fault) => format!("{cause}; it could not be put back as it was before: {fault}"),
-        }))
+        }
     }
 
     /// Why dockerd did not do as its file says, as far as can be seen from here.

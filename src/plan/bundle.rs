@@ -28,6 +28,10 @@ pub(crate) struct RuntimeCall {
     pub(crate) makes: Option<PathBuf>,
     /// The container that it is about, if the last argument is the id of one.
     pub(crate) container: Option<ContainerId>,
+    /// Where its caller looks for what went wrong.
+    pub(crate) log: Option<PathBuf>,
+    /// Whether that is written as JSON.
+    pub(crate) logs_json: bool,
 }
 
 /// Reads the arguments of a runtime. Those that are none of ours, or that runc will refuse, make nothing.
@@ -35,13 +39,19 @@ pub(crate) fn read_call(args: &[OsString]) -> RuntimeCall {
     // It comes last, but in `kill ID SIGNAL`.
     let container = args.iter().rev().find_map(|arg| arg.to_str()?.parse().ok());
     let mut rest = args.iter().map(OsString::as_os_str);
+    let (mut log, mut logs_json) = (None, false);
     let command = loop {
-        match rest.next().and_then(OsStr::to_str) {
-            Some(option) if WITH_VALUE.contains(&option) => {
-                rest.next();
+        let (option, value) = match rest.next().and_then(OsStr::to_str) {
+            Some(option) if WITH_VALUE.contains(&option) => (option, rest.next()),
+            Some(option) if option.starts_with('-') => {
+                option.split_once('=').map_or((option, None), |(option, value)| (option, Some(OsStr::new(value))))
             }
-            Some(option) if option.starts_with('-') => {}
             command => break command,
+        };
+        match option {
+            "--log" => log = value.map(PathBuf::from),
+            "--log-format" => logs_json = value == Some(OsStr::new("json")),
+            _ => {}
         }
     };
     let makes = matches!(command, Some("create" | "run" | "restore")).then(|| {
@@ -57,7 +67,19 @@ pub(crate) fn read_call(args: &[OsString]) -> RuntimeCall {
         }
         bundle
     });
-    RuntimeCall { makes, container }
+    RuntimeCall { makes, container, log, logs_json }
+}
+
+/// A line of a runtime's log that tells of an error, as runc writes it (logrus' formats). containerd tells its client the
+/// last one of a runtime that failed, and nothing of what that wrote on its standard error (containerd's
+/// `pkg/process/utils.go`, `getLastRuntimeError`).
+pub(crate) fn log_line(message: &str, time: &str, as_json: bool) -> String {
+    let quote = |text: &str| String::from_utf8_lossy(&json::quote(text)).into_owned();
+    if as_json {
+        format!("{{\"level\":\"error\",\"msg\":{},\"time\":{}}}\n", quote(message), quote(time))
+    } else {
+        format!("time={} level=error msg={}\n", quote(time), quote(message))
+    }
 }
 
 /// Puts our hook into a bundle's configuration, last of its kind.
@@ -169,6 +191,7 @@ mod tests {
             let found = call(&format!("{global} {rest}"));
             assert_eq!(found.makes.as_deref(), Some(Path::new(bundle)), "{rest}");
             assert_eq!(found.container.unwrap().as_str(), id);
+            assert_eq!((found.log.as_deref(), found.logs_json), (Some(Path::new("/l.json")), true));
         }
         for rest in
             ["start ID", "delete --force ID", "exec --process /create ID", "state ID", "kill ID 15", "kill --all ID 9"]
@@ -179,7 +202,18 @@ mod tests {
         assert_eq!(call(&format!("{global} --version")).makes, None);
         // A value is no command.
         assert_eq!(call(&format!("--root create state {id}")).makes, None);
-        assert_eq!(call(""), RuntimeCall { makes: None, container: None });
+        assert_eq!(call(""), RuntimeCall { makes: None, container: None, log: None, logs_json: false });
+        let log = call("--log=/l --log-format=text delete x");
+        assert_eq!((log.log.as_deref(), log.logs_json), (Some(Path::new("/l")), false));
+    }
+
+    #[test]
+    fn an_error_is_told_in_a_line_that_containerd_reads() {
+        let line = log_line("no \"x\"\n", "2026-01-02T03:04:05Z", true);
+        assert!(line.ends_with("}\n") && line.lines().count() == 1, "{line}");
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read, json!({"level": "error", "msg": "no \"x\"\n", "time": "2026-01-02T03:04:05Z"}));
+        assert_eq!(log_line("no", "t", false), "time=\"t\" level=error msg=\"no\"\n");
     }
 
     #[test]
