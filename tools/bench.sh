@@ -28,7 +28,7 @@ cargo bench --locked --bench calico --no-run
 # The shell in between is the namespace's first process: it reaps what containers leave. The run folder is a tmpfs, as on every host.
 # shellcheck disable=SC2016 # that shell expands it
 CALICO_BENCH_LAB=$LAB CALICO_BENCH_CGROUP=/$GROUP \
-    unshare --net --mount --pid --fork --kill-child --mount-proc sh -c 'mkdir "$CALICO_BENCH_LAB/run" && mount -t tmpfs tmpfs "$CALICO_BENCH_LAB/run" && "$@"; exit $?' reaper cargo bench --locked --offline --quiet --bench calico -- "$@" &
+    unshare --net --mount --pid --fork --kill-child --mount-proc sh -c 'mkdir "$CALICO_BENCH_LAB/run" && mount -t tmpfs -o mode=755 tmpfs "$CALICO_BENCH_LAB/run" && "$@"; exit $?' reaper cargo bench --locked --offline --quiet --bench calico -- "$@" &
 inside=$!
 wait "$inside"
 inside=

@@ -190,7 +190,7 @@ impl Lab {
     fn in_memory(&self, name: &str) -> Outcome<String> {
         let folder = self.folder.join(name).display().to_string();
         fs::create_dir_all(&folder)?;
-        run("mount", &["-t", "tmpfs", "tmpfs", &folder])?;
+        run("mount", &["-t", "tmpfs", "-o", "mode=700", "tmpfs", &folder])?;
         Ok(folder)
     }
 
@@ -229,11 +229,15 @@ impl Lab {
     pub(crate) fn start_node(&mut self, tools: &[&Path]) -> Outcome<()> {
         let listen = format!("unix://{}", self.proxy_socket().display());
         self.spawn_node(&self.docker_socket(), &listen, tools)?;
-        until("start calico-node", Duration::from_mins(1), || get("/readyz").map(|_| ())).map_err(|error| {
-            let log = fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            format!("{error}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n")).into()
-        })
+        let ready = until("start calico-node", Duration::from_mins(1), || get("/readyz").map(|_| ()));
+        ready.map_err(|error| self.with_log(&error).into())
+    }
+
+    /// What went wrong, with what the node said last.
+    pub(crate) fn with_log(&self, error: &dyn std::fmt::Display) -> String {
+        let log = fs::read_to_string(self.folder.join("node.log")).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(15).collect();
+        format!("{error}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"))
     }
 
     /// Starts the node before an engine, and does not wait for it. Answers its process.

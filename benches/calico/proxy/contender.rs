@@ -168,7 +168,8 @@ pub(crate) fn between(lab: &mut Lab, engine: &Path) -> Outcome<Vec<Contender>> {
         Contender::spawn(NGINX_UNSHARED, 2405, &log, "nginx", &["-c", &unshared, "-g", "daemon off;"])?,
     ];
     for contender in &all {
-        until(&format!("connect to {}", contender.name), Duration::from_mins(1), || contender.address.connect())?;
+        until(&format!("connect to {}", contender.name), Duration::from_mins(1), || contender.address.connect())
+            .map_err(|error| if contender.name == CALICO { lab.with_log(&error).into() } else { error })?;
     }
     Ok(all)
 }
