@@ -128,3 +128,26 @@ fn a_host_that_is_switched_off_keeps_the_others_from_each_other_for_half_a_minut
     lab.etcd().ctl(&["del", "/calico/bgp/v1/host/h9/ip_addr_v4"]).run().ok();
     lab.remove_everything();
 }
+
+/// Hosts told each other of whatever lay in a pool: the networks of bridges, of tunnels, and the one that they are in themselves.
+#[test]
+fn no_host_tells_others_of_anything_but_containers() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    // A network of an interface, a route of somebody's, and one address of somebody's, all of them in the pool.
+    h1.sh("ip link add lan0 type bridge && ip address add 192.168.200.1/24 dev lan0 && ip link set lan0 up");
+    h1.sh("ip route add 192.168.201.0/24 dev lan0 && ip route add 192.168.202.7/32 dev lan0");
+    let learned = || h1.sh(&format!("birdc -s {}/bird.ctl show route", h1.run_dir().display()));
+    wait_until("BIRD has learned them", SOON, || {
+        let shown = learned();
+        ["192.168.200.0/24", "192.168.201.0/24", "192.168.202.7/32"].iter().all(|route| shown.contains(route))
+    });
+    let ann = h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let bob = h2.run("bob", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    wait_until("h2 has heard of ann", SOON, || h2.has_route(&ann.ip().to_string()));
+    reach_each_other(&[&ann, &bob]);
+    let told: Vec<String> = h2.routes().into_iter().filter(|route| route.contains("192.168.20")).collect();
+    assert_eq!(told, [""; 0]);
+    lab.assert_consistent();
+    lab.remove_everything();
+}

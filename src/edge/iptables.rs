@@ -37,7 +37,31 @@ fn tool(family: Family, verb: &str) -> String {
 }
 
 async fn save(family: Family, table: &[&str]) -> Result<BTreeMap<String, SeenTable>, Fault> {
-    Ok(parse(&run(&tool(family, "save"), table, "").await?.stdout))
+    let saved = run(&tool(family, "save"), table, "").await?.stdout;
+    check_shown(family, &saved)?;
+    Ok(parse(&saved))
+}
+
+/// Refuses what the tool has written of tables that it does not show: it takes that for no failure, and such a table looks
+/// like one with nothing in it. Source: iptables 1.8.9, iptables/xtables-save.c, `__do_output`; and seen.
+fn check_shown(family: Family, saved: &str) -> Result<(), Fault> {
+    let hidden = |line: &str| {
+        let name = line.strip_prefix("# Table `")?.strip_suffix("' is incompatible, use 'nft' tool.")?;
+        TABLES.contains(&name).then(|| name.to_owned())
+    };
+    let Some(table) = saved.lines().find_map(hidden) else { return Ok(()) };
+    let kind = if family == Family::V4 { "ip" } else { "ip6" };
+    Err(Fault::World(format!(
+        "{} does not show its table {table}, since something was put there that only nft can: see nft list table {kind} {table}; \
+         such rules must be in a table of their own",
+        tool(family, "save")
+    )))
+}
+
+/// Drops what the host would forward and nobody has asked for, as dockerd does when it is the one that switches forwarding on
+/// (moby libnetwork/drivers/bridge/setup_ip_forwarding.go).
+pub(crate) async fn close_forward(family: Family) -> Result<(), Fault> {
+    run(program(family), &["-w", LOCK_WAIT_S, "-P", "FORWARD", "DROP"], "").await.map(drop)
 }
 
 /// The chains, entries and jumps that are ours.
@@ -80,6 +104,7 @@ fn is_locked(fault: &Fault) -> bool {
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
 pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
     let saved = run(&tool(family, "save"), &["-t", FILTER], "").await?.stdout;
+    check_shown(family, &saved)?;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
 }
@@ -134,6 +159,21 @@ mod tests {
     use crate::plan::desired::Desired;
     use crate::plan::desired::tests::{datastore, host, read};
     use crate::plan::diff::{NAT, steps};
+
+    /// It was taken for one with nothing in it: every look wrote all chains again, and one more jump each time.
+    #[test]
+    fn a_table_that_the_tool_does_not_show_is_not_taken_for_empty() {
+        in_own_network(|| async {
+            sh("iptables -N calico-x; iptables -A FORWARD -j calico-x").await;
+            assert_eq!(observe(Family::V4).await.unwrap()[FILTER].chains.len(), 1);
+            sh("nft add rule ip filter FORWARD ct state established accept").await;
+            let told = observe(Family::V4).await.unwrap_err().to_string();
+            assert!(told.contains("nft list table ip filter"), "{told}");
+            assert!(rival(Family::V4).await.is_err());
+            sh("nft flush chain ip filter FORWARD; iptables -A FORWARD -j calico-x").await;
+            assert_eq!(observe(Family::V4).await.unwrap()[FILTER].jumps.len(), 1);
+        });
+    }
 
     #[test]
     fn a_lock_that_somebody_holds_is_told_from_steps_that_fail() {

@@ -47,10 +47,14 @@ pub(crate) fn interfaces() -> Result<Vec<String>, Fault> {
     Ok(entries.into_iter().filter_map(|entry| entry.file_name().into_string().ok()).collect())
 }
 
+pub(crate) fn forwards_ipv6() -> Result<bool, Fault> {
+    Ok(read(FORWARD_IPV6)? == "1")
+}
+
 /// Makes the host forward IPv6, and lets its own interfaces hear routers as they did. Where it forwards already, nothing is
 /// touched: who hears routers then is somebody's decision.
 pub(crate) fn forward_ipv6() -> Result<(), Fault> {
-    if read(FORWARD_IPV6)? == "1" {
+    if forwards_ipv6()? {
         return Ok(());
     }
     let folder = file(IPV6_INTERFACES);

@@ -50,7 +50,7 @@ use crate::plan::diff::{self, FILTER, RAW, SeenTable};
 use crate::plan::raw::desired_raw;
 use crate::plan::rota::Rota;
 use crate::plan::settings::Settings;
-use crate::plan::sysctl::HOST;
+use crate::plan::sysctl::FORWARD_IPV4;
 
 mod kernel;
 mod programmed;
@@ -113,15 +113,16 @@ impl Prepared {
 /// # Errors
 /// Each is fatal: without these the node must not start.
 pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet<u16>) -> Result<Prepared, Fault> {
-    for (setting, value) in HOST {
-        sysctl::write(setting, value)?;
-    }
+    forward_ipv4().await?;
     // All that is but looked at is looked at while the guard is made, which takes its time.
     let (guard, seen, seen6) =
         tokio::join!(Guard::raise(&spawner), iptables::observe(Family::V4), iptables::observe(Family::V6));
     let guard = guard?;
     let ipv6 = async {
         let stood = set_up(Family::V6, seen6?, &services).await?;
+        if !sysctl::forwards_ipv6()? {
+            iptables::close_forward(Family::V6).await?;
+        }
         sysctl::forward_ipv6().map(|()| stood)
     };
     let (stood, ipv6) = tokio::join!(set_up(Family::V4, seen?, &services), ipv6);
@@ -131,12 +132,23 @@ pub(crate) async fn prepare(spawner: Spawner, run_dir: &Path, services: BTreeSet
             families.push(Family::V6);
             stood.push(also);
         }
+        // The tool, not the kernel: what an earlier node has left there must not be taken for in force and be left alone.
+        Err(fault @ Fault::Away(_)) => return Err(fault),
         Err(fault) => tracing::warn!(%fault, "no IPv6 for containers on this host"),
     }
     check_marks(&Marks::programmed(run_dir), &stood);
     let ear = Ear::new(ruleset::listen()?);
     let (routes, links, settings) = (KernelRoutes::open()?, listen()?, netconf::listen()?);
     Ok(Prepared { spawner, guard, routes, links, settings, ear, families, services })
+}
+
+/// Makes the host forward IPv4. Who switches that on opens the host to whatever its neighbours send through it: dockerd then
+/// closes the chain FORWARD but for what it lets through itself, and does not where it finds that somebody else was first.
+async fn forward_ipv4() -> Result<(), Fault> {
+    if sysctl::read(FORWARD_IPV4)? != "1" {
+        iptables::close_forward(Family::V4).await?;
+    }
+    sysctl::write(FORWARD_IPV4, "1").map(drop)
 }
 
 /// Writes the base chains of a family and the jumps to them; answers what stood in the filter table before.

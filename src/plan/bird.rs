@@ -1,9 +1,12 @@
 //! BIRD's configuration: who this host speaks BGP with, and what it tells them.
 //!
-//! BIRD learns the containers' routes from the kernel and advertises what lies in a pool; what peers tell goes into the
-//! kernel. The peers are the full mesh of all hosts unless it is switched off, the global peers, and the host's own.
+//! BIRD learns the containers' routes from the kernel and advertises them, and those that other hosts have told of, as far
+//! as they lie in a pool; what peers tell goes into the kernel. The peers are the full mesh of all hosts unless it is
+//! switched off, the global peers, and the host's own. What else of this host lies in a pool is nobody's business: a network
+//! of an interface, a bridge's or a tunnel's. Other hosts would send there what is meant for another network of that number,
+//! and where it is the one that this host itself is in, they would lose the way to it.
 //!
-//! What is believed of whom: a host of the mesh tells of addresses in pools and of nothing else. A peer that somebody has
+//! What is believed of whom: a host of the mesh tells of single addresses in pools and of nothing else. A peer that somebody has
 //! configured may be a router of the site, so it may tell of anything, a default route too, as in the original. But neither
 //! takes the place of a route that the host has already, whatever its metric: not of a container here, nor of the host's
 //! own default.
@@ -24,6 +27,8 @@ use crate::model::key::BgpScope;
 use crate::model::name::{HostName, INTERFACE_PREFIX};
 use crate::model::pool::{Family, nobodys};
 use crate::model::snapshot::{Record, Snapshot};
+
+use super::routes::ROUTE_PROTOCOL;
 
 /// What the names of sessions with other hosts begin with.
 const MESH: &str = "Mesh";
@@ -131,7 +136,7 @@ impl Speaker {
             .map(|ip| Channel { ip, family: Family::of(ip) })
             .collect();
         for channel in &channels {
-            self.render_filter(channel, &mut text);
+            self.render_filters(channel, &mut text);
         }
         self.render_kernel(&channels, &mut text);
         for channel in channels.iter().filter(|channel| !channel.ip.is_unspecified()) {
@@ -140,12 +145,24 @@ impl Speaker {
         text
     }
 
-    fn render_filter(&self, channel: &Channel, text: &mut String) {
+    fn render_filters(&self, channel: &Channel, text: &mut String) {
+        let (pools, told) = (channel.filter(), channel.told());
+        let length = if channel.family == Family::V4 { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
         let _ = writeln!(
             text,
-            "# What peers are told, and what the hosts of the mesh are believed.\nfilter {} {{",
-            channel.filter()
+            "# What peers are told: the containers here, and what other hosts have told.\nfilter {told} {{\n  \
+             if source != RTS_BGP && source != RTS_INHERIT then reject;\n  \
+             if source = RTS_INHERIT && krt_source != {ROUTE_PROTOCOL} then reject;"
         );
+        self.render_pools(channel, text);
+        let _ = writeln!(
+            text,
+            "# What the hosts of the mesh are believed.\nfilter {pools} {{\n  if net.len != {length} then reject;"
+        );
+        self.render_pools(channel, text);
+    }
+
+    fn render_pools(&self, channel: &Channel, text: &mut String) {
         for pool in self.pools.iter().filter(|pool| Family::of_net(**pool) == channel.family) {
             let _ = writeln!(text, "  if net ~ {pool} then accept;");
         }
@@ -196,7 +213,7 @@ impl Speaker {
             self.as_number,
             channel.ip,
             channel.name(),
-            channel.filter()
+            channel.told()
         );
         for (address, Neighbor { name, as_number, words }) in peers {
             let _ = write!(
@@ -230,6 +247,13 @@ impl Channel {
         match self.family {
             Family::V4 => "calico_pools",
             Family::V6 => "calico_pools6",
+        }
+    }
+
+    fn told(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "calico_told",
+            Family::V6 => "calico_told6",
         }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::model::name::{INTERFACE_PREFIX, IfName};
 
-/// Settings of the whole host, with the value that each must have.
-pub(crate) const HOST: [(&str, &str); 1] = [("net/ipv4/ip_forward", "1")];
+/// Whether the host forwards IPv4.
+pub(crate) const FORWARD_IPV4: &str = "net/ipv4/ip_forward";
 
 /// Whether the host forwards IPv6. To switch it on makes the kernel forget the routes that routers have advertised, and hear
 /// no more advertisements, on every interface whose [`hears_routers`] is not 2 (linux net/ipv6/addrconf.c,

@@ -12,7 +12,7 @@ use crate::edge::iptables;
 use crate::edge::network_lock::NetworkLock;
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
-use crate::plan::sysctl::HOST;
+use crate::plan::sysctl::FORWARD_IPV4;
 
 /// # Errors
 /// `World` with everything that is missing.
@@ -39,11 +39,9 @@ pub(super) async fn run(flags: &Flags, embedded_etcd: bool) -> Result<(), Fault>
             missing.push(format!("{tool} (Debian package {package})"));
         }
     }
-    for (setting, _) in HOST {
-        let path = format!("/proc/sys/{setting}");
-        if let Err(error) = std::fs::OpenOptions::new().write(true).open(&path) {
-            missing.push(format!("a writable {path}: {error}"));
-        }
+    let path = format!("/proc/sys/{FORWARD_IPV4}");
+    if let Err(error) = std::fs::OpenOptions::new().write(true).open(&path) {
+        missing.push(format!("a writable {path}: {error}"));
     }
     if missing.is_empty() {
         let (rival, mix, mix6) =

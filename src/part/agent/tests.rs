@@ -687,3 +687,18 @@ async fn until(what: &str, line: &str) {
     }
     panic!("not within 5 s: {what}");
 }
+
+/// dockerd closes FORWARD only if it is the one that switches forwarding on, and a node that was first left it open.
+#[test]
+fn who_switches_forwarding_on_lets_nothing_through_that_nobody_asked_for() {
+    in_own_network(|| async {
+        let policy = || async { sh("iptables -S FORWARD").await.lines().next().unwrap_or_default().to_owned() };
+        sh("iptables -N some; echo 1 >/proc/sys/net/ipv4/ip_forward").await;
+        forward_ipv4().await.unwrap();
+        assert_eq!(policy().await, "-P FORWARD ACCEPT", "it was somebody's decision");
+        sh("echo 0 >/proc/sys/net/ipv4/ip_forward").await;
+        forward_ipv4().await.unwrap();
+        assert_eq!(policy().await, "-P FORWARD DROP");
+        assert_eq!(sysctl::read(FORWARD_IPV4).unwrap(), "1");
+    });
+}

@@ -6,7 +6,7 @@ use crate::edge::sysctl;
 use crate::model::name::INTERFACE_PREFIX;
 use crate::model::pool::Family;
 use crate::plan::desired;
-use crate::plan::sysctl::{FORWARD_IPV6, HOST};
+use crate::plan::sysctl::{FORWARD_IPV4, FORWARD_IPV6};
 use crate::plan::wiring::HOST_LINK_LOCAL;
 
 impl Agent {
@@ -31,9 +31,9 @@ impl Agent {
 
     /// Puts right what settings of the whole host somebody has changed.
     pub(super) fn check_host(&self) {
-        let forwarding = (self.planes.len() > 1).then_some((FORWARD_IPV6, "1"));
-        for (setting, value) in HOST.into_iter().chain(forwarding) {
-            match sysctl::write(setting, value) {
+        let forwarding = [Some(FORWARD_IPV4), (self.planes.len() > 1).then_some(FORWARD_IPV6)];
+        for setting in forwarding.into_iter().flatten() {
+            match sysctl::write(setting, "1") {
                 Ok(true) => self.metrics.count_drift(&format!("sysctl {setting}")),
                 Ok(false) => {}
                 Err(fault) => tracing::warn!(%fault, "a kernel setting is not as it should be"),

@@ -12,6 +12,7 @@ use crate::edge::conntrack;
 use crate::edge::iptables::Steps;
 use crate::edge::links::Netlink;
 use crate::model::fault::Fault;
+use crate::plan::chain::ChainName;
 use crate::plan::desired::{Changes, Desired};
 use crate::plan::diff::{ChainStep, FILTER, SeenTable};
 use crate::plan::filter;
@@ -29,6 +30,8 @@ pub(super) struct Flows {
     soon: bool,
     /// Those of these addresses are to be cut now, whatever policy says.
     left: BTreeSet<IpAddr>,
+    /// Whether the kernel was looked at: what is missing there now may have been missing for a while, and let flows begin.
+    has_looked: bool,
     /// The sets whose growing can forbid what was allowed.
     shutting: BTreeSet<SetName>,
 }
@@ -38,6 +41,7 @@ impl Flows {
     pub(super) fn learn(&mut self, desired: &Desired, changes: &Changes, look: Option<Why>) {
         self.left.extend(&changes.left);
         self.forbidden |= look == Some(Why::Start);
+        self.has_looked = look.is_some();
         if look.is_some() || changes.filter.iter().any(filter::is_profile) {
             self.shutting = desired.shutting_sets();
         }
@@ -54,9 +58,11 @@ impl Flows {
 
     /// Notes chains that are written in the place of others.
     pub(super) fn heed_chains(&mut self, steps: &Steps, seen: &SeenTable) {
-        self.forbidden |= steps.get(FILTER).into_iter().flatten().any(
-            |step| matches!(step, ChainStep::Write(name, _) if seen.chains.contains_key(name) && filter::decides(name)),
-        );
+        let stood = |name: &ChainName| self.has_looked || seen.chains.contains_key(name);
+        let tightens =
+            |step: &ChainStep| matches!(step, ChainStep::Write(name, _) if stood(name) && filter::decides(name));
+        let tighter = steps.get(FILTER).into_iter().flatten().any(tightens);
+        self.forbidden |= tighter;
     }
 }
 
