@@ -158,6 +158,7 @@ struct Create<'a> {
 }
 
 const MAC_ADDRESS: &str = "MacAddress";
+const LINKS: &str = "Links";
 const NETWORK_DISABLED: &str = "NetworkDisabled";
 
 /// The values of all members of some objects that Go stores in one field.
@@ -300,7 +301,7 @@ impl<'a> Create<'a> {
         let disabled = values(&members, NETWORK_DISABLED);
         let disabled = last_told(bytes, &disabled).is_some_and(|span| json::is_true(bytes, span));
         idle.extend(disabled.then_some(NETWORK_DISABLED));
-        idle.extend(links.then_some("Links"));
+        idle.extend(links.then_some(LINKS));
         Some(Create {
             bytes,
             top,
@@ -397,7 +398,8 @@ impl<'a> Create<'a> {
     /// NetworkMode becomes `none`, and the runtime ours where ours is to wire. The endpoints go too: with any left, dockerd
     /// joins that network all the same. They are taken back rather than cut out, so that dockerd still sees what is wrong
     /// in them. So does a fixed MAC address, which newer dockerds refuse beside `none` (moby
-    /// api/server/router/container/container_routes.go, `handleMACAddressBC`, for versions of the API below 1.44).
+    /// api/server/router/container/container_routes.go, `handleMACAddressBC`, for versions of the API below 1.44), and links,
+    /// which dockerd looks at in no network of a user's, but beside `none` (moby daemon/daemon_unix.go, `registerLinks`).
     fn edits(&self, by_runtime: bool) -> Vec<Edit> {
         let mut edits: Vec<Edit> = self.macs.iter().map(|span| (span.clone(), json::quote(""))).collect();
         if let Some(last) = &self.networking
@@ -422,6 +424,9 @@ impl<'a> Create<'a> {
                 is_empty = false;
             }
         }
+        if self.idle.contains(LINKS) {
+            edits.push(json::append_member(self.bytes, last, is_empty, LINKS, b"null"));
+        }
         edits
     }
 
@@ -437,7 +442,9 @@ impl<'a> Create<'a> {
     fn host_config_of_the_body(&self, runtime: Option<&[u8]>) -> Edit {
         let legacy = |member: &&Member| LEGACY.iter().any(|field| member.is(field));
         let mut host = vec![b'{'];
-        let ours = |member: &&Member| member.is("NetworkMode") || (runtime.is_some() && member.is("Runtime"));
+        let ours = |member: &&Member| {
+            member.is("NetworkMode") || member.is(LINKS) || (runtime.is_some() && member.is("Runtime"))
+        };
         for member in self.members.iter().filter(legacy).filter(|member| !ours(member)) {
             host.extend_from_slice(&json::quote(&member.key));
             host.push(b':');

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
@@ -167,6 +168,10 @@ where
             if then != Then::Next {
                 break then;
             }
+            if self.is_over() {
+                // What has come behind it is not answered any more: it must not look as if its answer had been cut.
+                break if self.inbound.is_empty() { Then::Drop } else { Then::Close };
+            }
             if is_first {
                 // The client has its answer, so this costs it nothing.
                 self.upstream.prepare_next();
@@ -208,6 +213,11 @@ where
         }
     }
 
+    /// Whether the process is to end: those who would have a part in a further call are ending too.
+    fn is_over(&mut self) -> bool {
+        self.stop.as_mut().now_or_never().is_some()
+    }
+
     /// Whether a client may call us by a name that is no address and not localhost.
     fn is_called(&self, name: &str) -> bool {
         self.names.iter().any(|own| own.eq_ignore_ascii_case(name)) || self.client.is_certified_for(name)
@@ -246,8 +256,7 @@ where
         }
     }
 
-    /// Waits for more of a head until its time is over; without a limit there is nothing of one yet, and the end of the
-    /// process is waited for too.
+    /// Waits for more of a head until its time is over, or the process is to end; without a limit there is nothing of one yet.
     async fn more(&mut self, limit: Option<Pin<Box<Sleep>>>) -> Result<(), Then> {
         let is_idle = limit.is_none();
         let over = async {
@@ -281,7 +290,7 @@ where
             },
             // Go says nothing to it either.
             () = over => return Err(Then::Drop),
-            () = stopped(&mut self.stop, self.arriving.is_some()), if is_idle => return Err(Then::Drop),
+            () = stopped(&mut self.stop, self.arriving.is_some() || !is_idle) => return Err(Then::Drop),
         }
         Ok(())
     }
@@ -293,8 +302,9 @@ where
         }
         let (Some(wire), outbound) = self.upstream.parts() else { return Then::Drop };
         let shown = self.inbound.split_to(length.min(self.inbound.len()));
+        let harmless = head::about_nothing(&shown);
         // dockerd may close before it has read all of it; what it said counts.
-        let _ = wire.write_all(&shown).await;
+        let _ = wire.write_all(harmless.as_deref().unwrap_or(&shown)).await;
         match hear_out(&self.client, wire, outbound).await {
             // It had not read all, which is no word about what it said.
             Then::Reset => Then::Close,

@@ -12,6 +12,7 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use super::fields::Fields;
 use super::framing::Framing;
 use super::origin::{self, Foreign};
+use crate::plan::call::Call;
 use crate::plan::call::{Classified, classify};
 
 /// How long a head may be. dockerd stops at 1 MiB and 4 KiB (Go `DefaultMaxHeaderBytes`) and says so itself.
@@ -25,6 +26,24 @@ const REMEMBERED_MOST: usize = 1024;
 
 /// How many headers are read without asking for memory.
 const FEW_HEADERS: usize = 16;
+
+/// A head that is shown to dockerd though we cannot read it, with a target of the same length that nothing is at, if it speaks
+/// of a call of ours. An engine that refuses it does so whatever it is about. Older ones take what newer ones refuse, such as
+/// `HTTP/1.10` (Go before 1.18, net/http `ParseHTTPVersion`; dockerd 20.10.17 and before), and would carry it out unseen.
+pub(crate) fn about_nothing(shown: &[u8]) -> Option<Vec<u8>> {
+    let start = shown.iter().take_while(|byte| is_line_end(**byte)).count();
+    let line = shown[start..].split(|byte| *byte == b'\n').next()?;
+    let mut words = line.splitn(3, |byte| *byte == b' ');
+    let (method, target) = (words.next()?, words.next()?);
+    if classify(std::str::from_utf8(method).ok()?, target).call == Call::Pass {
+        return None;
+    }
+    let mut shown = shown.to_vec();
+    let target = start + method.len() + 1..start + method.len() + 1 + target.len();
+    shown[target.clone()].fill(b'-');
+    shown[target.start] = b'/';
+    Some(shown)
+}
 
 /// A head that we cannot read, or that dockerd refuses.
 #[derive(Debug, PartialEq, Eq)]

@@ -94,6 +94,10 @@ where
     pub(super) async fn ours(&mut self, request: Request) -> Then {
         let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
         let arriving = self.arriving.take();
+        if !only_reads && arriving.is_none() && self.is_over() {
+            let answer = Manner::of(&request).closing().error(503, "this node is ending; ask the next one");
+            return self.say(&answer, Then::Close).await;
+        }
         let _needs_others = (!only_reads).then(|| arriving.unwrap_or_else(|| self.arrivals.token()));
         let gathered = self.gather(&request).await;
         let (raw, body, is_whole) = match gathered {

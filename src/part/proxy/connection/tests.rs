@@ -507,6 +507,62 @@ async fn a_client_that_has_just_come_when_the_process_is_to_end_is_answered() {
     within(running).await.unwrap();
 }
 
+/// One letter of a head held an upgrade up for as long as streams are waited for, and its sender was served by a node whose
+/// parts had ended.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_has_begun_when_the_process_is_to_end_has_no_more_time_than_a_client_that_has_just_come() {
+    let mut served = rig();
+    served.client.write_all(GET).await.unwrap();
+    let mut engine = served.accept().await;
+    expect(&mut engine, GET).await;
+    engine.write_all(OK).await.unwrap();
+    expect(&mut served.client, OK).await;
+    for mut rig in [rig(), served] {
+        rig.client.write_all(&GET[..1]).await.unwrap();
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        rig.stop.cancel();
+        expect_end(&mut rig.client).await;
+        rig.running.await.unwrap();
+        assert!(began.elapsed() <= FIRST_TIME, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_ours_behind_another_is_not_begun_any_more_when_the_process_is_to_end() {
+    let mut rig = rig();
+    let start = b"POST /containers/a/start HTTP/1.1\r\nHost: d\r\n\r\n";
+    rig.client.write_all(&[GET, start].concat()).await.unwrap();
+    let mut engine = rig.accept().await;
+    expect(&mut engine, GET).await;
+    rig.stop.cancel();
+    engine.write_all(OK).await.unwrap();
+    expect(&mut rig.client, OK).await;
+    expect_end(&mut rig.client).await;
+    drop(rig.client);
+    assert_eq!(within(engine.read(&mut [0; 64])).await.unwrap_or(0), 0, "dockerd got it");
+}
+
+/// `HTTP/1.10` is HTTP to what Go before 1.18 has built, and the start was carried out without our seeing it.
+#[tokio::test]
+async fn what_only_older_engines_read_is_shown_to_them_about_nothing() {
+    let call = "POST /v1.41/containers/web/start";
+    for (head, shown) in [
+        (format!("{call} HTTP/1.10\r\nHost: d\r\n\r\n"), call.replace("v1.41/containers/web/start", &"-".repeat(26))),
+        (format!("{call} HTTP/1.1\r\nHost: d\r\nTransfer-Encoding: identity\r\n\r\n"), "POST /---".to_owned()),
+        ("GET /_ping HTTP/1.10\r\nHost: d\r\n\r\n".to_owned(), "GET /_ping HTTP/1.10\r\n".to_owned()),
+    ] {
+        let mut rig = rig();
+        rig.client.write_all(head.as_bytes()).await.unwrap();
+        let mut engine = rig.accept().await;
+        let mut got = vec![0; head.len()];
+        within(engine.read_exact(&mut got)).await.unwrap();
+        let got = String::from_utf8(got).unwrap();
+        assert!(got.starts_with(&shown) && got.len() == head.len(), "{got:?}");
+        assert_eq!(got.split_once("HTTP/").unwrap().1, head.split_once("HTTP/").unwrap().1);
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_is_small() {
     let rig = rig();
