@@ -21,6 +21,7 @@ mod differ;
 mod doors;
 mod drift;
 mod embedded;
+mod engine;
 mod first_instruction;
 mod flows;
 mod guard;

@@ -129,6 +129,8 @@ fn joining_the_network_that_is_shown_does_nothing_and_any_other_is_refused() {
     let ann = h1.run("ann", "--net=lane --net-alias=annie -e CALICO_IP=auto -e CALICO_PROFILE=web");
     // By the network's id it is the same network.
     let bob = h1.run("bob", &format!("--net={lane} -e CALICO_IP=auto -e CALICO_PROFILE=web"));
+    let none = h1.raw_docker("network inspect --format {{.Id}} none").ok();
+    let none = none.trim();
     let idle = h1.run("idle", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
     h1.run("plain", "");
     let shown = |container: &Container<'_>| container.inspect()["NetworkSettings"]["Networks"].clone();
@@ -150,6 +152,9 @@ fn joining_the_network_that_is_shown_does_nothing_and_any_other_is_refused() {
                 (&lane[..12], &ann.id[..]),
                 ("lane", &bob.id[..12]),
                 ("none", "idle"),
+                // As Portainer does before it makes a container anew.
+                (none, "idle"),
+                (&lane[..6], "ann"),
             ] {
                 let reply = ask(network, container);
                 assert_eq!((reply.status, reply.body.len()), (200, 0), "{version} {call} {network} {container}");

@@ -21,6 +21,7 @@ pub(crate) mod http;
 pub(crate) mod ipsets;
 pub(crate) mod iptables;
 pub(crate) mod kernel_routes;
+pub(crate) mod known_engine;
 pub(crate) mod last_seen;
 pub(crate) mod links;
 mod multicast;

@@ -192,7 +192,10 @@ struct SummaryNetworkSettings {
 
 impl Summary {
     fn read(self) -> Option<Listed> {
-        let name = self.names.and_then(|names| names.into_iter().next()).unwrap_or_default();
+        // Others may call it by names of theirs: `/other/alias`.
+        let names = self.names.unwrap_or_default();
+        let own = names.iter().find(|name| name.rfind('/') == Some(0)).or(names.first());
+        let name = own.cloned().unwrap_or_default();
         let networks = self.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         Some(Listed {
             id: self.id?.parse().ok()?,
@@ -368,6 +371,14 @@ impl Docker {
         }
     }
 
+    /// What tells it from a dockerd that has other containers: the id of its network `none`, which it has as long as them.
+    /// `None` where there is no such network.
+    pub(crate) async fn identity(&self) -> Result<Option<String>, Fault> {
+        let late = |_| Fault::DockerAway(format!("inspect network none at dockerd {}: no answer yet", self.host));
+        let found = timeout(Duration::from_secs(CALL_TIMEOUT_S), self.network("none")).await.map_err(late)??;
+        Ok(found.map(|(_, id)| id))
+    }
+
     /// What dockerd answers to a question, with its status, however long it takes.
     async fn ask(&self, path: &str, doing: &str) -> Result<(u16, Bytes), Fault> {
         let request = Request::get(path)
@@ -491,7 +502,7 @@ mod tests {
     fn a_container_is_listed_whatever_state_a_newer_dockerd_has_for_it() {
         let id = "a".repeat(64);
         let text = format!(
-            r#"[{{"Id":"{id}","Names":["/web"],"State":"stopping","Created":7,"HostConfig":{{"NetworkMode":"none","New":[]}},
+            r#"[{{"Id":"{id}","Names":["/app/db","/web"],"State":"stopping","Created":7,"HostConfig":{{"NetworkMode":"none","New":[]}},
               "NetworkSettings":{{"Networks":{{"none":{{}},"bridge":null}}}},"Health":{{"Status":"new"}}}},
               {{"Id":"{id}","Names":null,"State":"paused","NetworkSettings":null}}]"#
         );

@@ -187,6 +187,12 @@ impl Owner {
             && self.orchestrator == endpoint.orchestrator
     }
 
+    /// Where the endpoint is recorded; `None` while its container is not known.
+    pub(crate) fn endpoint(&self) -> Option<EndpointKey> {
+        let (host, orchestrator, endpoint) = (self.host.clone(), self.orchestrator.clone(), self.endpoint.clone());
+        Some(EndpointKey { host, orchestrator, workload: self.workload.clone()?, endpoint })
+    }
+
     /// The container, in words for an error message.
     pub(crate) fn called(&self) -> String {
         match (&self.workload, self.name.is_empty()) {

@@ -63,7 +63,7 @@ impl RecreationLabels {
     pub(crate) fn replace(&self, old: &Replaceable) -> bool {
         let is_named = |text: &str| old.names.contains(&text.trim_start_matches('/'));
         let is_id = |text: &str| text.len() >= SHORTEST_ID && old.id.as_str().starts_with(text);
-        let same_project = self.get(PROJECT) == old.labels.get(PROJECT);
+        let same_project = self.get(PROJECT).is_some_and(|project| old.labels.get(PROJECT) == Some(project));
         self.get(REPLACE).is_some_and(|text| is_named(text) || is_id(text))
             || self.get(COMPOSE_REPLACE).is_some_and(|text| is_id(text) || same_project && is_named(text))
             || self.place().is_some_and(|place| old.labels.place() == Some(place))

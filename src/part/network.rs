@@ -13,6 +13,7 @@
 mod adopt;
 mod claims;
 mod creating;
+mod engine;
 mod reconcile;
 mod reserving;
 mod settle;
@@ -32,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::edge::docker::{Container, Docker};
 use crate::edge::etcd::Etcd;
+use crate::edge::known_engine::KnownEngine;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::Wirer;
@@ -102,6 +104,11 @@ pub(crate) struct Network {
     lease: watch::Sender<Option<i64>>,
     /// Whether the stream of Docker's events is up.
     docker_up: watch::Sender<bool>,
+    /// The dockerd that this host's containers are in, as it is kept on this host's disk; whether the one that answers is known
+    /// to be it, since dockerd was last away; and why it is not believed.
+    known_engine: KnownEngine,
+    is_engine_known: tokio::sync::Mutex<bool>,
+    engine_doubt: watch::Sender<Option<String>>,
     /// By container: why its network is not what Docker's word on it requires, as of the last of several tries.
     failing: watch::Sender<BTreeMap<String, String>>,
     /// The last address given out of each pool.
@@ -163,6 +170,9 @@ impl Network {
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
             released: Marks::released(&ground.state_dir),
+            known_engine: KnownEngine::in_state_dir(&ground.state_dir),
+            is_engine_known: tokio::sync::Mutex::default(),
+            engine_doubt: watch::Sender::default(),
             lit: Mutex::default(),
             hooked: Mutex::default(),
             runtimes: RwLock::default(),
@@ -362,11 +372,13 @@ impl Network {
         })
     }
 
-    /// Whether a container of ours shows a network by this name without being in it.
-    pub(crate) fn shows_network(&self, id: &ContainerId, network: &str) -> bool {
-        self.appearance(id).is_some_and(|shown| {
-            if shown.requested.networks.is_empty() { network == "none" } else { shown.requested.names(network) }
-        })
+    /// Whether a container of ours shows a network without being in it, that is called by its name, its id or a part of that.
+    pub(crate) async fn shows_network(&self, id: &ContainerId, network: &str) -> Result<bool, Fault> {
+        let Some(Appearance { requested, .. }) = self.appearance(id) else { return Ok(false) };
+        let shows =
+            |network: &str| if requested.networks.is_empty() { network == "none" } else { requested.names(network) };
+        // By whatever else it is called, dockerd knows it.
+        Ok(shows(network) || self.docker.network(network).await?.is_some_and(|(name, _)| shows(&name)))
     }
 
     /// Whether dockerd has a container in a network, whatever it shows.

@@ -49,6 +49,9 @@ impl Gauge {
         if !self.network.is_docker_up() {
             missing.push(format!("dockerd at {}", self.docker));
         }
+        missing.extend(
+            self.network.engine_doubt().map(|why| format!("dockerd at {}, which is not believed: {why}", self.docker)),
+        );
         let programmed = self.programmed.borrow();
         if !programmed.in_sync {
             let why = programmed.faults.get(WHOLE).map(|why| format!(": {why}")).unwrap_or_default();
@@ -98,6 +101,7 @@ impl Gauge {
         let mut faults = self.store.read(Snapshot::unreadable);
         faults.extend(self.store.doubt().map(|why| (format!("etcd at {}", self.etcd), why)));
         faults.extend(self.store.withheld().map(|why| ("addresses".to_owned(), why)));
+        faults.extend(self.network.engine_doubt().map(|why| (format!("dockerd at {}", self.docker), why)));
         let programmed = self.programmed.borrow().clone();
         faults.extend(self.without_bird(&programmed).map(|why| (BIRD.to_owned(), why.to_owned())));
         faults.extend(programmed.faults);

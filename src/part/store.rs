@@ -77,6 +77,8 @@ pub(crate) struct Store {
     seen: Mutex<Option<Seen>>,
     /// Why no address may be given out though the datastore is believed.
     withheld: RwLock<Option<String>>,
+    /// The hosts that are waited for then.
+    silent: Mutex<Vec<HostName>>,
     /// The containers that are gone, of which something is kept here still.
     going: Mutex<HashSet<ContainerId>>,
 }
@@ -100,6 +102,7 @@ impl Store {
             doubt: RwLock::default(),
             seen: Mutex::default(),
             withheld: RwLock::default(),
+            silent: Mutex::default(),
             going: Mutex::default(),
         }
     }
@@ -460,9 +463,7 @@ fn released_by(changes: &[Change], view: &Snapshot) -> Vec<(AssignmentKey, Endpo
     let gone = changes.iter().filter(|change| change.value.is_none()).filter_map(|change| Key::parse(&change.path));
     let claims = gone.filter_map(|key| if let Key::Assignment(key) = key { Some(key) } else { None });
     let of_owner = |claim: AssignmentKey| {
-        let owner = &view.claims.get(&claim)?.readable()?.owner;
-        let (host, orchestrator, endpoint) = (owner.host.clone(), owner.orchestrator.clone(), owner.endpoint.clone());
-        let key = EndpointKey { host, orchestrator, workload: owner.workload.clone()?, endpoint };
+        let key = view.claims.get(&claim)?.readable()?.owner.endpoint()?;
         view.endpoints.contains_key(&key).then_some((claim, key))
     };
     claims.filter_map(of_owner).collect()

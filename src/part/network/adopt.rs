@@ -61,12 +61,14 @@ impl Network {
         let prepared = self.prepare(ask).await.map_err(|fault| fault.during(&doing))?;
         let prepared = prepared.with_container_interface(interface);
         let addresses: Vec<IpAddr> = prepared.addresses().collect();
-        self.bind_existing(prepared, &container.id).await.map_err(|fault| fault.during(&doing))?;
-        let settled = async {
-            self.released.clear(container.id.as_str())?;
-            self.settle(&container.id, Waits::All).await
-        };
-        let settled = settled.await;
+        // What an operator took out before is taken in now: with that mark its record would go again.
+        let was_released = self.released.is_set(container.id.as_str());
+        self.released.clear(container.id.as_str())?;
+        if let Err(fault) = self.bind_existing(prepared, &container.id).await {
+            let marked = if was_released { self.released.set(container.id.as_str(), "") } else { Ok(()) };
+            return Err(with_undo(fault.during(&doing), marked));
+        }
+        let settled = self.settle(&container.id, Waits::All).await;
         // A container that has exited meanwhile is settled too, but has no network to report.
         let active = self.recorded(&container.id).iter().any(|one| one.endpoint.is_active());
         let failed = match settled {
@@ -111,6 +113,22 @@ impl Network {
         }
         self.forget_process(&id);
         Ok(id)
+    }
+
+    /// Takes out what an operator has taken out before, and is recorded still: a node ended in the midst of it, or the datastore
+    /// was put back to a state before it. The lock of the container is held.
+    pub(super) async fn take_out_again(&self, id: &ContainerId) -> Result<(), Fault> {
+        self.reservations.remove(id)?;
+        self.take_out(&self.recorded(id)).await?;
+        for (key, _) in self.keys(id) {
+            self.free(&key).await?;
+        }
+        self.forget_process(id);
+        tracing::warn!(
+            container = id.short(),
+            "it was recorded, though it has been taken out of Calico: its record is gone"
+        );
+        Ok(())
     }
 
     async fn take_out(&self, recorded: &[Recorded]) -> Result<(), Fault> {

@@ -140,10 +140,9 @@ impl Network {
     }
 
     async fn claim(&self, mut ask: Ask, request: &str) -> Result<Prepared, Fault> {
-        if let Some(why) = self.store.withheld() {
-            return Err(Fault::Away(format!("claim an address: {why}")));
-        }
-        let lease = self.lease()?;
+        let doing = "claim an address";
+        self.lease()?;
+        self.check_engine().await.map_err(|fault| fault.during(doing))?;
         for named in ask.requested.networks.clone().into_keys() {
             if let Some((name, id)) = self.docker.network(&named).await? {
                 ask.requested.know(&named, name, id);
@@ -164,6 +163,11 @@ impl Network {
         let mut newest = false;
         for _ in 0..ATTEMPTS {
             let inheritance = self.inheritance(&ask).await?;
+            // Asked at the last moment: the datastore may have gone back while dockerd took its time.
+            let lease = self.lease()?;
+            if let Some(why) = self.store.withheld() {
+                return Err(Fault::Away(format!("{doing}: {why}")));
+            }
             let chosen = match self.choose(&ask.wish.addresses, &reserved, &inheritance, &lost) {
                 Ok(chosen) => chosen,
                 // The view may be some milliseconds behind who has just added a pool, or freed an address.
@@ -190,7 +194,7 @@ impl Network {
                     writes.push(Write::PutLeased(key, to_json(claim)?, lease));
                 }
             }
-            if let Outcome::Done(revision) = self.etcd.transact("claim an address", &when, &writes).await? {
+            if let Outcome::Done(revision) = self.etcd.transact(doing, &when, &writes).await? {
                 let claimed = chosen.iter().zip(claims);
                 let claimed = claimed.map(|(one, claim)| Claimed { key: one.key.clone(), revision, claim }).collect();
                 fail_point("create: the claim is pending");

@@ -14,6 +14,7 @@ use super::Network;
 use super::claims::with_undo;
 use crate::edge::docker::{Container, Listed};
 use crate::edge::fail_point::fail_point;
+use crate::model::claim::Claim;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, ProfileName};
@@ -159,6 +160,10 @@ impl Network {
             notes.into_iter().partition(|note| self.is_under_way(&note.request));
         let (mut known, mut faults) = (self.containers(), Vec::new());
         for note in left {
+            if self.is_done(&note) {
+                self.forget(&note.request);
+                continue;
+            }
             // It may look just like one that another create has made this moment.
             if under_way.iter().any(|other| note.may_be_taken_for(other)) {
                 continue;
@@ -167,6 +172,13 @@ impl Network {
             faults.extend(self.finish_left(note, listed, listed_s, &mut known).await.err());
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Whether the container of a note is recorded: the node ended before it took the note away.
+    fn is_done(&self, note: &Note) -> bool {
+        let is_its = |claim: &Claim| claim.request == note.request && claim.owner.workload.is_some();
+        let has = |address| self.claim_of(address).is_ok_and(|(_, held)| held.is_some_and(|held| is_its(&held.claim)));
+        !note.addresses.is_empty() && note.addresses.iter().all(|address| has(*address))
     }
 
     /// Finishes the create of one note if its container is there and nobody's yet, or gives it up.
@@ -185,8 +197,9 @@ impl Network {
             if container.network_mode == "none" && note.is_of(&container.env) {
                 let id = container.id;
                 tracing::info!(container = id.short(), "finishing a create that was cut off");
-                known.push(id.clone());
-                return self.finish(note, &id).await;
+                self.finish(note, &id).await?;
+                known.push(id);
+                return Ok(());
             }
         }
         if note.is_overdue() || note.ended_s.is_some_and(|ended_s| ended_s < listed_s) {
@@ -223,8 +236,10 @@ impl Network {
 impl Note {
     /// Whether a container's environment holds the wish of this create.
     fn is_of(&self, env: &[String]) -> bool {
+        let profiles = env.iter().find_map(|entry| entry.strip_prefix("CALICO_PROFILE="));
         let wishes = env.iter().filter_map(|entry| entry.strip_prefix("CALICO_IP="));
-        wishes.filter_map(|text| Wish::parse(text, None).ok()).any(|wish| wish.addresses == self.wished)
+        let mut wishes = wishes.filter_map(|text| Wish::parse(text, profiles).ok());
+        wishes.any(|wish| wish.addresses == self.wished && wish.profiles == self.profiles)
     }
 
     /// Whether it has waited for long enough.
@@ -358,5 +373,9 @@ mod tests {
         for other in ["CALICO_IP=auto", "CALICO_IP=10.0.0.2", "CALICO_IP", "XCALICO_IP=10.0.0.1"] {
             assert!(!note.is_of(&env(other)), "{other}");
         }
+        // Of two unnamed creates that were cut off, each was finished with the other's profiles.
+        let with = ["CALICO_PROFILE=web".to_owned(), "CALICO_IP=10.0.0.1".to_owned()];
+        assert!(!note.is_of(&with));
+        assert!(Note { profiles: vec!["web".parse().unwrap()], ..note }.is_of(&with));
     }
 }

@@ -115,6 +115,7 @@ impl Network {
                 () = stop.cancelled() => break,
                 ended = work.follow(&mut backoff) => ended,
             };
+            self.forget_engine().await;
             if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
             }
@@ -450,13 +451,19 @@ impl Work {
         let asked_s = now_s();
         let listed = Arc::new(network.docker.list().await?);
         self.tend_claims(Arc::clone(&listed), asked_s);
-        if let Err(fault) = network.forget_released(&listed) {
+        // Of one that is not believed nobody is taken for gone. It says so itself.
+        let is_believed = network.check_engine().await.is_ok();
+        if is_believed && let Err(fault) = network.forget_released(&listed) {
             tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
         }
         let mut ids = if first { network.containers() } else { network.unsettled(&listed).await };
         match network.reserved_only() {
             Ok(reserved) => ids.extend(reserved),
             Err(fault) => tracing::warn!(%fault, "containers that are kept on this host alone are not looked at"),
+        }
+        if !is_believed {
+            let there: HashSet<&ContainerId> = listed.iter().map(|one| &one.id).collect();
+            ids.retain(|id| there.contains(id));
         }
         ids.extend(network.in_doubt(&listed));
         ids.extend(self.next_in_turn());

@@ -32,7 +32,9 @@ impl Network {
         }
         if self.recorded(id).is_empty() {
             // Whom this runtime is asked for and who is in a network of Docker's is not dark.
-            let is_ours = wishes && self.docker.network_mode(id).await?.as_deref() == Some("none");
+            // While dockerd starts, it answers nobody: what is known here goes first.
+            let may_be = wishes && !self.released.is_set(id.as_str());
+            let is_ours = may_be && self.docker.network_mode(id).await?.as_deref() == Some("none");
             self.check_lost(id, is_ours)?;
             return Ok(ContainerWiring::NotOurs);
         }

@@ -341,7 +341,7 @@ async fn connect(
     if !joins && network.is_in_network(&id, other).await? {
         return Ok(None);
     }
-    if network.shows_network(&id, other) {
+    if network.shows_network(&id, other).await? {
         return Ok(Some(Said::ours(manner.done())));
     }
     let verb = if joins { "join" } else { "leave" };

@@ -124,12 +124,16 @@ impl Store {
             _ => {}
         }
         *withheld = why;
+        drop(withheld);
+        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent.to_vec();
     }
 
     /// Asks whether all other hosts have said since a revision what they hold: they put it back before they report themselves.
     pub(super) async fn ask_others(&self, etcd: &Etcd, since: i64) {
         let mut silent = Vec::new();
-        for host in self.read(|snapshot| self.awaited(snapshot)) {
+        // Who has spoken once need not be asked again.
+        let before = self.silent.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for host in before {
             match etcd.get(&Key::HostLastStatus(host.clone())).await {
                 Ok(Some(found)) if found.revision > since => {}
                 Ok(_) => silent.push(host),

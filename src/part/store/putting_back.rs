@@ -8,7 +8,7 @@
 //! A container that has been destroyed meanwhile gets its record back too. The next comparison with dockerd finds that and
 //! frees it as if the record had never been lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Holdings, Store};
@@ -17,7 +17,7 @@ use crate::model::claim::{Claim, Owner, Successor};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
-use crate::model::name::{ContainerId, Orchestrator};
+use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
 use crate::model::snapshot::{Change, Record, Snapshot};
 use crate::part::defaults;
 
@@ -67,7 +67,7 @@ impl Store {
             }
         }
         let transactions = self.read(|before| {
-            let mut transactions = lacking(&kept, before, found)?;
+            let mut transactions = lacking(&kept, reserved, before, found)?;
             let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
             if known && recorded != Some(&IpAddr::V4(holdings.host.ip)) {
                 let mut filled = found.clone();
@@ -113,8 +113,18 @@ fn lost_claim(address: &AssignmentKey, kept: &[Kept], before: &Snapshot) -> Opti
 /// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
 /// pools and profiles before those who need them, and who waits for an address after its holder. Of one that stands
 /// nothing is written but the claim of an address of its that the datastore has lost: what else it names and is not there,
-/// somebody has taken away.
-fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Transaction>, Fault> {
+/// somebody has taken away. Who held an address before one that is kept, and is not among the `reserved` of this host, has
+/// been destroyed since, and a backup knows nothing of that.
+fn lacking(
+    kept: &[Kept],
+    reserved: &[ContainerId],
+    before: &Snapshot,
+    found: &Snapshot,
+) -> Result<Vec<Transaction>, Fault> {
+    let is_gone = |owner: &Owner| {
+        let is_reserved = |workload: &WorkloadId| reserved.iter().any(|id| id.workload() == *workload);
+        owner.workload.as_ref().is_some_and(|workload| !is_reserved(workload))
+    };
     let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
     let mut lost_any = false;
@@ -128,6 +138,7 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
         let mut when = vec![When::Absent(path.clone())];
         let mut writes = vec![Write::Put(path, to_json(endpoint)?)];
         let mut waits = false;
+        let mut destroyed: BTreeMap<EndpointKey, (i64, Endpoint)> = BTreeMap::new();
         let whole = endpoint.addresses.iter().all(|address| {
             let Some(pool) = found.pool_of(*address).or_else(|| before.pool_of(*address)).map(|pool| pool.cidr) else {
                 return false;
@@ -136,6 +147,22 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
             if let Some(record) = found.claims.get(&claim) {
                 let Some(held) = record.readable() else { return false };
                 if held.owners().any(|owner| owner.is(key)) {
+                    return true;
+                }
+                let is_own = |owner: &Owner| owner.host == key.host && owner.orchestrator == key.orchestrator;
+                if held.owners().all(|owner| is_own(owner) && is_gone(owner)) {
+                    let Ok(value) = to_json(&Claim::bound_again(key, key.workload.short(), String::new())) else {
+                        return false;
+                    };
+                    for owner in held.owners().filter_map(Owner::endpoint) {
+                        let Some(record) = found.endpoints.get(&owner) else { continue };
+                        let Some(endpoint) = record.readable() else { return false };
+                        let (_, endpoint) =
+                            destroyed.entry(owner).or_insert_with(|| (record.revision, endpoint.clone()));
+                        endpoint.addresses.remove(address);
+                    }
+                    when.push(When::At(Key::Assignment(claim.clone()), record.revision));
+                    writes.push(Write::Put(Key::Assignment(claim), value));
                     return true;
                 }
                 // As it was in the midst of the create. Somebody else's stays so; that they collide is told where the
@@ -163,6 +190,11 @@ fn lacking(kept: &[Kept], before: &Snapshot, found: &Snapshot) -> Result<Vec<Tra
             true
         });
         if whole {
+            for (owner, (revision, endpoint)) in destroyed {
+                let path = Key::Endpoint(owner);
+                when.push(When::At(path.clone(), revision));
+                writes.push(Write::Put(path, to_json(&endpoint)?));
+            }
             lost_any = true;
             profiles.extend(endpoint.profiles.iter().cloned());
             if waits { &mut last } else { &mut then }.push((when, writes));
@@ -263,7 +295,7 @@ mod tests {
         let pool = from_json(r#"{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {"cidr": "10.0.0.0/8"}}"#);
         for before in [Snapshot::default(), from_json(&with_claim)] {
             for kept in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
-                let all = lacking(&kept, &before, &pool).unwrap();
+                let all = lacking(&kept, &[], &before, &pool).unwrap();
                 let of = |key: &EndpointKey| {
                     let put = |write: &Write| *write.key() == Key::Endpoint(key.clone());
                     all.iter().position(|(_, writes)| writes.iter().any(put)).unwrap()
@@ -277,7 +309,7 @@ mod tests {
                 assert!(waiting.0.contains(&When::Present(Key::Assignment(path.clone()))), "{waiting:?}");
             }
             // Its holder is gone, so it waits no more.
-            let alone = lacking(&[new.clone()], &before, &pool).unwrap();
+            let alone = lacking(&[new.clone()], &[], &before, &pool).unwrap();
             let Some(Write::Put(_, claim)) = alone.last().and_then(|(_, writes)| writes.get(1)) else {
                 panic!("{alone:?}")
             };
@@ -302,8 +334,8 @@ mod tests {
     fn the_claim_of_a_record_that_stands_is_put_back_if_it_is_lost_and_the_address_is_nobodys() {
         let [one] = <[Kept; 1]>::try_from(kept()).unwrap();
         let claim = Claim::bound_again(&one.key, "", String::new());
-        assert_eq!(lacking(&kept(), &whole(), &with_claim(&claim)).unwrap(), []);
-        let all = lacking(&kept(), &Snapshot::default(), &whole()).unwrap();
+        assert_eq!(lacking(&kept(), &[], &whole(), &with_claim(&claim)).unwrap(), []);
+        let all = lacking(&kept(), &[], &Snapshot::default(), &whole()).unwrap();
         let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
         let revision = whole().endpoints[&one.key].revision;
         assert!(when.contains(&When::At(Key::Endpoint(one.key.clone()), revision)), "{when:?}");
@@ -320,7 +352,7 @@ mod tests {
         found.rules.clear();
         found.tags.clear();
         found.pools.clear();
-        assert_eq!(lacking(&kept(), &with_claim(&claim), &found).unwrap(), []);
+        assert_eq!(lacking(&kept(), &[], &with_claim(&claim), &found).unwrap(), []);
     }
 
     /// The container ran and had no record: its address went to the next one who asked.
@@ -331,7 +363,7 @@ mod tests {
         claim.owner.workload = None;
         let mut found = with_claim(&claim);
         found.endpoints.clear();
-        let all = lacking(&kept(), &Snapshot::default(), &found).unwrap();
+        let all = lacking(&kept(), &[], &Snapshot::default(), &found).unwrap();
         let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
         assert_eq!((when.len(), writes.len()), (2, 2), "{all:?}");
         let Write::Put(Key::Assignment(_), value) = &writes[1] else { panic!("{writes:?}") };
@@ -339,11 +371,45 @@ mod tests {
         claim.owner.host = "h2".parse().unwrap();
         let mut found = with_claim(&claim);
         found.endpoints.clear();
-        assert_eq!(lacking(&kept(), &Snapshot::default(), &found).unwrap(), [], "another host's");
+        assert_eq!(lacking(&kept(), &[], &Snapshot::default(), &found).unwrap(), [], "another host's");
+    }
+
+    /// Its chains went and its flows were cut, until the destroyed one was found to be gone; meanwhile the address was free.
+    #[test]
+    fn who_got_the_address_of_a_container_that_was_destroyed_since_the_backup_has_it() {
+        let [one] = <[Kept; 1]>::try_from(kept()).unwrap();
+        let mut old = one.key.clone();
+        old.workload = "d".repeat(64).parse().unwrap();
+        old.endpoint = "b".repeat(32).parse().unwrap();
+        let of = |host: &str| {
+            let mut old = old.clone();
+            old.host = host.parse().unwrap();
+            let record = serde_json::to_string(&one.endpoint).unwrap();
+            let claim = String::from_utf8(to_json(&Claim::bound_again(&old, "", String::new())).unwrap()).unwrap();
+            from_json(&format!(
+                r#"{{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {{"cidr": "10.0.0.0/8"}}, "{}": {record},
+                  "/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": {claim}}}"#,
+                Key::Endpoint(old).path()
+            ))
+        };
+        let found = of("h1");
+        let all = lacking(&kept(), &[], &Snapshot::default(), &found).unwrap();
+        let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
+        let [Write::Put(own, _), Write::Put(_, claim), Write::Put(olds, left)] = writes.as_slice() else {
+            panic!("{writes:?}")
+        };
+        assert_eq!((own, olds), (&Key::Endpoint(one.key.clone()), &Key::Endpoint(old.clone())));
+        assert!(serde_json::from_slice::<Claim>(claim).unwrap().owner.is(&one.key));
+        assert!(serde_json::from_slice::<Endpoint>(left).unwrap().addresses.is_empty());
+        assert!(when.contains(&When::At(olds.clone(), found.endpoints[&old].revision)), "{when:?}");
+        // Not if it may be there, nor if it is another host's to say.
+        let reserved = ["d".repeat(64).parse().unwrap()];
+        assert_eq!(lacking(&kept(), &reserved, &Snapshot::default(), &found).unwrap(), []);
+        assert_eq!(lacking(&kept(), &[], &Snapshot::default(), &of("h2")).unwrap(), []);
     }
 
     fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
-        let all = lacking(&kept(), before, found).unwrap();
+        let all = lacking(&kept(), &[], before, found).unwrap();
         all.iter().flat_map(|(_, writes)| writes).map(|write| write.key().path()).collect()
     }
 
