@@ -89,7 +89,7 @@ fn an_interface_that_nothing_explains_stays_dark_with_and_without_the_node_and_i
 
     // The counterpart: it is the chains that keep it dark, not a mistake in how it was made.
     h1.kill_node();
-    h1.sh("iptables -F; iptables -t raw -F");
+    h1.sh("iptables -F; iptables -t raw -F; iptables -P FORWARD ACCEPT");
     wait_until("without chains it reaches bob", Duration::from_secs(5), || stray.pings(bob.ip()));
     h1.start_node();
     wait_until("it is dark again", Duration::from_secs(5), || !stray.pings(bob.ip()));

@@ -1,9 +1,11 @@
 //! What this host last saw of its datastore, kept on its disk: a node that has just begun knows by it that the datastore
 //! was put back to an older state, or is another one, since the node before it.
 //!
-//! Losing the file costs that knowledge and nothing else, so it is not brought to the disk by force.
+//! A datastore is most likely put back when the power was lost, so the file is brought to the disk before it takes the place of
+//! the one before.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::model::fault::Fault;
@@ -41,8 +43,13 @@ impl LastSeen {
         let fault = |cause: String| Fault::World(format!("write {}: {cause}", self.path.display()));
         let text = serde_json::to_vec(seen).map_err(|error| fault(error.to_string()))?;
         let aside = self.path.with_extension("new");
-        let written = std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &self.path));
-        written.map_err(|error| fault(error.to_string()))
+        let written = (|| {
+            let mut file = File::create(&aside)?;
+            file.write_all(&text)?;
+            file.sync_data()?;
+            std::fs::rename(&aside, &self.path)
+        })();
+        written.map_err(|error: std::io::Error| fault(error.to_string()))
     }
 }
 

@@ -49,7 +49,7 @@ use crate::part::metrics::Metrics;
 use crate::part::store::Store;
 use crate::plan::address::Reserved;
 use crate::plan::replies::Appearance;
-use crate::plan::runtime::Runtimes;
+use crate::plan::runtime::{RUNC, Runtimes};
 use crate::plan::wiring::HOST_LINK_LOCAL;
 
 /// What the network of containers is built on.
@@ -360,7 +360,7 @@ impl Network {
         let first = recorded.first()?;
         let requested = first.endpoint.requested.clone().unwrap_or_default();
         let runtimes = self.runtimes.read().unwrap_or_else(PoisonError::into_inner);
-        let runtime = requested.runtime.as_ref().and_then(|behind| runtimes.name_of(behind));
+        let runtime = requested.runtime.as_ref().map_or(Some(RUNC), |behind| runtimes.name_of(behind));
         Some(Appearance {
             addresses: recorded.iter().flat_map(|one| one.endpoint.addresses.iter().copied()).collect(),
             mac: first.endpoint.mac,

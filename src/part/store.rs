@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::mem::Discriminant;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ pub(crate) struct Store {
     withheld: RwLock<Option<String>>,
     /// The hosts that are waited for then.
     silent: Mutex<Vec<HostName>>,
+    /// Whether this process follows the datastore no more, and another may in its place.
+    has_ended: AtomicBool,
     /// The containers that are gone, of which something is kept here still.
     going: Mutex<HashSet<ContainerId>>,
 }
@@ -103,6 +106,7 @@ impl Store {
             seen: Mutex::default(),
             withheld: RwLock::default(),
             silent: Mutex::default(),
+            has_ended: AtomicBool::default(),
             going: Mutex::default(),
         }
     }
@@ -196,6 +200,11 @@ impl Store {
         answer
     }
 
+    /// Whether this process follows the datastore no more. What it does not know may be known to the next one.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
     /// Says that a container is gone and its record about to be taken away: the datastore has not lost it.
     pub(crate) fn let_go(&self, container: &ContainerId) {
         self.going().insert(container.clone());
@@ -219,6 +228,8 @@ impl Store {
             let mut since = None;
             let ended = tokio::select! {
                 () = stop.cancelled() => {
+                    self.has_ended.store(true, Ordering::Relaxed);
+                    self.synced.send_modify(|synced| synced.connected = false);
                     self.keep_up(holdings);
                     return;
                 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::json::{self, Edit, Member, Span};
+use super::runtime::RUNTIME;
 use crate::model::endpoint::Requested;
 use crate::model::name::{ContainerId, Mac};
 
@@ -19,7 +20,7 @@ pub(crate) struct Appearance {
     pub(crate) ipv4_gateway: Option<IpAddr>,
     pub(crate) ipv6_gateway: Option<IpAddr>,
     pub(crate) requested: Requested,
-    /// The runtime that does the work behind ours: who makes the container anew from what he is shown asks for it again.
+    /// The runtime that does the work behind ours, if dockerd knows it: who makes the container anew from what he is shown asks for it again.
     pub(crate) runtime: Option<String>,
 }
 
@@ -122,6 +123,7 @@ fn container_edits(
     let host_config = member(&members, "HostConfig").and_then(|host_config| json::members(reply, &host_config.value));
     if let (Some(name), Some(host_config)) = (&shown.runtime, host_config)
         && let Some(runtime) = member(&host_config, "Runtime")
+        && json::string(reply, &runtime.value).as_deref() == Some(RUNTIME)
     {
         edits.push((runtime.value.clone(), json::quote(name)));
     }

@@ -12,8 +12,11 @@ use crate::model::endpoint::OciRuntime;
 /// The name of our runtime (decided).
 pub(crate) const RUNTIME: &str = "calico";
 
-/// The names under which dockerd knows runc.
-const RUNC: [&str; 3] = ["runc", "io.containerd.runc.v2", "io.containerd.runtime.v1.linux"];
+/// The runtime that ours stands in front of where no other was asked for.
+pub(crate) const RUNC: &str = "runc";
+
+/// The names under which dockerd knows it.
+const RUNC_NAMES: [&str; 3] = [RUNC, "io.containerd.runc.v2", "io.containerd.runtime.v1.linux"];
 
 /// The runtimes that a dockerd knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +64,7 @@ impl Runtimes {
             return Way::Node(format!("dockerd knows no runtime {RUNTIME}: calico-node install-runtime puts it there"));
         }
         let name = if asked.is_empty() { self.default.as_str() } else { asked };
-        if name.is_empty() || name == RUNTIME || RUNC.contains(&name) {
+        if name.is_empty() || name == RUNTIME || RUNC_NAMES.contains(&name) {
             return Way::Runtime(None);
         }
         match self.known.get(name).filter(|runtime| runtime.path.starts_with('/')) {

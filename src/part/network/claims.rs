@@ -308,9 +308,14 @@ impl Network {
                 Ok(warnings)
             }
             Err(fault) => {
+                let fault = fault.during(&format!("record container {}", id.short()));
+                if self.store.has_ended() {
+                    // The node that has taken over finishes it, or has done so already.
+                    self.lose_sight(&prepared.request);
+                    return Err(fault);
+                }
                 let undone = self.docker.remove(id).await;
                 self.abandon(prepared).await;
-                let fault = fault.during(&format!("record container {}", id.short()));
                 Err(match undone {
                     Ok(()) => fault,
                     Err(undo) => fault.during(&format!("{undo}; remove it by hand; before that")),

@@ -40,7 +40,7 @@ impl Network {
             let differs = *before != doubt;
             match &doubt {
                 Some(why) if differs => {
-                    tracing::error!(why, "dockerd is not believed: no address is freed or given out")
+                    tracing::error!(why, "dockerd is not believed: no address is freed or given out");
                 }
                 None if differs => tracing::info!("dockerd is believed again"),
                 _ => {}

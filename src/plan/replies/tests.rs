@@ -35,6 +35,11 @@ fn inspect_shows_the_runtime_that_was_asked_for() {
         let edited: Value = serde_json::from_slice(&edited).unwrap();
         assert_eq!(edited["HostConfig"], json!({"NetworkMode": "none", "Runtime": wanted, "x": 1}));
     }
+    // One that the node wires has kept the runtime that was asked for.
+    let shown = Appearance { runtime: Some("runc".to_owned()), ..appearance(&[]) };
+    let kept = reply.replace("calico", "kata");
+    let edited = shown_in_inspect(kept.as_bytes(), false, |_| Some(shown.clone())).unwrap();
+    assert!(String::from_utf8(edited).unwrap().contains(r#""Runtime":"kata""#));
 }
 
 #[test]
