@@ -506,11 +506,15 @@ fn check(family: Family, datastore: &Datastore, packets: Vec<Packet>) -> Result<
     let machine = Machine { family, chains: typed(&desired, &snapshot), sets: &desired.sets, log: Log::default() };
     let reader = Reader { datastore, log: Log::default() };
     for packet in packets {
-        let mut forwarded = packet.clone();
-        let verdict = machine.run(&ChainName::fixed("FORWARD"), &mut forwarded);
-        prop_assert_eq!(verdict, reader.forward(&packet), "{:?}", packet);
-        if verdict == Verdict::Accept {
-            prop_assert!(forwarded.marked, "accepted without the mark: {:?}", packet);
+        // What has a link-local source never comes to FORWARD: the raw table drops it, and so would the kernel (see
+        // [`crate::plan::raw`]). An endpoint's chain lets it look for its next hop, whoever jumps there.
+        if !matches!(packet.src, IpAddr::V6(source) if source.is_unicast_link_local()) {
+            let mut forwarded = packet.clone();
+            let verdict = machine.run(&ChainName::fixed("FORWARD"), &mut forwarded);
+            prop_assert_eq!(verdict, reader.forward(&packet), "{:?}", packet);
+            if verdict == Verdict::Accept {
+                prop_assert!(forwarded.marked, "accepted without the mark: {:?}", packet);
+            }
         }
         let verdict = machine.run(&ChainName::fixed("INPUT"), &mut packet.clone());
         prop_assert_eq!(verdict, reader.input(&packet), "input: {:?}", packet);
