@@ -372,11 +372,9 @@ impl Docker {
     }
 
     /// What tells it from a dockerd that has other containers: the id of its network `none`, which it has as long as them.
-    /// `None` where there is no such network.
+    /// `None` where there is no such network. For somebody who waits for dockerd anyhow.
     pub(crate) async fn identity(&self) -> Result<Option<String>, Fault> {
-        let late = |_| Fault::DockerAway(format!("inspect network none at dockerd {}: no answer yet", self.host));
-        let found = timeout(Duration::from_secs(CALL_TIMEOUT_S), self.network("none")).await.map_err(late)??;
-        Ok(found.map(|(_, id)| id))
+        Ok(self.network("none").await?.map(|(_, id)| id))
     }
 
     /// What dockerd answers to a question, with its status, however long it takes.

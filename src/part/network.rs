@@ -104,11 +104,10 @@ pub(crate) struct Network {
     lease: watch::Sender<Option<i64>>,
     /// Whether the stream of Docker's events is up.
     docker_up: watch::Sender<bool>,
-    /// The dockerd that this host's containers are in, as it is kept on this host's disk; whether the one that answers is known
-    /// to be it, since dockerd was last away; and why it is not believed.
+    /// The dockerd that this host's containers are in, as it is kept on this host's disk, and what is known of the one that
+    /// answers.
     known_engine: KnownEngine,
-    is_engine_known: tokio::sync::Mutex<bool>,
-    engine_doubt: watch::Sender<Option<String>>,
+    engine: Mutex<engine::Standing>,
     /// By container: why its network is not what Docker's word on it requires, as of the last of several tries.
     failing: watch::Sender<BTreeMap<String, String>>,
     /// The last address given out of each pool.
@@ -171,8 +170,7 @@ impl Network {
             refused: Marks::refused(&ground.run_dir),
             released: Marks::released(&ground.state_dir),
             known_engine: KnownEngine::in_state_dir(&ground.state_dir),
-            is_engine_known: tokio::sync::Mutex::default(),
-            engine_doubt: watch::Sender::default(),
+            engine: Mutex::default(),
             lit: Mutex::default(),
             hooked: Mutex::default(),
             runtimes: RwLock::default(),

@@ -140,7 +140,7 @@ pub(crate) async fn uninstall(site: &Site, force: bool) -> Result<Vec<String>, F
             let change = Change { file: &file, old: old.as_deref(), new: emptied };
             change.carry_out(&dockerd, &docker, Option::is_none).await?;
             // Who was made since would be found out at its next start. From here on dockerd makes none for it.
-            match in_the_way(&users(&docker, &ours).await?, force) {
+            match users(&docker, &ours).await.and_then(|users| in_the_way(&users, force)) {
                 Ok(list) => told.extend(list),
                 Err(refusal) => return Err(change.take_back(&dockerd, &refusal)),
             }

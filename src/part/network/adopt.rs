@@ -118,9 +118,19 @@ impl Network {
     /// Takes out what an operator has taken out before, and is recorded still: a node ended in the midst of it, or the datastore
     /// was put back to a state before it. The lock of the container is held.
     pub(super) async fn take_out_again(&self, id: &ContainerId) -> Result<(), Fault> {
+        if !self.is_loaded() {
+            let at = self.etcd.address();
+            return Err(Fault::Away(format!(
+                "take container {} out again: etcd at {at} has not answered yet",
+                id.short()
+            )));
+        }
+        let ends = self.ends(id);
         self.reservations.remove(id)?;
-        self.take_out(&self.recorded(id)).await?;
-        for (key, _) in self.keys(id) {
+        for (key, interface) in ends {
+            if let Some(interface) = interface {
+                self.wirer.links.remove(&interface).await?;
+            }
             self.free(&key).await?;
         }
         self.forget_process(id);

@@ -142,7 +142,7 @@ impl Network {
     async fn claim(&self, mut ask: Ask, request: &str) -> Result<Prepared, Fault> {
         let doing = "claim an address";
         self.lease()?;
-        self.check_engine().await.map_err(|fault| fault.during(doing))?;
+        self.await_engine().await.map_err(|fault| fault.during(doing))?;
         for named in ask.requested.networks.clone().into_keys() {
             if let Some((name, id)) = self.docker.network(&named).await? {
                 ask.requested.know(&named, name, id);

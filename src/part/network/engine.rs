@@ -10,51 +10,75 @@
 //! keeps in `/etc/docker`. One that knows any of the containers is not doubted, whatever its network is called.
 
 use std::collections::HashSet;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::Network;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 
+/// How long dockerd may take to say which one it is, for who does not wait for it anyhow.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is known of the dockerd that answers.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// How often dockerd has been away: what was asked before says nothing of the one that answers now.
+    times_away: u64,
+    /// Whether it is the one that this host's containers are in, or why it is not believed; `None`: that is to be asked.
+    is_ours: Option<Result<(), String>>,
+}
+
 impl Network {
     /// Why what answers as dockerd is not believed, as far as is known.
     pub(crate) fn engine_doubt(&self) -> Option<String> {
-        self.engine_doubt.borrow().clone()
+        self.engine().is_ours.clone()?.err()
     }
 
-    /// Another dockerd may answer from now on.
-    pub(super) async fn forget_engine(&self) {
-        *self.is_engine_known.lock().await = false;
+    fn engine(&self) -> MutexGuard<'_, Standing> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks whether dockerd is the one that this host's containers are in, unless that is known since it was last away.
+    /// Another dockerd may answer from now on. One that was doubted stays so until it is asked.
+    pub(super) fn forget_engine(&self) {
+        let mut engine = self.engine();
+        engine.times_away += 1;
+        engine.is_ours.take_if(|is_ours| is_ours.is_ok());
+    }
+
+    /// The same as [`Network::await_engine`], for at most half a minute.
+    pub(super) async fn check_engine(&self) -> Result<(), Fault> {
+        let late = |_| Fault::DockerAway(format!("ask dockerd which one it is: no answer within {PATIENCE:?}"));
+        tokio::time::timeout(PATIENCE, self.await_engine()).await.map_err(late)?
+    }
+
+    /// Asks whether dockerd is the one that this host's containers are in, unless that is known since it was last away. For
+    /// who waits for dockerd anyhow: everybody asks for himself, so nobody waits for another's question.
     ///
     /// # Errors
     /// `Away`: it is another one. `DockerAway`, `World`: it cannot be told.
-    pub(super) async fn check_engine(&self) -> Result<(), Fault> {
-        let mut is_known = self.is_engine_known.lock().await;
-        if *is_known {
-            return Ok(());
-        }
+    pub(super) async fn await_engine(&self) -> Result<(), Fault> {
+        let times_away = {
+            let engine = self.engine();
+            if engine.is_ours == Some(Ok(())) {
+                return Ok(());
+            }
+            engine.times_away
+        };
         let doubt = self.doubt_engine().await?;
-        self.engine_doubt.send_if_modified(|before| {
-            let differs = *before != doubt;
-            match &doubt {
-                Some(why) if differs => {
+        let is_ours = doubt.map_or(Ok(()), Err);
+        let mut engine = self.engine();
+        if engine.times_away == times_away {
+            let before = engine.is_ours.replace(is_ours.clone());
+            match (before, &is_ours) {
+                (Some(Err(_)), Ok(())) => tracing::info!("dockerd is believed again"),
+                (before, Err(why)) if before.as_ref() != Some(&is_ours) => {
                     tracing::error!(why, "dockerd is not believed: no address is freed or given out");
                 }
-                None if differs => tracing::info!("dockerd is believed again"),
                 _ => {}
             }
-            before.clone_from(&doubt);
-            differs
-        });
-        match doubt {
-            Some(why) => Err(Fault::Away(why)),
-            None => {
-                *is_known = true;
-                Ok(())
-            }
         }
+        is_ours.map_err(Fault::Away)
     }
 
     async fn doubt_engine(&self) -> Result<Option<String>, Fault> {

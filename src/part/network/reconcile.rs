@@ -115,7 +115,7 @@ impl Network {
                 () = stop.cancelled() => break,
                 ended = work.follow(&mut backoff) => ended,
             };
-            self.forget_engine().await;
+            self.forget_engine();
             if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
             }
@@ -448,13 +448,19 @@ impl Work {
     /// The containers could not be listed. Whatever else fails is told, and keeps nobody from the rest.
     async fn compare(&mut self, first: bool) -> Result<(), Fault> {
         let network = Arc::clone(&self.network);
+        // By one that is not believed nobody is taken for gone, and nothing for not made. That is told where it is found.
+        let is_believed = match network.check_engine().await {
+            Ok(()) => true,
+            Err(Fault::Away(_)) => false,
+            Err(fault) => return Err(fault),
+        };
         let asked_s = now_s();
         let listed = Arc::new(network.docker.list().await?);
-        self.tend_claims(Arc::clone(&listed), asked_s);
-        // Of one that is not believed nobody is taken for gone. It says so itself.
-        let is_believed = network.check_engine().await.is_ok();
-        if is_believed && let Err(fault) = network.forget_released(&listed) {
-            tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
+        if is_believed {
+            self.tend_claims(Arc::clone(&listed), asked_s);
+            if let Err(fault) = network.forget_released(&listed) {
+                tracing::warn!(%fault, "what is known of a container that was taken out of Calico, and is gone, stays");
+            }
         }
         let mut ids = if first { network.containers() } else { network.unsettled(&listed).await };
         match network.reserved_only() {
@@ -474,7 +480,7 @@ impl Work {
             }
         }
         for id in network.refused.all().iter().filter_map(|id| id.parse().ok()) {
-            if !self.starting.has(&id) {
+            if is_believed && !self.starting.has(&id) {
                 self.start_refused(id);
             }
         }

@@ -41,7 +41,7 @@ pub(crate) enum Waits {
 }
 
 /// The endpoints of a container, with their interfaces on the host.
-type Ends = BTreeMap<EndpointKey, Option<IfName>>;
+pub(super) type Ends = BTreeMap<EndpointKey, Option<IfName>>;
 
 /// What was found of an endpoint before dockerd was asked: only that may be taken away on its word.
 pub(super) struct Found {
@@ -151,7 +151,7 @@ impl Network {
     }
 
     /// The endpoints of a container, as they are recorded or kept, each with its interface on the host.
-    fn ends(&self, id: &ContainerId) -> Ends {
+    pub(super) fn ends(&self, id: &ContainerId) -> Ends {
         let keys = self.keys(id).into_iter().map(|(key, _)| key);
         let mut ends: Ends = keys.map(|key| (key.clone(), key.endpoint.interface())).collect();
         ends.extend(self.kept_here(id).into_iter().chain(self.recorded(id)).map(|one| {
