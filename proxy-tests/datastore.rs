@@ -328,9 +328,9 @@ fn an_address_of_a_host_that_somebody_else_has_written_is_put_right_when_all_is_
 /// A node that began after a restore gave out what the backup did not know: addresses of containers that ran on other hosts.
 #[test]
 fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_has_said_what_it_holds() {
-    const H2_REPORT: &str = "/calico/felix/v1/host/h2/last_reported_status";
-    let lab = Lab::hosts(2);
-    let (h1, h2) = (lab.host(1), lab.host(2));
+    const H2_AWAITED: &str = "/calico/v1/host/h2/awaited";
+    let lab = Lab::hosts(3);
+    let (h1, h2, h3) = (lab.host(1), lab.host(2), lab.host(3));
     h1.start_node();
     let ann = h1.run("ann", WEB);
     // It does not even know that there is an h2.
@@ -350,8 +350,13 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     for wish in ["auto".to_owned(), address.to_string()] {
         let refused = h1.create("thief", &[&format!("CALICO_IP={wish}")]);
         assert_eq!(refused.status, 503, "{wish}: {}", refused.message());
-        assert!(refused.message().contains(H2_REPORT), "{}", refused.message());
+        assert!(refused.message().contains(H2_AWAITED), "{}", refused.message());
     }
+    // A host that is new has no memory of it, and waits all the same.
+    h3.spawn_node(&[]);
+    wait_until("h3 says whom it waits for", SOON, || waits_for(h3).contains("what h2 held meanwhile is not known yet"));
+    let refused = h3.create("thief", &[&format!("CALICO_IP={address}")]);
+    assert_eq!(refused.status, 503, "{}", refused.message());
     // What is known goes on, and that somebody is waited for is not forgotten with the process.
     h1.docker("restart -t 0 ann").ok();
     h1.kill_node();
@@ -362,9 +367,10 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     lab.all_hosts().iter().for_each(|host| wait_until("the node follows etcd", BACK * 4, || host.is_ready()));
     assert_eq!(bob.ip(), address);
     assert_eq!(h1.create("thief", &[&format!("CALICO_IP={address}")]).status, 409);
-    let cat = h1.run("cat", WEB);
+    let cat = h3.run("cat", WEB);
     reach_each_other(&[&ann, &bob, &cat]);
     lab.assert_consistent();
+    assert_eq!(lab.etcd().keys("/calico/v1/host/").iter().filter(|key| key.ends_with("/awaited")).count(), 0);
 
     // Of a host that is no more nobody waits for a word.
     with_data(&lab, |data| copy(data, &backup));
@@ -376,8 +382,8 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     with_data(&lab, |data| copy(&backup, data));
     h1.spawn_node(&[]);
     wait_until("h1 waits", SOON, || waits_for(h1).contains("what h2 held"));
-    lab.etcd().put(H2_REPORT, "{}");
-    h1.await_ready();
+    lab.etcd().ctl(&["del", H2_AWAITED]).run().ok();
+    [h1, h3].into_iter().for_each(|host| wait_until("nobody waits any more", BACK * 2, || host.is_ready()));
     h1.run("eve", WEB);
 }
 

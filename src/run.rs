@@ -38,7 +38,7 @@ use crate::edge::exec::Spawner;
 use crate::edge::fail_point;
 use crate::edge::handover::{self, Predecessor, Successor};
 use crate::edge::http::{Door, open_unix, serve};
-use crate::edge::last_seen::LastSeen;
+use crate::edge::kept_file::KeptFile;
 use crate::edge::links::Netlink;
 use crate::edge::reservations::Reservations;
 use crate::edge::tls::Certificates;
@@ -228,7 +228,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let reported = etcd.clone();
     let this = flags.this_host(host.clone(), host_ip, ipv6);
     let reservations = Reservations::in_state_dir(&flags.state_dir);
-    let last_seen = LastSeen::in_state_dir(&flags.state_dir);
+    let last_seen = KeptFile::datastore(&flags.state_dir);
     let holdings = Holdings { host: this.clone(), reservations, last_seen, metrics: Arc::clone(&metrics) };
     start_followers(&mut parts, this, holdings, &network, &store, etcd);
     let reporter = Reporter {

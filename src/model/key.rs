@@ -53,6 +53,8 @@ pub(crate) enum Key {
     HostConfig(HostName, String),
     /// A host's IPv4 address.
     HostIp(HostName),
+    /// There as long as what a host holds is not known, since the datastore has gone back to an older state.
+    Awaited(HostName),
     Endpoint(EndpointKey),
     ProfileTags(ProfileName),
     ProfileRules(ProfileName),
@@ -122,6 +124,7 @@ impl Key {
             Key::Config(name) => format!("{V1}config/{name}"),
             Key::HostConfig(host, name) => format!("{V1}host/{host}/config/{name}"),
             Key::HostIp(host) => format!("{V1}host/{host}/bird_ip"),
+            Key::Awaited(host) => format!("{V1}host/{host}/awaited"),
             Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint }) => {
                 format!("{V1}host/{host}/workload/{orchestrator}/{workload}/endpoint/{endpoint}")
             }
@@ -176,6 +179,7 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
         ["config", name] if !name.is_empty() => Key::Config((*name).to_owned()),
         ["host", host, "config", name] if !name.is_empty() => Key::HostConfig(host.parse().ok()?, (*name).to_owned()),
         ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
+        ["host", host, "awaited"] => Key::Awaited(host.parse().ok()?),
         ["host", host, "workload", rest @ ..] => Key::Endpoint(parse_endpoint(host, rest)?),
         ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
         ["policy", "profile", profile, "rules"] => Key::ProfileRules(profile.parse().ok()?),
@@ -255,6 +259,7 @@ mod tests {
             "[A-Za-z0-9]{1,20}".prop_map(Key::Config),
             (name(), "[A-Za-z0-9]{1,20}").prop_map(|(host, param)| Key::HostConfig(host, param)),
             name().prop_map(Key::HostIp),
+            name().prop_map(Key::Awaited),
             (name(), name(), name(), name()).prop_map(|(host, orchestrator, workload, endpoint)| {
                 Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint })
             }),

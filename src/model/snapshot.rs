@@ -90,6 +90,8 @@ pub(crate) struct Snapshot {
     pub(crate) config: Records<String, String>,
     pub(crate) host_config: Records<(HostName, String), String>,
     pub(crate) host_ips: Records<HostName, IpAddr>,
+    /// The hosts of which it is not known what they hold.
+    pub(crate) awaited: Records<HostName, ()>,
     /// Those that are kept in whole.
     pub(crate) endpoints: Records<EndpointKey, Endpoint>,
     /// The others.
@@ -202,6 +204,8 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
+            // That it is there is all it says to nodes.
+            Key::Awaited(host) => store(&mut self.awaited, host, change, |_| Ok(())),
             Key::Endpoint(key) if self.keeps_whole(&key.host) => self.store_endpoint(&key, change),
             Key::Endpoint(_) => self.store_remote(change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),

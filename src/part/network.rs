@@ -33,7 +33,7 @@ use tokio::sync::watch;
 
 use crate::edge::docker::{Container, Docker};
 use crate::edge::etcd::Etcd;
-use crate::edge::known_engine::KnownEngine;
+use crate::edge::kept_file::KeptFile;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::Wirer;
@@ -106,7 +106,7 @@ pub(crate) struct Network {
     docker_up: watch::Sender<bool>,
     /// The dockerd that this host's containers are in, as it is kept on this host's disk, and what is known of the one that
     /// answers.
-    known_engine: KnownEngine,
+    known_engine: KeptFile,
     engine: Mutex<engine::Standing>,
     /// By container: why its network is not what Docker's word on it requires, as of the last of several tries.
     failing: watch::Sender<BTreeMap<String, String>>,
@@ -169,7 +169,7 @@ impl Network {
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
             released: Marks::released(&ground.state_dir),
-            known_engine: KnownEngine::in_state_dir(&ground.state_dir),
+            known_engine: KeptFile::engine(&ground.state_dir),
             engine: Mutex::default(),
             lit: Mutex::default(),
             hooked: Mutex::default(),

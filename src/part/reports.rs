@@ -75,7 +75,7 @@ impl Reporter {
             };
             tokio::select! {
                 () = due => {}
-                // Who was cut off, or has put back what was lost, says that it is there at once: others may wait for that.
+                // Who was cut off says that it is there again at once.
                 () = async { drop(synced.wait_for(|synced| !synced.connected).await) } => {}
                 () = async { drop(settings.wait_for(|settings| settings.host_report != interval).await) } => {}
             }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
-use crate::edge::last_seen::LastSeen;
+use crate::edge::kept_file::KeptFile;
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
@@ -48,12 +48,6 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long to wait before reading all again where that has failed and what happens is followed all the same.
 const READ_AGAIN: Duration = Duration::from_mins(1);
 
-/// How often it is asked, in a datastore that has gone back, whether all hosts have said what they hold.
-const ASK_OTHERS_EVERY: Duration = Duration::from_secs(1);
-
-/// How often it is kept on the disk how far the datastore has come.
-const KEEP_SEEN_EVERY: Duration = Duration::from_secs(10);
-
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Synced {
@@ -76,10 +70,6 @@ pub(crate) struct Store {
     doubt: RwLock<Option<String>>,
     /// What was seen of the datastore; `None` before the first load.
     seen: Mutex<Option<Seen>>,
-    /// Why no address may be given out though the datastore is believed.
-    withheld: RwLock<Option<String>>,
-    /// The hosts that are waited for then.
-    silent: Mutex<Vec<HostName>>,
     /// Whether this process follows the datastore no more, and another may in its place.
     has_ended: AtomicBool,
     /// The containers that are gone, of which something is kept here still.
@@ -90,7 +80,7 @@ pub(crate) struct Store {
 pub(crate) struct Holdings {
     pub(crate) host: Host,
     pub(crate) reservations: Reservations,
-    pub(crate) last_seen: LastSeen,
+    pub(crate) last_seen: KeptFile,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -104,8 +94,6 @@ impl Store {
             settings: watch::Sender::default(),
             doubt: RwLock::default(),
             seen: Mutex::default(),
-            withheld: RwLock::default(),
-            silent: Mutex::default(),
             has_ended: AtomicBool::default(),
             going: Mutex::default(),
         }
@@ -230,7 +218,7 @@ impl Store {
                 () = stop.cancelled() => {
                     self.has_ended.store(true, Ordering::Relaxed);
                     self.synced.send_modify(|synced| synced.connected = false);
-                    self.keep_up(holdings);
+                    self.keep_seen(holdings).await;
                     return;
                 }
                 ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
@@ -319,11 +307,9 @@ impl Store {
                 (Err(fault), _) => return fault,
             };
             let revision = snapshot.revision;
-            if self.waits_since().is_some() {
-                self.wait_for(&self.awaited(&snapshot));
-            }
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
+            let was_awaited = self.withheld().is_some();
             let old = self.write(|view, news| {
                 *news = News::All;
                 std::mem::replace(view, snapshot)
@@ -331,26 +317,14 @@ impl Store {
             // Outside of the lock: it takes its time with a hundred thousand records.
             drop(old);
             self.tell_settings();
+            self.tell_awaited(was_awaited);
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
-            let mut due = std::pin::pin!(self.resync_due());
-            loop {
-                self.keep_up(holdings);
-                let waits_since = self.waits_since();
-                let look = async {
-                    tokio::time::sleep(if waits_since.is_some() { ASK_OTHERS_EVERY } else { KEEP_SEEN_EVERY }).await;
-                    if let Some(since) = waits_since {
-                        self.ask_others(etcd, since).await;
-                    }
-                };
-                tokio::select! {
-                    ended = self.heed(&mut watch, known) => return ended,
-                    () = &mut due => {
-                        followed = Some(watch);
-                        break;
-                    }
-                    () = look => {}
-                }
+            tokio::select! {
+                ended = self.heed(&mut watch, known) => return ended,
+                () = self.resync_due() => followed = Some(watch),
+                () = self.speak(etcd) => {}
+                () = self.keep_up(holdings) => {}
             }
         }
     }
@@ -420,6 +394,7 @@ impl Store {
 
     /// Answers an address of this host's containers whose claim was taken away by itself.
     fn take_in(&self, changes: &[Change]) -> Option<IpAddr> {
+        let was_awaited = self.withheld().is_some();
         let unclaimed = self.write(|view, news| {
             let released = released_by(changes, view);
             let stale = view.follow(changes, news);
@@ -434,6 +409,7 @@ impl Store {
         if changes.iter().any(|change| change.path.contains("/config/")) {
             self.tell_settings();
         }
+        self.tell_awaited(was_awaited);
         unclaimed.map(|(claim, _)| claim.address)
     }
 
@@ -454,7 +430,7 @@ impl Store {
         self.check(etcd, known, own, count, &etcd.standing().await?).await?;
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, own, count, &standing).await?;
-        let went_back = self.heed_going_back(etcd, holdings, standing.cluster, snapshot.revision).await?;
+        let went_back = self.heed_going_back(etcd, holdings, standing.cluster, &snapshot).await?;
         let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
         if put_back || went_back {
             tokio::time::sleep(GRACE).await;

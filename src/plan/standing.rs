@@ -34,11 +34,8 @@ pub(crate) struct Seen {
     pub(crate) revision: i64,
     /// The revision of this host's last report of itself; 0 if it has made none.
     pub(crate) reported: i64,
-    /// It had gone back, and not every host has said since this revision what it holds.
-    pub(crate) waits_since: Option<i64>,
-    /// The other hosts that reported themselves in it: an older state need not know them.
-    #[serde(default)]
-    pub(crate) others: BTreeSet<HostName>,
+    /// The hosts that it knew: an older state need not know them.
+    pub(crate) hosts: BTreeSet<HostName>,
 }
 
 impl Seen {
@@ -48,17 +45,29 @@ impl Seen {
     pub(crate) fn is_ahead_of(&self, found: &Seen) -> bool {
         self.cluster != found.cluster || self.revision > found.revision || self.reported > found.reported
     }
+
+    /// The hosts that are to say what they hold before an address is given out in a datastore that has gone back: those that
+    /// either knows, and this one, which may be cut short before it has put back what it holds. A datastore that knows hosts
+    /// and none of these is not theirs: this one alone has come to it.
+    pub(crate) fn awaited_in(&self, found: &Seen, own: &HostName) -> BTreeSet<HostName> {
+        let is_theirs = found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
+        let known = [&self.hosts, &found.hosts].into_iter().filter(|_| is_theirs).flatten();
+        known.chain([own]).cloned().collect()
+    }
 }
 
-/// Why no address is given out in a datastore that has gone back, while these hosts have not said what they hold.
-pub(crate) fn waits_for(hosts: &[HostName]) -> String {
-    let names: Vec<&str> = hosts.iter().map(HostName::as_str).collect();
-    format!(
-        "the datastore has gone back to an older state, or is another one, and what {} held meanwhile is not known yet: a node that runs there tells it within \
-         seconds, or once it is restarted if the datastore is of another cluster; for a host that is no more put {{}} at {}",
-        names.join(", "),
-        hosts.iter().map(|host| Key::HostLastStatus(host.clone()).path()).collect::<Vec<_>>().join(", ")
-    )
+/// Why no address is given out, while there are hosts of which it is not known what they hold.
+pub(crate) fn waits_for<'h>(awaited: impl Iterator<Item = &'h HostName>) -> Option<String> {
+    let (names, keys): (Vec<&str>, Vec<String>) =
+        awaited.map(|host| (host.as_str(), Key::Awaited(host.clone()).path())).unzip();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the datastore has gone back to an older state, or is another one, and what {} held meanwhile is not known yet: a node that runs there tells it within \
+             seconds, or once it is restarted if the datastore is of another cluster; for a host that is no more, delete {}",
+            names.join(", "),
+            keys.join(", ")
+        )
+    })
 }
 
 /// Why a datastore is not believed; `None` if it is. `known`: as it was when this process last believed it. `reserved`: how
@@ -95,16 +104,27 @@ mod tests {
 
     #[test]
     fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
-        let at = |cluster, revision, reported| Seen {
-            cluster,
-            revision,
-            reported,
-            waits_since: None,
-            others: BTreeSet::new(),
-        };
+        let at = |cluster, revision, reported| Seen { cluster, revision, reported, hosts: BTreeSet::new() };
         assert!(!at(7, 5, 4).is_ahead_of(&at(7, 5, 4)) && !at(7, 5, 4).is_ahead_of(&at(7, 9, 8)));
         for found in [at(7, 4, 4), at(8, 6, 4), at(7, 5000, 2), at(7, 5000, 0)] {
             assert!(at(7, 5, 4).is_ahead_of(&found), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn in_a_datastore_of_others_nobody_is_awaited_but_who_comes_to_it() {
+        let names = |names: &str| -> BTreeSet<HostName> { names.split(' ').flat_map(str::parse).collect() };
+        let of = |hosts: &str| Seen { cluster: 1, revision: 1, reported: 0, hosts: names(hosts) };
+        let own = "a".parse().unwrap();
+        for (before, found, awaited) in [
+            ("a b", "a b", "a b"),
+            ("a b", "a", "a b"),
+            ("a b", "b c", "a b c"),
+            ("a b", "", "a b"),
+            ("a b", "c d", "a"),
+            ("", "c d", "a"),
+        ] {
+            assert_eq!(of(before).awaited_in(&of(found), &own), names(awaited), "{before:?} in {found:?}");
         }
     }
 

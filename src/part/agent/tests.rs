@@ -3,7 +3,7 @@ use super::*;
 use crate::edge::bird::BirdState;
 use crate::edge::etcd::{Etcd, EtcdAddress};
 use crate::edge::exec::{Running, Start};
-use crate::edge::last_seen::LastSeen;
+use crate::edge::kept_file::KeptFile;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, own_mounts, sh, sh_succeeds};
 use crate::model::key::EndpointKey;
@@ -563,7 +563,7 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
                 as_number: None,
             };
             let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
-            let last_seen = LastSeen::in_state_dir(folder.path());
+            let last_seen = KeptFile::datastore(folder.path());
             let holdings = Holdings { host, reservations, last_seen, metrics };
             async move { store.run(&etcd, &holdings, &stop).await }
         };

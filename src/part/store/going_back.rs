@@ -3,28 +3,39 @@
 //!
 //! What a backup does not know is free in it, and may be in use on another host, whose node writes it again as soon as it
 //! has read the datastore ([`putting_back`](super::putting_back)). That may take as long as it takes somebody to restart
-//! that node. So each other host is waited for until it has reported itself, which a node does after that.
+//! that node. So the first node that notices writes into the datastore, for all to see, that each host is awaited; a node
+//! that has put back what it holds takes that away of its own host.
 //!
-//! A process knows that the datastore has gone back, and which hosts there were, by what it has seen of it, a new one by
-//! what the last one kept on the disk. Limits: nobody waits for the word of a host that reports nothing, or that neither the
-//! backup nor this host knows.
+//! A process notices by what it has seen of the datastore, a new one by what the last one kept on the disk. Several that do
+//! write the same: who has spoken already says so once more. Limits: until the first has noticed, within a second or two of
+//! the restore, nobody is held back who has no memory of it; and nobody waits for a host that neither the backup nor
+//! whoever notices knows.
 
 use std::collections::BTreeSet;
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use super::{Holdings, Store};
-use crate::edge::etcd::Etcd;
+use crate::edge::etcd::{Etcd, Write, to_json};
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
 use crate::model::snapshot::Snapshot;
-use crate::plan::settings::Settings;
 use crate::plan::standing::{self, Seen};
+
+/// How many hosts one transaction speaks of, below etcd's limit of 128.
+const MOST: usize = 100;
+
+/// How long to wait before this host says again that it has spoken, where that came to nothing.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is kept on the disk how far the datastore has come.
+const KEEP_SEEN_EVERY: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Why no address may be given out: another host may hold it, and has not said so yet.
     pub(crate) fn withheld(&self) -> Option<String> {
-        self.withheld.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read(|snapshot| standing::waits_for(snapshot.awaited.keys()))
     }
 
     /// Notes this host's report of itself.
@@ -40,122 +51,112 @@ impl Store {
         if revision == 0 {
             return;
         }
-        let others = self.read(|snapshot| others(&self.host, snapshot));
+        let hosts = self.read(hosts);
         if let Some(seen) = self.seen().as_mut() {
-            seen.revision = seen.revision.max(revision);
-            if seen.waits_since.is_some() {
-                seen.others.extend(others);
-            } else {
-                seen.others = others;
-            }
+            (seen.revision, seen.hosts) = (seen.revision.max(revision), hosts);
         }
-    }
-
-    /// Since which revision other hosts are waited for.
-    pub(super) fn waits_since(&self) -> Option<i64> {
-        self.seen().as_ref().and_then(|seen| seen.waits_since)
     }
 
     pub(super) fn seen(&self) -> MutexGuard<'_, Option<Seen>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares a datastore with what was seen before. If it has gone back, that is kept before anything is written to
-    /// it, so that neither a load that fails nor the end of this process makes it forgotten.
+    /// Compares a datastore with what was seen before. If it has gone back, every host is awaited before anything else is
+    /// written to it; what was seen before is forgotten only then, so that neither a load that fails nor the end of this
+    /// process leaves it untold.
     pub(super) async fn heed_going_back(
         &self,
         etcd: &Etcd,
         holdings: &Holdings,
         cluster: u64,
-        revision: i64,
+        snapshot: &Snapshot,
     ) -> Result<bool, Fault> {
         // Before it is asked for: this host goes on to report itself.
         let before = self.seen().clone();
         let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
         let reported = own.map_or(0, |own| own.revision);
-        let found = Seen { cluster, revision, reported, waits_since: None, others: BTreeSet::new() };
-        let kept = || {
-            holdings.last_seen.read().unwrap_or_else(|fault| {
-                tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
-                None
-            })
-        };
-        let before = before.or_else(kept).unwrap_or_else(|| found.clone());
+        let mut found = Seen { cluster, revision: snapshot.revision, reported, hosts: hosts(snapshot) };
+        let before = before.or_else(|| kept(holdings)).unwrap_or_else(|| found.clone());
         if !before.is_ahead_of(&found) {
             self.seen().get_or_insert(before);
             return Ok(false);
         }
-        *self.seen() = Some(Seen { waits_since: Some(revision), others: before.others, ..found });
-        if let Err(fault) = self.keep_seen(holdings) {
-            tracing::warn!(%fault, "that the datastore has gone back is forgotten with this process");
+        let hosts = before.awaited_in(&found, &self.host);
+        let since = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let awaited = to_json(&serde_json::json!({"by": self.host, "since": since}))?;
+        let writes: Vec<Write> =
+            hosts.iter().map(|host| Write::Put(Key::Awaited(host.clone()), awaited.clone())).collect();
+        for writes in writes.chunks(MOST) {
+            etcd.transact("await what the hosts hold", &[], writes).await?;
         }
+        tracing::warn!(?hosts, "the datastore has gone back, or is another one: these hosts are to say what they hold");
+        found.hosts.extend(hosts);
+        *self.seen() = Some(found);
         Ok(true)
     }
 
-    /// Keeps on the disk what is seen of the datastore here.
-    pub(super) fn keep_seen(&self, holdings: &Holdings) -> Result<(), Fault> {
-        let seen = self.seen().clone();
-        seen.map_or(Ok(()), |seen| holdings.last_seen.keep(&seen))
+    /// Says each time that this host is awaited that it has put back what it holds, as it has when it follows the datastore.
+    pub(super) async fn speak(&self, etcd: &Etcd) {
+        let mut synced = self.synced();
+        loop {
+            synced.borrow_and_update();
+            if self.read(|snapshot| snapshot.awaited.contains_key(&self.host)) {
+                let spoken = [Write::Delete(Key::Awaited(self.host.clone()))];
+                if let Err(fault) = etcd.transact("say what this host holds", &[], &spoken).await {
+                    tracing::debug!(%fault, "the others are not told that this host has put back what it holds");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            }
+            if synced.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
-    /// Brings what is kept on the disk up to date. Without it the next node knows less, which is all.
-    pub(super) fn keep_up(&self, holdings: &Holdings) {
+    /// Brings what is kept on the disk up to date, time and again.
+    pub(super) async fn keep_up(&self, holdings: &Holdings) {
+        loop {
+            self.keep_seen(holdings).await;
+            tokio::time::sleep(KEEP_SEEN_EVERY).await;
+        }
+    }
+
+    /// Keeps on the disk what is seen of the datastore here. Without it the next node knows less, which is all.
+    pub(super) async fn keep_seen(&self, holdings: &Holdings) {
         self.note_view();
-        if let Err(fault) = self.keep_seen(holdings) {
+        let Some(line) = self.seen().as_ref().and_then(|seen| serde_json::to_string(seen).ok()) else { return };
+        let file = holdings.last_seen.clone();
+        if let Ok(Err(fault)) = tokio::task::spawn_blocking(move || file.keep(&line)).await {
             tracing::debug!(%fault, "how far the datastore has come is not kept");
         }
     }
 
-    /// The hosts that are waited for: those of a view, and those that were seen before. Who is not to report is not.
-    pub(super) fn awaited(&self, snapshot: &Snapshot) -> Vec<HostName> {
-        let before = self.seen().as_ref().map(|seen| seen.others.clone()).unwrap_or_default();
-        let mut awaited = others(&self.host, snapshot);
-        awaited.extend(before.into_iter().filter(|host| reports(host, snapshot)));
-        awaited.into_iter().collect()
-    }
-
-    /// Withholds addresses until these hosts have spoken.
-    pub(super) fn wait_for(&self, silent: &[HostName]) {
-        let why = (!silent.is_empty()).then(|| standing::waits_for(silent));
-        let mut withheld = self.withheld.write().unwrap_or_else(PoisonError::into_inner);
-        match (&*withheld, &why) {
-            (None, Some(why)) => tracing::warn!(why, "no address is given out"),
-            (Some(_), None) => tracing::info!("all hosts have said what they hold: addresses are given out again"),
+    /// Tells when somebody is awaited from now on, or nobody any more.
+    pub(super) fn tell_awaited(&self, before: bool) {
+        match (before, self.withheld()) {
+            (false, Some(why)) => tracing::warn!(why, "no address is given out"),
+            (true, None) => tracing::info!("all hosts have said what they hold: addresses are given out again"),
             _ => {}
         }
-        *withheld = why;
-        drop(withheld);
-        *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = silent.to_vec();
-    }
-
-    /// Asks whether all other hosts have said since a revision what they hold: they put it back before they report themselves.
-    pub(super) async fn ask_others(&self, etcd: &Etcd, since: i64) {
-        let mut silent = Vec::new();
-        // Who has spoken once need not be asked again.
-        let before = self.silent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for host in before {
-            match etcd.get(&Key::HostLastStatus(host.clone())).await {
-                Ok(Some(found)) if found.revision > since => {}
-                Ok(_) => silent.push(host),
-                // Asked again with the next look.
-                Err(_) => return,
-            }
-        }
-        self.wait_for(&silent);
-        if silent.is_empty()
-            && let Some(seen) = self.seen().as_mut()
-        {
-            seen.waits_since = None;
-        }
     }
 }
 
-/// The hosts beside this one that report themselves: of the others nobody would ever hear.
-fn others(own: &HostName, snapshot: &Snapshot) -> BTreeSet<HostName> {
-    snapshot.host_ips.keys().filter(|host| *host != own && reports(host, snapshot)).cloned().collect()
+/// What the node before this one has seen.
+fn kept(holdings: &Holdings) -> Option<Seen> {
+    let read = holdings.last_seen.read().and_then(|line| {
+        let path = holdings.last_seen.path().display();
+        line.map(|line| serde_json::from_str(&line))
+            .transpose()
+            .map_err(|error| Fault::World(format!("read {path}: {error}")))
+    });
+    read.unwrap_or_else(|fault| {
+        tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
+        None
+    })
 }
 
-/// Whether a host is to report itself.
-fn reports(host: &HostName, snapshot: &Snapshot) -> bool {
-    Settings::of(snapshot, host).host_report.is_some()
+/// The hosts that a view knows.
+fn hosts(snapshot: &Snapshot) -> BTreeSet<HostName> {
+    snapshot.host_ips.keys().chain(snapshot.awaited.keys()).cloned().collect()
 }
