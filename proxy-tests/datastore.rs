@@ -383,7 +383,9 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     h1.spawn_node(&[]);
     wait_until("h1 waits", SOON, || waits_for(h1).contains("what h2 held"));
     lab.etcd().ctl(&["del", H2_AWAITED]).run().ok();
-    [h1, h3].into_iter().for_each(|host| wait_until("nobody waits any more", BACK * 2, || host.is_ready()));
+    for host in [h1, h3] {
+        wait_until("nobody waits any more", BACK * 2, || host.is_ready());
+    }
     h1.run("eve", WEB);
 }
 

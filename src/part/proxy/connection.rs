@@ -26,7 +26,7 @@ use super::answer::Manner;
 use super::framing::Framing;
 use super::head::{self, Heads, Request, Unreadable};
 use super::upstream::Upstream;
-use crate::edge::clock::{sleep, sleep_until, timeout};
+use crate::edge::clock::{sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow, Toward};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::model::fault::Fault;
@@ -97,8 +97,8 @@ pub(crate) struct Connection<S> {
     arrivals: TaskTracker,
     /// This one, until it has asked for something.
     arriving: Option<TaskTrackerToken>,
-    /// The end of the process, waited for once and not anew with each request.
-    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Boxed, as few connections live to see it.
+    ending: Box<Ending>,
     /// By which names clients may call us, besides those that are known anyhow.
     names: Arc<[String]>,
 }
@@ -124,7 +124,7 @@ where
             is_under_way: false,
             arriving: Some(arrivals.token()),
             arrivals,
-            stop: Box::pin(stop.cancelled_owned()),
+            ending: Box::new(Ending { stop: Box::pin(stop.cancelled_owned()), seen: None }),
             names: Arc::default(),
         }
     }
@@ -168,7 +168,7 @@ where
             if then != Then::Next {
                 break then;
             }
-            if self.is_over() {
+            if self.ending.is_here() {
                 // What has come behind it is not answered any more: it must not look as if its answer had been cut.
                 break if self.inbound.is_empty() { Then::Drop } else { Then::Close };
             }
@@ -209,13 +209,8 @@ where
                     false
                 }
             },
-            () = stopped(&mut self.stop, true) => false,
+            () = self.ending.come(true) => false,
         }
-    }
-
-    /// Whether the process is to end: those who would have a part in a further call are ending too.
-    fn is_over(&mut self) -> bool {
-        self.stop.as_mut().now_or_never().is_some()
     }
 
     /// Whether a client may call us by a name that is no address and not localhost.
@@ -290,7 +285,7 @@ where
             },
             // Go says nothing to it either.
             () = over => return Err(Then::Drop),
-            () = stopped(&mut self.stop, self.arriving.is_some() || !is_idle) => return Err(Then::Drop),
+            () = self.ending.come(self.arriving.is_some() || !is_idle) => return Err(Then::Drop),
         }
         Ok(())
     }
@@ -413,12 +408,28 @@ impl<S> Drop for Connection<S> {
     }
 }
 
-/// Waits for the end of the process, and for a new client's time after it.
-async fn stopped(stop: &mut Pin<Box<WaitForCancellationFutureOwned>>, is_new: bool) {
-    stop.await;
-    if is_new {
-        // Boxed, so that idle connections do not keep room for it.
-        Box::pin(sleep(FIRST_TIME)).await;
+/// The end of the process.
+struct Ending {
+    /// Waited for once and not anew with each request.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Since when a client has the time that is left to it.
+    seen: Option<Instant>,
+}
+
+impl Ending {
+    /// Whether it is here: those who would have a part in a further call are ending too.
+    fn is_here(&mut self) -> bool {
+        self.stop.as_mut().now_or_never().is_some()
+    }
+
+    /// Waits for it, and for a new client's time after it: the same however often it is waited for.
+    async fn come(&mut self, is_new: bool) {
+        self.stop.as_mut().await;
+        if is_new {
+            let until = *self.seen.get_or_insert_with(Instant::now) + FIRST_TIME;
+            // Boxed, so that idle connections do not keep room for it.
+            Box::pin(sleep_until(until)).await;
+        }
     }
 }
 

@@ -94,7 +94,7 @@ where
     pub(super) async fn ours(&mut self, request: Request) -> Then {
         let only_reads = matches!(request.classified.call, Call::Inspect { .. } | Call::List);
         let arriving = self.arriving.take();
-        if !only_reads && arriving.is_none() && self.is_over() {
+        if !only_reads && arriving.is_none() && self.ending.is_here() {
             let answer = Manner::of(&request).closing().error(503, "this node is ending; ask the next one");
             return self.say(&answer, Then::Close).await;
         }
