@@ -389,6 +389,49 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     h1.run("eve", WEB);
 }
 
+/// The addresses of a host that is no more were held for ever.
+#[test]
+fn a_host_that_is_no_more_is_taken_out_and_its_addresses_are_free() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    lab.etcd().put("/calico/v1/config/ReportingIntervalSecs", "1");
+    lab.etcd().put("/calico/v1/config/ReportingTTLSecs", "3");
+    let (ann, far, bob) = (h1.run("ann", WEB), h2.run("far", WEB), h2.run("bob", WEB));
+    ann.comes_to_reach(far.ip());
+    let address = far.ip();
+    let told = h1.calicoctl("node show").ok();
+    assert!(told.contains("172.25.0.1") && told.contains("172.25.0.2") && !told.contains("silent"), "{told}");
+    let refused = h1.calicoctl("node remove --hostname=h2 --remove-endpoints").fails_with(1);
+    assert!(refused.contains("a node runs there"), "{refused}");
+    let unknown = h1.calicoctl("node remove --hostname=h7").fails_with(1);
+    assert!(unknown.contains("there is no such node"), "{unknown}");
+
+    h2.kill_node();
+    wait_until("h2 is silent", SOON, || h1.calicoctl("node show").ok().contains("silent since"));
+    let refused = h1.calicoctl("node remove --hostname=h2").fails_with(1);
+    assert!(refused.contains("container far") && refused.contains(&address.to_string()), "{refused}");
+    let told = h1.create("eve", &[&format!("CALICO_IP={address}")]);
+    assert_eq!(told.status, 409);
+    assert!(told.message().contains("calicoctl node remove --hostname=h2"), "{}", told.message());
+    assert_eq!(h1.calicoctl("node remove --hostname=h2 --remove-endpoints").ok().trim(), "Node configuration removed");
+    assert_eq!(lab.etcd().keys("/calico/").iter().filter(|key| key.contains("/host/h2/")).count(), 0);
+    assert!(!h1.calicoctl("node show").ok().contains("h2"));
+    let eve = h1.run("eve", &format!("-e CALICO_IP={address} -e CALICO_PROFILE=web"));
+    assert_eq!(eve.ip(), address);
+    ann.comes_to_reach(address);
+
+    // It comes back: who has lost its address to another is dark, and the other is recorded again.
+    h2.spawn_node(&[]);
+    wait_until("h2 says so", SOON, || h2.calicoctl("status").out().contains(&address.to_string()));
+    wait_until("bob is recorded again", SOON, || h1.calicoctl("endpoint show --detailed").ok().contains(&bob.id));
+    ann.comes_to_reach(bob.ip());
+    assert!(!far.reaches(bob.ip()) && eve.reaches(ann.ip()));
+    h2.docker("rm -f far").ok();
+    assert_eq!(h1.create("thief", &[&format!("CALICO_IP={address}")]).status, 409);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 /// Claims that were taken away by themselves were not written again, and the addresses given out a second time.
 #[test]
 fn claims_that_somebody_takes_away_are_there_again_and_the_addresses_nobody_elses() {

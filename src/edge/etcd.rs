@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use etcd_client::{
-    Client, Compare, CompareOp, EventType, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    TxnOpResponse, WatchOptions, WatchStream,
+    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget,
+    Txn, TxnOp, TxnOpResponse, WatchOptions, WatchStream,
 };
 
 pub(crate) use self::address::{EtcdAddress, parse_authority, parse_endpoints};
@@ -263,6 +263,23 @@ impl Etcd {
 
     /// Carries out all writes in one step if all conditions hold. `doing` begins the message of a failure.
     pub(crate) async fn transact(&self, doing: &str, when: &[When], writes: &[Write]) -> Result<Outcome, Fault> {
+        let operations = writes.iter().map(|write| match write {
+            Write::Put(key, value) => TxnOp::put(key.path(), value.clone(), None),
+            Write::PutLeased(key, value, lease) => {
+                TxnOp::put(key.path(), value.clone(), Some(PutOptions::new().with_lease(*lease)))
+            }
+            Write::Delete(key) => TxnOp::delete(key.path(), None),
+        });
+        self.commit(doing, when, operations.collect()).await
+    }
+
+    /// The same with everything below some paths, which is taken away.
+    pub(crate) async fn delete_below(&self, doing: &str, when: &[When], paths: &[String]) -> Result<Outcome, Fault> {
+        let below = |path: &String| TxnOp::delete(path.clone(), Some(DeleteOptions::new().with_prefix()));
+        self.commit(doing, when, paths.iter().map(below).collect()).await
+    }
+
+    async fn commit(&self, doing: &str, when: &[When], operations: Vec<TxnOp>) -> Result<Outcome, Fault> {
         let compares: Vec<Compare> = when
             .iter()
             .map(|when| match when {
@@ -272,16 +289,6 @@ impl Etcd {
                 When::Quiet(path, revision) => {
                     Compare::mod_revision(path.clone(), CompareOp::Less, *revision + 1).with_prefix()
                 }
-            })
-            .collect();
-        let operations: Vec<TxnOp> = writes
-            .iter()
-            .map(|write| match write {
-                Write::Put(key, value) => TxnOp::put(key.path(), value.clone(), None),
-                Write::PutLeased(key, value, lease) => {
-                    TxnOp::put(key.path(), value.clone(), Some(PutOptions::new().with_lease(*lease)))
-                }
-                Write::Delete(key) => TxnOp::delete(key.path(), None),
             })
             .collect();
         let transaction = Txn::new().when(compares).and_then(operations);

@@ -12,7 +12,9 @@ use super::pool::Family;
 /// What this software watches: everything below.
 pub(crate) const ROOT: &str = "/calico/";
 const V1: &str = "/calico/v1/";
-const BGP: &str = "/calico/bgp/v1/";
+
+/// What the paths of all that is about BGP begin with.
+pub(crate) const BGP: &str = "/calico/bgp/v1/";
 
 /// What nodes say of themselves. No node reads it, and there is much of it: it is left out of loads and of what is watched.
 pub(crate) const REPORTS: &str = "/calico/felix/v1/";
@@ -78,6 +80,11 @@ pub(crate) enum Key {
 /// What the paths of a host's reports of its endpoints begin with.
 pub(crate) fn endpoint_reports_of(host: &HostName) -> String {
     format!("{REPORTS}host/{host}/workload/")
+}
+
+/// What the paths of all that is recorded of a host, of its BGP and of its reports begin with.
+pub(crate) fn records_of(host: &HostName) -> [String; 3] {
+    [V1, BGP, REPORTS].map(|root| format!("{root}host/{host}/"))
 }
 
 /// What the paths of all hosts' records begin with, their endpoints among them.

@@ -243,7 +243,8 @@ impl Snapshot {
         stale
     }
 
-    fn keeps_whole(&self, host: &HostName) -> bool {
+    /// Whether the endpoints of a host are kept in whole: whether it is this node's own.
+    pub(crate) fn keeps_whole(&self, host: &HostName) -> bool {
         self.host.as_ref().is_none_or(|own| own == host)
     }
 

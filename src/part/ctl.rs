@@ -16,6 +16,7 @@ use crate::model::fault::Fault;
 mod container;
 mod datastore;
 mod endpoint;
+mod node;
 mod place;
 mod pool;
 mod profile;
@@ -70,6 +71,9 @@ enum Command {
     /// Say which address ranges containers are given addresses from
     #[command(subcommand)]
     Pool(pool::Pool),
+    /// List the nodes, and take out a host that is no more
+    #[command(subcommand)]
+    Node(node::Node),
     /// Show how the node of this host is
     Status,
     /// Print the version
@@ -176,6 +180,7 @@ async fn dispatch(command: Command, subject: Option<String>, place: &Place<'_>) 
         Command::Profile(command) => profile::run(command, subject, place).await,
         Command::Endpoint(command) => endpoint::run(command, place).await,
         Command::Pool(command) => pool::run(command, place).await,
+        Command::Node(command) => node::run(command, place).await,
         Command::Status => status::run(place).await,
         Command::Version => {
             let version = env!("CARGO_PKG_VERSION");

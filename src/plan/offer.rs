@@ -13,6 +13,7 @@ use super::address::{Reserved, choose};
 use crate::model::claim::{Claim, ClaimState, Held, Owner, Successor};
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
+use crate::model::name::HostName;
 use crate::model::pool::{Family, Pool};
 use crate::model::snapshot::Snapshot;
 use crate::model::wish::AddressWish;
@@ -108,13 +109,13 @@ impl Offer<'_> {
             // Its holder's pool was taken away by force.
             let elsewhere = self.snapshot.claims_elsewhere(pool.cidr).find(|(held, _)| *held == address);
             return match elsewhere {
-                Some((_, record)) => Err(taken(address, record.readable())),
+                Some((_, record)) => Err(taken(address, record.readable(), |host| self.snapshot.keeps_whole(host))),
                 None => Ok(Chosen { key, exactly: true, held: None }),
             };
         };
         match self.inheritance.get(&key).cloned() {
             Some(held) => Ok(Chosen { key, exactly: true, held: Some(held) }),
-            None => Err(taken(address, record.readable())),
+            None => Err(taken(address, record.readable(), |host| self.snapshot.keeps_whole(host))),
         }
     }
 
@@ -185,9 +186,13 @@ fn last_given(snapshot: &Snapshot, pool: IpNet) -> Option<IpAddr> {
 }
 
 /// That an address is somebody else's; `None` for a claim that cannot be read.
-pub(crate) fn taken(address: IpAddr, claim: Option<&Claim>) -> Fault {
+pub(crate) fn taken(address: IpAddr, claim: Option<&Claim>, is_own: impl Fn(&HostName) -> bool) -> Fault {
     let holder = claim.map_or_else(|| "an unknown owner".to_owned(), Claim::holder);
-    Fault::Conflict(format!("claim {address}: already held by {holder}"))
+    let elsewhere = claim.map(|claim| &claim.owner.host).filter(|host| !is_own(host));
+    let advice = elsewhere.map(|host| {
+        format!("; if that host is no more, free it by calicoctl node remove --hostname={host} --remove-endpoints")
+    });
+    Fault::Conflict(format!("claim {address}: already held by {holder}{}", advice.unwrap_or_default()))
 }
 
 #[cfg(test)]

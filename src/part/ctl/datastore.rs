@@ -46,6 +46,12 @@ impl Datastore {
         self.etcd.load_below(paths).await.map_err(|fault| with_advice(fault, &self.source))
     }
 
+    /// What stands at a key.
+    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, Fault> {
+        let found = self.etcd.get(key).await.map_err(|fault| with_advice(fault, &self.source))?;
+        Ok(found.map(|found| found.value))
+    }
+
     /// What the nodes say of the endpoints below a path of reports, by the endpoint's id.
     pub(crate) async fn reports(&self, path: &str) -> Result<BTreeMap<String, EndpointReport>, Fault> {
         let found = self.etcd.below(path).await.map_err(|fault| with_advice(fault, &self.source))?;
@@ -93,6 +99,15 @@ impl Datastore {
             self.etcd.transact(doing, &edit.when, &edit.writes).await
         };
         Ok(written.await.map_err(|fault| with_advice(fault, &self.source))? != Outcome::Lost)
+    }
+
+    /// Takes away everything below some paths; `false` if a condition did not hold.
+    pub(crate) async fn delete_below(&self, doing: &str, when: &[When], paths: &[String]) -> Result<bool, Fault> {
+        let deleted = async {
+            self.refuse_strange(doing).await?;
+            self.etcd.delete_below(doing, when, paths).await
+        };
+        Ok(deleted.await.map_err(|fault| with_advice(fault, &self.source))? != Outcome::Lost)
     }
 
     /// Refuses to write to an etcd that nobody has named and no node has filled: it is most likely another program's.

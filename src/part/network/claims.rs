@@ -271,7 +271,8 @@ impl Network {
             match self.etcd.get(&Key::Assignment(one.key.clone())).await? {
                 Some(found) if one.held.is_some() => self.store.reach(found.revision).await?,
                 Some(found) if one.exactly => {
-                    return Err(taken(one.key.address, serde_json::from_slice(&found.value).ok().as_ref()));
+                    let claim = serde_json::from_slice(&found.value).ok();
+                    return Err(taken(one.key.address, claim.as_ref(), |host| *host == self.ground.host));
                 }
                 Some(_) => {
                     lost.insert(one.key.address);
