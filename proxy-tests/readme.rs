@@ -62,6 +62,9 @@ fn before(command: &str) -> &'static str {
             "calicoctl container add workload_A 192.168.1.1; for p in PROF_A_B web db; do calicoctl profile add $p; done"
         }
         "calicoctl profile add PROF_A_B" => "calicoctl profile remove PROF_A_B; calicoctl profile remove db",
+        "calicoctl node remove --hostname=h9 --remove-endpoints" => {
+            "ETCDCTL_API=3 etcdctl --endpoints $ETCD_ENDPOINTS put /calico/v1/host/h9/bird_ip 172.25.0.9"
+        }
         "calicoctl profile show" => "calicoctl profile add PROF_A_B",
         "calicoctl profile web rule show" => {
             Box::leak(format!("{rules} | calicoctl profile web rule update").into_boxed_str())
@@ -82,8 +85,9 @@ fn the_documented_commands_of_calicoctl_print_what_is_documented() {
         let script = format!("cd {}; {{ {}; }} >/dev/null 2>&1; {typed}", scratch.display(), before(&command));
         let out = h1.user_shell(&script).ok();
         // Ids, MACs, times and this machine's sockets are nobody's to foretell.
-        let fixed =
-            !["status", "endpoint show", "--output json", "docker run"].iter().any(|word| command.contains(word));
+        let fixed = !["status", "endpoint show", "node show", "--output json", "docker run"]
+            .iter()
+            .any(|word| command.contains(word));
         if fixed || command == "calicoctl endpoint show" {
             assert_eq!(out.trim_end(), printed.trim_end(), "{command}");
         } else {
@@ -92,4 +96,29 @@ fn the_documented_commands_of_calicoctl_print_what_is_documented() {
     }
     h1.calicoctl("container remove workload_A").ok();
     lab.remove_everything();
+}
+
+/// The image could not be built: a program that it takes was kept from dockerd.
+#[test]
+fn dockerd_gets_all_that_the_image_is_made_of() {
+    let lab = Lab::hosts(1);
+    let h1 = lab.host(1);
+    let copies: Vec<&str> = include_str!("../Dockerfile").lines().filter(|line| line.starts_with("COPY ")).collect();
+    let sources = copies.iter().flat_map(|line| line.split(' ').skip(1)).filter(|word| !word.starts_with('/'));
+    let sources: Vec<&str> = sources.collect();
+    assert!(sources.contains(&"target/release/calico-runtime") && sources.contains(&"compose/host.sh"), "{sources:?}");
+    // Stand-ins: what the programs do is shown elsewhere.
+    let context = h1.scratch().join("context");
+    for source in &sources {
+        let path = context.join(source);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+    }
+    std::fs::write(context.join("secret"), "").unwrap();
+    std::fs::write(context.join(".dockerignore"), include_str!("../.dockerignore")).unwrap();
+    std::fs::write(context.join("Dockerfile"), format!("FROM scratch\n{}\n", copies.join("\n"))).unwrap();
+    h1.raw_docker(&format!("build -t image {}", context.display())).ok();
+    std::fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY secret /\n").unwrap();
+    let refused = h1.raw_docker(&format!("build {}", context.display())).fails_with(1);
+    assert!(refused.contains("secret"), "{refused}");
 }
