@@ -75,3 +75,18 @@ fn neither_a_second_node_nor_clean_works_beside_a_node_whatever_their_folders() 
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// A line such as `IP=` in the unit's environment kept the node down, in the name of a flag that nobody had given.
+#[test]
+fn a_variable_that_is_set_to_nothing_counts_as_not_set() {
+    let lab = Lab::hosts(1);
+    let help = lab.host(1).calico_node(&["--help"]).run().ok();
+    let variables: Vec<&str> = help.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next()).collect();
+    assert!(variables.contains(&"IP") && variables.contains(&"CALICO_APPLY_TIMEOUT"), "{variables:?}");
+    let host = lab.host(1);
+    let mut clean = host.calico_node(&["--run-dir", "/run/none", "--state-dir", "/run/none", "clean"]);
+    for variable in variables {
+        clean = clean.env(variable, "");
+    }
+    clean.run().ok();
+}

@@ -74,11 +74,16 @@ fn systemd_hears_that_the_node_is_ready_before_dockerd_and_etcd_are_there_and_it
     let systemd = UnixDatagram::bind(&path).unwrap();
     systemd.set_read_timeout(Some(START)).unwrap();
     let listen = format!("unix://{}", h1.proxy_socket().display());
-    let node = h1.node_command(&["--listen", &listen]).env("NOTIFY_SOCKET", &path);
+    let node = h1.node_command(&["--listen", &listen]).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
     h1.keep_node(spawn_logged(node, &h1.node_log()));
     let mut told = [0; 64];
     let count = systemd.recv(&mut told).unwrap();
     assert_eq!(&told[..count], b"READY=1");
+    // And that its agent does not hang, as its unit asks for.
+    for _ in 0..3 {
+        let count = systemd.recv(&mut told).unwrap();
+        assert_eq!(&told[..count], b"WATCHDOG=1");
+    }
     // What it promises by that: nothing passes unseen, and clients are answered.
     assert!(
         h1.sh("nft list tables").contains("calico-guard")
@@ -125,6 +130,10 @@ fn a_host_that_is_switched_off_keeps_the_others_from_each_other_for_half_a_minut
     h1.sh("ip route flush proto bird");
     h1.start_node();
     wait_until("ann reaches the other host again", Duration::from_secs(50), || ann.reaches(far.ip()));
+    let metrics = h1.sh("curl -s http://127.0.0.1:9091/metrics");
+    for sessions in ["{state=\"up\"} 1", "{state=\"down\"} 1"] {
+        assert!(metrics.contains(&format!("calico_bgp_sessions{sessions}")), "{metrics}");
+    }
     lab.etcd().ctl(&["del", "/calico/bgp/v1/host/h9/ip_addr_v4"]).run().ok();
     lab.remove_everything();
 }

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::builder::BoolishValueParser;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::edge::etcd::{EtcdAddress, parse_authority, parse_endpoints};
 use crate::model::bgp::AsNumber;
@@ -49,7 +50,7 @@ pub(crate) struct Flags {
     allow_host: Vec<String>,
 
     /// Listen at addresses that are not loopback without asking for certificates: who reaches them is root here
-    #[arg(long, env = "CALICO_INSECURE_ROOT_FOR_ANYONE_WHO_CONNECTS")]
+    #[arg(long, env = "CALICO_INSECURE_ROOT_FOR_ANYONE_WHO_CONNECTS", value_parser = BoolishValueParser::new())]
     pub(crate) insecure_root_for_anyone_who_connects: bool,
 
     /// The engine behind the proxy
@@ -183,7 +184,26 @@ fn said(items: &[String]) -> Vec<String> {
     items.iter().map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect()
 }
 
+/// The flags' command without the variables that are set to nothing: they say as little as those that are not set.
+fn without_empty(command: clap::Command, is_empty: impl Fn(&str) -> bool) -> clap::Command {
+    command.mut_args(|flag| match flag.get_env().and_then(std::ffi::OsStr::to_str).map(&is_empty) {
+        Some(true) => flag.env(None::<&'static str>),
+        _ => flag,
+    })
+}
+
 impl Flags {
+    /// Reads this process's arguments and environment.
+    ///
+    /// # Errors
+    /// What clap has to say of them; help and version too.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let is_empty = |name: &str| variable(name).is_some_and(|value| value.is_empty());
+        let mut command = without_empty(Flags::command(), is_empty);
+        let read = command.try_get_matches_from_mut(std::env::args_os());
+        Flags::from_arg_matches(&read?).map_err(|error| error.format(&mut command))
+    }
+
     /// This host as it records itself.
     pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr, gives_ipv6: bool) -> Host {
         Host { name, ip, ip6: self.ip6, gives_ipv6, as_number: self.as_number }

@@ -9,6 +9,7 @@ mod checks;
 mod doors;
 mod embedded;
 mod parts;
+mod systemd;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -19,7 +20,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser as _;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -74,7 +74,7 @@ const NOT_ROOT: u8 = 2;
 
 /// Runs `calico-node`; the exit code is decided here and nowhere else.
 pub(crate) fn node() -> ExitCode {
-    let flags = match Flags::try_parse() {
+    let flags = match Flags::read() {
         Ok(flags) => flags,
         Err(error) => {
             let failed = error.use_stderr();
@@ -216,12 +216,12 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     });
-    let control_door = Door::Unix(open_unix(&flags.run_dir.join(SOCKET), docker_group())?);
+    let control_door = Door::Unix(open_unix(&flags.run_dir.join(SOCKET), control_group(docker_group(), &engine))?);
     let measures = doors.metrics.try_clone().and_then(TcpListener::from_std);
     let metrics_door =
         Door::Tcp(measures.map_err(|error| Fault::World(format!("listen on {}: {error}", flags.metrics_listen)))?);
     let handover_door = open_unix(&flags.run_dir.join(HANDOVER), None)?;
-    notify_systemd("READY=1");
+    systemd::notify("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
@@ -238,7 +238,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     };
-    start_tellers(&mut parts, reporter, flags.log_level().is_none().then_some(level));
+    start_tellers(&mut parts, reporter, flags.log_level().is_none().then_some(level), Arc::clone(&metrics));
     parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
@@ -405,7 +405,8 @@ fn start_followers(
 }
 
 /// Starts the parts that tell: in the datastore, and in the log as much as the datastore wants, unless a flag says.
-fn start_tellers(parts: &mut Parts, reporter: Reporter, level: Option<Level>) {
+fn start_tellers(parts: &mut Parts, reporter: Reporter, level: Option<Level>, metrics: Arc<Metrics>) {
+    parts.keep("the watchdog", |stop| systemd::watch_over(metrics, stop));
     if let Some(level) = level {
         let store = Arc::clone(&reporter.store);
         parts.keep("the level of the log", |stop| async move { follow_level(&store, &level, &stop).await });
@@ -498,12 +499,27 @@ async fn host_address(flags: &Flags) -> Result<Ipv4Addr, Fault> {
     Ok(ip)
 }
 
-/// Tells systemd how far we are, if it started us. Source: sd_notify(3).
-fn notify_systemd(state: &str) {
-    let Some(path) = config::variable("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(state.as_bytes(), Path::new(&path)));
-    if let Err(error) = sent {
-        tracing::warn!(%error, "systemd could not be told of {state}");
+/// Who may use the control socket besides root: Docker's group, or where that has no name, as in a container, the group of
+/// dockerd's socket, unless it is root's.
+fn control_group(docker: Option<u32>, engine: &Engine) -> Option<u32> {
+    docker.or_else(|| engine.group().filter(|group| *group != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a container nobody but root could ask the node, though the host's clients are of the group that Docker's socket has.
+    #[test]
+    fn without_a_group_of_dockers_name_who_may_open_dockerds_socket_may_use_the_control_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("docker.sock");
+        let engine: Engine = format!("unix://{}", path.display()).parse().unwrap();
+        assert_eq!((control_group(None, &engine), control_group(Some(7), &engine)), (None, Some(7)));
+        let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for (group, allowed) in [(4711, Some(4711)), (0, None)] {
+            std::os::unix::fs::chown(&path, None, Some(group)).unwrap();
+            assert_eq!(control_group(None, &engine), allowed);
+        }
     }
 }

@@ -98,6 +98,12 @@ impl From<std::fs::Metadata> for SocketIdentity {
 }
 
 impl Engine {
+    /// The group of the unix socket that is there now.
+    pub(crate) fn group(&self) -> Option<u32> {
+        let Engine::Unix(path) = self else { return None };
+        std::fs::metadata(path).ok().map(|found| found.gid())
+    }
+
     /// The unix socket that is there now.
     pub(crate) fn socket(&self) -> Option<SocketIdentity> {
         let Engine::Unix(path) = self else { return None };

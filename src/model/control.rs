@@ -154,6 +154,13 @@ pub(crate) struct BgpSession {
     pub(crate) info: String,
 }
 
+impl BgpSession {
+    /// Whether routes pass: BIRD tells so in these words (`show protocols`).
+    pub(crate) fn is_up(&self) -> bool {
+        self.info == "Established"
+    }
+}
+
 /// Why a host has a peer, in the original's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum PeerKind {

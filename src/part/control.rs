@@ -27,7 +27,7 @@ pub(crate) struct Control {
 }
 
 /// How long the agent may be about one run over the kernel: its tools are given up before that.
-const SILENT_MOST: Duration = Duration::from_mins(2);
+pub(crate) const SILENT_MOST: Duration = Duration::from_mins(2);
 
 /// Answers on the metrics address.
 pub(crate) struct Measures {
@@ -126,7 +126,7 @@ impl Service for Measures {
                 missing if missing.is_empty() => Answer::text(200, "ready\n"),
                 missing => Answer::text(503, format!("waiting for {}\n", missing.join("; "))),
             },
-            ("GET" | "HEAD", "/metrics") => match self.metrics.render(&self.gauge.now()) {
+            ("GET" | "HEAD", "/metrics") => match self.metrics.render(&self.gauge.now().await) {
                 Ok(text) => Answer {
                     status: 200,
                     content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -23,6 +23,8 @@ pub(crate) struct Now {
     pub(crate) faults: Vec<String>,
     pub(crate) etcd: bool,
     pub(crate) docker: bool,
+    /// BGP sessions: established, and not.
+    pub(crate) sessions: [usize; 2],
     pub(crate) in_sync: bool,
     pub(crate) ready: bool,
 }
@@ -57,6 +59,7 @@ pub(crate) struct Metrics {
     endpoints: Family<Label, Gauge>,
     faults: Family<Label, Gauge>,
     connected: Family<Label, Gauge>,
+    sessions: Family<Label, Gauge>,
     in_sync: Gauge<i64, AtomicI64>,
     ready: Gauge<i64, AtomicI64>,
     born: Instant,
@@ -67,10 +70,12 @@ pub(crate) struct Metrics {
 /// What kind of thing an object in a fault or a line of drift is: its first word, a record where it is a path, an
 /// endpoint where it is a bare id.
 fn kind(object: &str) -> &'static str {
-    const KINDS: [&str; 17] = [
+    const KINDS: [&str; 19] = [
         "BIRD",
+        "addresses",
         "chain",
         "container",
+        "dockerd",
         "entry",
         "etcd",
         "flows",
@@ -111,6 +116,7 @@ impl Metrics {
             endpoints: Family::default(),
             faults: Family::default(),
             connected: Family::default(),
+            sessions: Family::default(),
             in_sync: Gauge::default(),
             ready: Gauge::default(),
             born: Instant::now(),
@@ -148,10 +154,12 @@ impl Metrics {
         registry.register("flows_cut", "Established flows that policy did not allow any more", flows_cut.clone());
         let help = "Running containers on a network of Docker's beside Calico's, where policy does not see them";
         registry.register("escaping_policy", help, escaping.clone());
-        let Metrics { registry, endpoints, faults, connected, in_sync, ready, .. } = self;
+        let Metrics { registry, endpoints, faults, connected, sessions, in_sync, ready, .. } = self;
         registry.register("endpoints", "Endpoints of this host", endpoints.clone());
         registry.register("faults", "Objects that are closed, missing or not as they should be", faults.clone());
         registry.register("connected", "Whether the node is connected to it", connected.clone());
+        let help = "BGP sessions that this host is to have, by whether they are established";
+        registry.register("bgp_sessions", help, sessions.clone());
         let help = "Whether the kernel holds what the datastore says, but for the faults";
         registry.register("in_sync", help, in_sync.clone());
         registry.register("ready", "Whether /readyz says so", ready.clone());
@@ -189,6 +197,9 @@ impl Metrics {
         for (to, connected) in [("etcd", now.etcd), ("docker", now.docker)] {
             self.connected.get_or_create(&[("to", to)]).set(i64::from(connected));
         }
+        for (state, count) in ["up", "down"].into_iter().zip(now.sessions) {
+            self.sessions.get_or_create(&[("state", state)]).set(number(count));
+        }
         self.in_sync.set(i64::from(now.in_sync));
         self.ready.set(i64::from(now.ready));
         self.faults.clear();
@@ -213,8 +224,16 @@ mod tests {
         metrics.count_drift("chain calico-FORWARD");
         metrics.count_drift("route to 10.0.0.1");
         metrics.count_apply(Duration::from_millis(3), true);
-        let faults = ["profile web", "profile x", "1d9e9624cdb", "/calico/v1/policy/profile/x/rules"];
-        let now = Now { endpoints: [2, 1], faults: faults.map(str::to_owned).to_vec(), etcd: true, ..Now::default() };
+        let faults = [
+            "profile web",
+            "profile x",
+            "1d9e9624cdb",
+            "/calico/v1/policy/profile/x/rules",
+            "addresses",
+            "dockerd at unix:///var/run/docker.sock",
+        ];
+        let faults = faults.map(str::to_owned).to_vec();
+        let now = Now { endpoints: [2, 1], faults, etcd: true, sessions: [3, 1], ..Now::default() };
         let text = metrics.render(&now).unwrap();
         for line in [
             "calico_drift_repaired_total{kind=\"chain\"} 1",
@@ -222,6 +241,10 @@ mod tests {
             "calico_faults{kind=\"profile\"} 2",
             "calico_faults{kind=\"endpoint\"} 1",
             "calico_faults{kind=\"record\"} 1",
+            "calico_faults{kind=\"addresses\"} 1",
+            "calico_faults{kind=\"dockerd\"} 1",
+            "calico_bgp_sessions{state=\"up\"} 3",
+            "calico_bgp_sessions{state=\"down\"} 1",
             "calico_endpoints{state=\"active\"} 2",
             "calico_connected{to=\"etcd\"} 1",
             "calico_connected{to=\"docker\"} 0",

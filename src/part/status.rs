@@ -65,13 +65,20 @@ impl Gauge {
     }
 
     /// How this node is right now, for the metrics.
-    pub(crate) fn now(&self) -> Now {
+    pub(crate) async fn now(&self) -> Now {
         let count = self.count();
+        let sessions = match &self.bird_socket {
+            // A BIRD that does not answer is a fault of its own.
+            Some(socket) => session_status(socket).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let up = sessions.iter().filter(|session| session.is_up()).count();
         Now {
             endpoints: [count.active, count.inactive],
             faults: self.faults().into_iter().map(|fault| fault.object).collect(),
             etcd: self.store.is_connected(),
             docker: self.network.is_docker_up(),
+            sessions: [up, sessions.len() - up],
             in_sync: self.programmed.borrow().in_sync,
             ready: self.waiting_for().is_empty(),
         }
