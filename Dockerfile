@@ -1,8 +1,6 @@
 # calico-node in a container. The binaries are built on the host (Debian 12 like the base, so that they find the same libc): `make image`.
 #
-#   docker run -d --name calico-node --privileged --network host --pid host \
-#     -v /run:/run -v /var/lib/calico:/var/lib/calico -v /var/lib/docker/containers:/var/lib/docker/containers \
-#     -v /lib/modules:/lib/modules:ro calico-node
+# compose/node.yml runs it.
 #
 # --privileged and --network host: it programs the host's interfaces, routes and firewall. --pid host: it enters the network namespaces of containers by
 # their processes. /run: Docker's socket, and ours for the host's calicoctl. /var/lib/docker/containers: it adds a container's own name to
@@ -13,7 +11,7 @@ FROM debian:12 AS node
 RUN apt-get update \
     && printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        bird2 ca-certificates conntrack etcd-server ipset iproute2 iptables kmod nftables \
+        bird2 ca-certificates conntrack etcd-client etcd-server ipset iproute2 iptables kmod nftables \
     && rm -rf /var/lib/apt/lists/* /usr/sbin/policy-rc.d
 COPY target/release/calico-node target/release/calicoctl target/release/calico-runtime /usr/local/bin/
 ENTRYPOINT ["calico-node"]
