@@ -270,7 +270,7 @@ mod tests {
         let words = rows.flat_map(|row| row.split(" | ").next().unwrap_or_default().split('`'));
         let documented: BTreeSet<&str> = words
             .filter(|word| word.starts_with("calico_"))
-            .map(|word| word.split('{').next().unwrap_or(word))
+            .map(|word| word.split(['{', ' ']).next().unwrap_or(word))
             .map(|word| word.strip_suffix("_total").unwrap_or(word))
             .collect();
         assert_eq!(names, documented);
