@@ -328,7 +328,7 @@ fn an_address_of_a_host_that_somebody_else_has_written_is_put_right_when_all_is_
 /// A node that began after a restore gave out what the backup did not know: addresses of containers that ran on other hosts.
 #[test]
 fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_has_said_what_it_holds() {
-    const H2_AWAITED: &str = "/calico/v1/host/h2/awaited";
+    const H2_AWAITED: &str = "/calico/v1/awaited/h2";
     let lab = Lab::hosts(3);
     let (h1, h2, h3) = (lab.host(1), lab.host(2), lab.host(3));
     h1.start_node();
@@ -370,7 +370,7 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     let cat = h3.run("cat", WEB);
     reach_each_other(&[&ann, &bob, &cat]);
     lab.assert_consistent();
-    assert_eq!(lab.etcd().keys("/calico/v1/host/").iter().filter(|key| key.ends_with("/awaited")).count(), 0);
+    assert_eq!(lab.etcd().keys("/calico/v1/awaited/"), [""; 0]);
 
     // Of a host that is no more nobody waits for a word.
     with_data(&lab, |data| copy(data, &backup));

@@ -16,6 +16,9 @@ const V1: &str = "/calico/v1/";
 /// What the paths of all that is about BGP begin with.
 pub(crate) const BGP: &str = "/calico/bgp/v1/";
 
+/// What the paths of all hosts begin with that are to say what they hold.
+pub(crate) const AWAITED: &str = "/calico/v1/awaited/";
+
 /// What nodes say of themselves. No node reads it, and there is much of it: it is left out of loads and of what is watched.
 pub(crate) const REPORTS: &str = "/calico/felix/v1/";
 
@@ -131,7 +134,7 @@ impl Key {
             Key::Config(name) => format!("{V1}config/{name}"),
             Key::HostConfig(host, name) => format!("{V1}host/{host}/config/{name}"),
             Key::HostIp(host) => format!("{V1}host/{host}/bird_ip"),
-            Key::Awaited(host) => format!("{V1}host/{host}/awaited"),
+            Key::Awaited(host) => format!("{AWAITED}{host}"),
             Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint }) => {
                 format!("{V1}host/{host}/workload/{orchestrator}/{workload}/endpoint/{endpoint}")
             }
@@ -186,7 +189,7 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
         ["config", name] if !name.is_empty() => Key::Config((*name).to_owned()),
         ["host", host, "config", name] if !name.is_empty() => Key::HostConfig(host.parse().ok()?, (*name).to_owned()),
         ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
-        ["host", host, "awaited"] => Key::Awaited(host.parse().ok()?),
+        ["awaited", host] => Key::Awaited(host.parse().ok()?),
         ["host", host, "workload", rest @ ..] => Key::Endpoint(parse_endpoint(host, rest)?),
         ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
         ["policy", "profile", profile, "rules"] => Key::ProfileRules(profile.parse().ok()?),

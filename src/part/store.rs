@@ -215,12 +215,7 @@ impl Store {
         while !stop.is_cancelled() {
             let mut since = None;
             let ended = tokio::select! {
-                () = stop.cancelled() => {
-                    self.has_ended.store(true, Ordering::Relaxed);
-                    self.synced.send_modify(|synced| synced.connected = false);
-                    self.keep_seen(holdings).await;
-                    return;
-                }
+                () = stop.cancelled() => break,
                 ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
             };
             self.synced.send_modify(|synced| synced.connected = false);
@@ -232,13 +227,16 @@ impl Store {
             } else if matches!(ended, Fault::Away(_)) {
                 tracing::warn!(fault = %ended, "etcd is away: what is programmed stays, and nothing new is");
             } else {
-                tracing::error!(fault = %ended, "the datastore is not believed: what is programmed stays, and nothing new is");
+                tracing::error!(fault = %ended, "the datastore is not followed: what is programmed stays, and nothing new is");
             }
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 () = tokio::time::sleep(backoff.failed()) => {}
             }
         }
+        self.has_ended.store(true, Ordering::Relaxed);
+        self.synced.send_modify(|synced| synced.connected = false);
+        self.keep_seen(holdings).await;
     }
 
     /// Asks whether this is the datastore that the host's containers are recorded in, and nobody else is this host.
@@ -285,13 +283,13 @@ impl Store {
     ) -> Fault {
         let mut followed: Option<Watch> = None;
         loop {
-            let loading = self.load(etcd, holdings, *known, followed.is_some());
+            let loading = Box::pin(self.load(etcd, holdings, *known, followed.is_some()));
             let loaded = match &mut followed {
                 None => loading.await,
                 // A load may take its time, and who writes meanwhile waits until the view has it.
                 Some(watch) => tokio::select! {
                     loaded = loading => loaded,
-                    ended = self.heed(watch, known) => return ended,
+                    ended = self.stand(etcd, holdings, watch, known) => return ended,
                 },
             };
             let (standing, snapshot, mut watch) = match (loaded, &mut followed) {
@@ -300,7 +298,7 @@ impl Store {
                 (Err(fault @ Fault::Away(_)), Some(watch)) => {
                     tracing::warn!(%fault, "the datastore is not read again, and is followed as before");
                     tokio::select! {
-                        ended = self.heed(watch, known) => return ended,
+                        ended = self.stand(etcd, holdings, watch, known) => return ended,
                         () = tokio::time::sleep(READ_AGAIN) => continue,
                     }
                 }
@@ -321,11 +319,21 @@ impl Store {
             holdings.metrics.resyncs.inc();
             tracing::info!(revision, etcd = etcd.address(), "the view of the datastore is complete");
             tokio::select! {
-                ended = self.heed(&mut watch, known) => return ended,
+                ended = self.stand(etcd, holdings, &mut watch, known) => return ended,
                 () = self.resync_due() => followed = Some(watch),
-                () = self.speak(etcd) => {}
-                () = self.keep_up(holdings) => {}
             }
+        }
+    }
+
+    /// Follows the datastore until the watch ends, and says meanwhile, and keeps, what follows from that.
+    ///
+    /// # Cancel safety
+    /// No change is lost when the future is dropped before it is ready.
+    async fn stand(&self, etcd: &Etcd, holdings: &Holdings, watch: &mut Watch, known: &mut Option<Standing>) -> Fault {
+        tokio::select! {
+            ended = self.heed(watch, known) => ended,
+            never = self.speak(etcd) => match never {},
+            never = self.keep_up(holdings) => match never {},
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Standing {
 /// What a host has seen of a datastore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seen {
+    /// Who has seen it.
+    pub(crate) host: HostName,
     /// etcd's id of its cluster.
     pub(crate) cluster: u64,
     /// How far it had come.
@@ -43,16 +45,18 @@ impl Seen {
     /// addresses that are free in it, and have still to say so. A restore may set the revision higher than it ever was, so
     /// this host's own report, of which a backup has an older one or none, counts too.
     pub(crate) fn is_ahead_of(&self, found: &Seen) -> bool {
-        self.cluster != found.cluster || self.revision > found.revision || self.reported > found.reported
+        let has_lost_report = self.host == found.host && self.reported > found.reported;
+        self.cluster != found.cluster || self.revision > found.revision || has_lost_report
     }
 
     /// The hosts that are to say what they hold before an address is given out in a datastore that has gone back: those that
-    /// either knows, and this one, which may be cut short before it has put back what it holds. A datastore that knows hosts
+    /// either knows, and this one, which may be cut short before it has put back what it holds. Another cluster that knows hosts
     /// and none of these is not theirs: this one alone has come to it.
-    pub(crate) fn awaited_in(&self, found: &Seen, own: &HostName) -> BTreeSet<HostName> {
-        let is_theirs = found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
+    pub(crate) fn awaited_in(&self, found: &Seen) -> BTreeSet<HostName> {
+        let is_theirs =
+            self.cluster == found.cluster || found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
         let known = [&self.hosts, &found.hosts].into_iter().filter(|_| is_theirs).flatten();
-        known.chain([own]).cloned().collect()
+        known.chain([&found.host]).cloned().collect()
     }
 }
 
@@ -104,7 +108,13 @@ mod tests {
 
     #[test]
     fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
-        let at = |cluster, revision, reported| Seen { cluster, revision, reported, hosts: BTreeSet::new() };
+        let of = |host: &str, cluster, revision, reported| {
+            let host = host.parse().unwrap();
+            Seen { host, cluster, revision, reported, hosts: BTreeSet::new() }
+        };
+        let at = |cluster, revision, reported| of("h1", cluster, revision, reported);
+        // It had another name, whose reports are not this one's.
+        assert!(!at(7, 5, 4).is_ahead_of(&of("h2", 7, 9, 0)));
         assert!(!at(7, 5, 4).is_ahead_of(&at(7, 5, 4)) && !at(7, 5, 4).is_ahead_of(&at(7, 9, 8)));
         for found in [at(7, 4, 4), at(8, 6, 4), at(7, 5000, 2), at(7, 5000, 0)] {
             assert!(at(7, 5, 4).is_ahead_of(&found), "{found:?}");
@@ -114,8 +124,13 @@ mod tests {
     #[test]
     fn in_a_datastore_of_others_nobody_is_awaited_but_who_comes_to_it() {
         let names = |names: &str| -> BTreeSet<HostName> { names.split(' ').flat_map(str::parse).collect() };
-        let of = |hosts: &str| Seen { cluster: 1, revision: 1, reported: 0, hosts: names(hosts) };
-        let own = "a".parse().unwrap();
+        let of = |cluster, hosts: &str| Seen {
+            host: "a".parse().unwrap(),
+            cluster,
+            revision: 1,
+            reported: 0,
+            hosts: names(hosts),
+        };
         for (before, found, awaited) in [
             ("a b", "a b", "a b"),
             ("a b", "a", "a b"),
@@ -124,8 +139,10 @@ mod tests {
             ("a b", "c d", "a"),
             ("", "c d", "a"),
         ] {
-            assert_eq!(of(before).awaited_in(&of(found), &own), names(awaited), "{before:?} in {found:?}");
+            assert_eq!(of(1, before).awaited_in(&of(2, found)), names(awaited), "{before:?} in {found:?}");
         }
+        // Its hosts were exchanged one after another since the backup.
+        assert_eq!(of(1, "a b").awaited_in(&of(1, "c d")), names("a b c d"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Answer, Failure};
 use crate::edge::etcd::{When, Write};
 use crate::model::claim::Claim;
 use crate::model::fault::Fault;
-use crate::model::key::{ADDRESSES, BGP, BgpScope, EndpointKey, HOSTS, Key, records_of};
+use crate::model::key::{ADDRESSES, AWAITED, BGP, BgpScope, EndpointKey, HOSTS, Key, records_of};
 use crate::model::name::HostName;
 use crate::model::pool::Family;
 use crate::model::report::HostReport;
@@ -43,7 +43,7 @@ pub(super) async fn run(command: Node, place: &Place<'_>) -> Result<Answer, Fail
     match command {
         Node::Show => {
             let datastore = Datastore::connect(place).await?;
-            let snapshot = datastore.load(&[HOSTS, BGP]).await?;
+            let snapshot = datastore.load(&[HOSTS, AWAITED, BGP]).await?;
             let mut reports = BTreeMap::new();
             for host in hosts(&snapshot) {
                 let report = last_report(&datastore, &host).await?;
@@ -134,7 +134,7 @@ async fn remove(datastore: &Datastore, host: &HostName, remove_endpoints: bool) 
             report.time.unwrap_or_default()
         )));
     }
-    let snapshot = datastore.load(&[&records, &bgp, ADDRESSES]).await?;
+    let snapshot = datastore.load(&[&records, &bgp, AWAITED, ADDRESSES]).await?;
     let held = held(&snapshot, host);
     let is_known = report.time.is_some() || hosts(&snapshot).contains(host) || !held.is_empty();
     if !is_known {
@@ -158,7 +158,10 @@ async fn remove(datastore: &Datastore, host: &HostName, remove_endpoints: bool) 
             return Err(meanwhile());
         }
     }
-    if !datastore.delete_below(&doing, &[silent], &[records, bgp, reports]).await? {
+    let spoken =
+        Edit { when: vec![silent.clone()], writes: vec![Write::Delete(Key::Awaited(host.clone()))], answer: () };
+    let is_out = datastore.delete_below(&doing, &[silent], &[records, bgp, reports]).await?;
+    if !is_out || !datastore.write(&doing, &spoken).await? {
         return Err(meanwhile());
     }
     Ok(Answer {
@@ -259,7 +262,7 @@ mod tests {
             "/calico/bgp/v1/host/h1/peer_v4/172.25.0.9": {"ip": "172.25.0.9", "as_num": "64512"},
             "/calico/bgp/v1/host/h2/ip_addr_v4": "172.25.0.2",
             "/calico/v1/host/h2/bird_ip": "172.25.0.2",
-            "/calico/v1/host/h2/awaited": {},
+            "/calico/v1/awaited/h2": {},
             (format!("/calico/v1/host/h1/workload/docker/{}/endpoint/{}", id1.0, id1.1)): endpoint,
             (format!("/calico/v1/host/h2/workload/docker/{}/endpoint/{}", id2.0, id2.1)): endpoint,
             "/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": claim("h1", "1"),

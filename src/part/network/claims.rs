@@ -15,7 +15,7 @@ use crate::edge::fail_point::fail_point;
 use crate::model::claim::{Change, Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
-use crate::model::key::{AssignmentKey, EndpointKey, Key, POOLS};
+use crate::model::key::{AWAITED, AssignmentKey, EndpointKey, Key, POOLS};
 use crate::model::name::{CONTAINER_INTERFACE, ContainerId, EndpointId, IfName, Mac, Orchestrator, ProfileName, hex};
 use crate::model::pool::Family;
 use crate::model::profile::{default_rules, default_tags};
@@ -182,7 +182,9 @@ impl Network {
                 Err(fault) => return Err(fault),
             };
             let claims: Vec<Claim> = chosen.iter().map(|one| one.claim(&owner, request)).collect();
-            let (mut when, mut writes) = (Vec::new(), Vec::new());
+            // That some host is awaited the view may hear a moment late.
+            let mut when = vec![When::Quiet(AWAITED.to_owned(), 0)];
+            let mut writes = Vec::new();
             for (one, claim) in chosen.iter().zip(&claims) {
                 let key = Key::Assignment(one.key.clone());
                 when.push(When::Present(Key::Pool(one.key.pool)));

@@ -14,6 +14,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Network;
+use crate::edge::docker::Container;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 
@@ -81,34 +82,47 @@ impl Network {
         is_ours.map_err(Fault::Away)
     }
 
+    /// A container as dockerd has it; `None`: it is gone, on the word of one that is believed and that was asked for both.
+    ///
+    /// # Errors
+    /// `Away`: dockerd does not know the container, and is not believed. Else as those of inspect.
+    pub(super) async fn inspect_or_bury(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
+        let times_away = self.engine().times_away;
+        let found = self.docker.inspect(id.as_str()).await?;
+        if found.is_none() {
+            let doing = format!("free the addresses of container {}", id.short());
+            self.check_engine().await.map_err(|fault| fault.during(&doing))?;
+            if self.engine().times_away != times_away {
+                return Err(Fault::DockerAway(format!("{doing}: dockerd has been away since it was asked for it")));
+            }
+        }
+        Ok(found)
+    }
+
     async fn doubt_engine(&self) -> Result<Option<String>, Fault> {
-        // Something that speaks Docker's API and has no such network cannot be told from another.
-        let Some(found) = self.docker.identity().await? else { return Ok(None) };
-        let Some(known) = self.known_engine.read()? else {
-            self.known_engine.keep(&found)?;
-            return Ok(None);
-        };
-        if known == found {
-            return Ok(None);
+        let keep = |found: &Option<String>| found.as_deref().map_or(Ok(()), |found| self.known_engine.keep(found));
+        // What speaks Docker's API and has no such network cannot be told from another of that kind.
+        let (found, known) = (self.docker.identity().await?, self.known_engine.read()?);
+        if known.is_none() || known == found {
+            return keep(&found).map(|()| None);
         }
         let mut ours: HashSet<ContainerId> = self.reservations.containers()?.into_iter().collect();
         ours.extend(self.containers());
         let listed = self.docker.list().await?;
         if ours.is_empty() || listed.iter().any(|one| ours.contains(&one.id)) {
-            self.known_engine.keep(&found)?;
-            return Ok(None);
+            return keep(&found).map(|()| None);
         }
         Ok(Some(format!(
             "it knows none of the {} containers of this host, and is another one than they were made in (its network none is {}, and was {}): \
              is its disk mounted, and is it the right one? Their addresses stay theirs; if they are gone for good, remove {}",
             ours.len(),
-            short(&found),
-            short(&known),
+            called(found.as_deref()),
+            called(known.as_deref()),
             self.known_engine.path().display()
         )))
     }
 }
 
-fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
+fn called(id: Option<&str>) -> &str {
+    id.map_or("missing", |id| id.get(..12).unwrap_or(id))
 }

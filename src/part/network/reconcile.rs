@@ -467,12 +467,12 @@ impl Work {
             Ok(reserved) => ids.extend(reserved),
             Err(fault) => tracing::warn!(%fault, "containers that are kept on this host alone are not looked at"),
         }
+        ids.extend(network.in_doubt(&listed));
+        ids.extend(self.next_in_turn());
         if !is_believed {
             let there: HashSet<&ContainerId> = listed.iter().map(|one| &one.id).collect();
             ids.retain(|id| there.contains(id));
         }
-        ids.extend(network.in_doubt(&listed));
-        ids.extend(self.next_in_turn());
         for id in ids {
             // One that failed lately has its own clock.
             if !self.settling.has(&id) {

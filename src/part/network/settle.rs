@@ -74,9 +74,7 @@ impl Network {
                 return self.take_out_again(id).await;
             }
             let found = self.find(id).await?;
-            let Some(container) = self.docker.inspect(id.as_str()).await? else {
-                let free = || format!("free the addresses of container {}", id.short());
-                self.check_engine().await.map_err(|fault| fault.during(&free()))?;
+            let Some(container) = self.inspect_or_bury(id).await? else {
                 let ends = self.ends(id);
                 let freed = self.free_all(id, &ends).await;
                 if self.has_links(&ends).await? {

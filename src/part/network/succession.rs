@@ -156,7 +156,7 @@ impl Network {
                 let lock = self.lock(&holder);
                 let _serial = lock.lock().await;
                 let found = self.find(&holder).await?;
-                let Some(container) = self.docker.inspect(holder.as_str()).await? else {
+                let Some(container) = self.inspect_or_bury(&holder).await? else {
                     self.bury(&holder).await?;
                     continue 'again;
                 };
@@ -203,7 +203,7 @@ impl Network {
             let lock = self.lock(&holder);
             let _serial = lock.lock().await;
             let found = self.find(&holder).await?;
-            match self.docker.inspect(holder.as_str()).await? {
+            match self.inspect_or_bury(&holder).await? {
                 None => self.bury(&holder).await?,
                 Some(container) => {
                     is_down(&container, key.address)?;

@@ -12,11 +12,12 @@
 //! whoever notices knows.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{Holdings, Store};
-use crate::edge::etcd::{Etcd, Write, to_json};
+use crate::edge::etcd::{Etcd, When, Write, to_json};
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
@@ -74,14 +75,19 @@ impl Store {
         // Before it is asked for: this host goes on to report itself.
         let before = self.seen().clone();
         let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
-        let reported = own.map_or(0, |own| own.revision);
-        let mut found = Seen { cluster, revision: snapshot.revision, reported, hosts: hosts(snapshot) };
-        let before = before.or_else(|| kept(holdings)).unwrap_or_else(|| found.clone());
+        let before = before.or_else(|| kept(holdings));
+        // Where this host is recorded, and no report of it, somebody has taken that away.
+        let taken_away = snapshot.host_ips.contains_key(&self.host);
+        let none = || before.as_ref().filter(|_| taken_away).map_or(0, |before| before.reported);
+        let reported = own.map_or_else(none, |own| own.revision);
+        let (host, revision) = (self.host.clone(), snapshot.revision);
+        let mut found = Seen { host, cluster, revision, reported, hosts: hosts(snapshot) };
+        let before = before.unwrap_or_else(|| found.clone());
         if !before.is_ahead_of(&found) {
             self.seen().get_or_insert(before);
             return Ok(false);
         }
-        let hosts = before.awaited_in(&found, &self.host);
+        let hosts = before.awaited_in(&found);
         let since = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let awaited = to_json(&serde_json::json!({"by": self.host, "since": since}))?;
         let writes: Vec<Write> =
@@ -96,13 +102,15 @@ impl Store {
     }
 
     /// Says each time that this host is awaited that it has put back what it holds, as it has when it follows the datastore.
-    pub(super) async fn speak(&self, etcd: &Etcd) {
+    pub(super) async fn speak(&self, etcd: &Etcd) -> Infallible {
         let mut synced = self.synced();
         loop {
             synced.borrow_and_update();
-            if self.read(|snapshot| snapshot.awaited.contains_key(&self.host)) {
-                let spoken = [Write::Delete(Key::Awaited(self.host.clone()))];
-                if let Err(fault) = etcd.transact("say what this host holds", &[], &spoken).await {
+            if let Some(revision) = self.read(|snapshot| Some(snapshot.awaited.get(&self.host)?.revision)) {
+                let key = Key::Awaited(self.host.clone());
+                // Of this word and no later one: whoever awaits it after that is to have an answer of his own.
+                let (when, spoken) = ([When::At(key.clone(), revision)], [Write::Delete(key)]);
+                if let Err(fault) = etcd.transact("say what this host holds", &when, &spoken).await {
                     tracing::debug!(%fault, "the others are not told that this host has put back what it holds");
                     tokio::time::sleep(AGAIN).await;
                     continue;
@@ -115,7 +123,7 @@ impl Store {
     }
 
     /// Brings what is kept on the disk up to date, time and again.
-    pub(super) async fn keep_up(&self, holdings: &Holdings) {
+    pub(super) async fn keep_up(&self, holdings: &Holdings) -> Infallible {
         loop {
             self.keep_seen(holdings).await;
             tokio::time::sleep(KEEP_SEEN_EVERY).await;

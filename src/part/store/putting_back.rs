@@ -11,13 +11,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
 use crate::model::claim::{Claim, Owner, Successor};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
-use crate::model::name::{ContainerId, Orchestrator, WorkloadId};
+use crate::model::name::{ContainerId, Orchestrator, ProfileName};
 use crate::model::snapshot::{Change, Record, Snapshot};
 use crate::part::defaults;
 
@@ -67,7 +69,7 @@ impl Store {
             }
         }
         let transactions = self.read(|before| {
-            let mut transactions = lacking(&kept, reserved, before, found)?;
+            let mut transactions = Loss { kept: &kept, reserved, before, found }.transactions()?;
             let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
             if known && recorded != Some(&IpAddr::V4(holdings.host.ip)) {
                 let mut filled = found.clone();
@@ -110,150 +112,217 @@ fn lost_claim(address: &AssignmentKey, kept: &[Kept], before: &Snapshot) -> Opti
     Some(Claim { successor, ..again(holder) })
 }
 
-/// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
-/// pools and profiles before those who need them, and who waits for an address after its holder. Of one that stands
-/// nothing is written but the claim of an address of its that the datastore has lost: what else it names and is not there,
-/// somebody has taken away. Who held an address before one that is kept, and is not among the `reserved` of this host, has
-/// been destroyed since, and a backup knows nothing of that.
-fn lacking(
-    kept: &[Kept],
-    reserved: &[ContainerId],
-    before: &Snapshot,
-    found: &Snapshot,
-) -> Result<Vec<Transaction>, Fault> {
-    let is_gone = |owner: &Owner| {
-        let is_reserved = |workload: &WorkloadId| reserved.iter().any(|id| id.workload() == *workload);
-        owner.workload.as_ref().is_some_and(|workload| !is_reserved(workload))
-    };
-    let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
-    let mut lost_any = false;
-    for Kept { key, endpoint, .. } in kept {
-        if let Some(record) = found.endpoints.get(key) {
-            then.extend(claims_lost(key, record, kept, before, found)?);
-            continue;
-        }
-        let endpoint = before.endpoints.get(key).and_then(Record::readable).unwrap_or(endpoint);
-        let path = Key::Endpoint(key.clone());
-        let mut when = vec![When::Absent(path.clone())];
-        let mut writes = vec![Write::Put(path, to_json(endpoint)?)];
-        let mut waits = false;
-        let mut destroyed: BTreeMap<EndpointKey, (i64, Endpoint)> = BTreeMap::new();
-        let whole = endpoint.addresses.iter().all(|address| {
-            let Some(pool) = found.pool_of(*address).or_else(|| before.pool_of(*address)).map(|pool| pool.cidr) else {
-                return false;
-            };
-            let claim = AssignmentKey { pool, address: *address };
-            if let Some(record) = found.claims.get(&claim) {
-                let Some(held) = record.readable() else { return false };
-                if held.owners().any(|owner| owner.is(key)) {
-                    return true;
-                }
-                let is_own = |owner: &Owner| owner.host == key.host && owner.orchestrator == key.orchestrator;
-                if held.owners().all(|owner| is_own(owner) && is_gone(owner)) {
-                    let Ok(value) = to_json(&Claim::bound_again(key, key.workload.short(), String::new())) else {
-                        return false;
-                    };
-                    for owner in held.owners().filter_map(Owner::endpoint) {
-                        let Some(record) = found.endpoints.get(&owner) else { continue };
-                        let Some(endpoint) = record.readable() else { return false };
-                        let (_, endpoint) =
-                            destroyed.entry(owner).or_insert_with(|| (record.revision, endpoint.clone()));
-                        endpoint.addresses.remove(address);
-                    }
-                    when.push(When::At(Key::Assignment(claim.clone()), record.revision));
-                    writes.push(Write::Put(Key::Assignment(claim), value));
-                    return true;
-                }
-                // As it was in the midst of the create. Somebody else's stays so; that they collide is told where the
-                // container is settled.
-                let was_made =
-                    held.pending().any(|(owner, _)| owner.host == key.host && owner.endpoint == key.endpoint);
-                let bound = held.bound_to(&key.endpoint, &key.workload).filter(|_| was_made);
-                let Some(Ok(value)) = bound.map(|bound| to_json(&bound)) else { return false };
-                when.push(When::At(Key::Assignment(claim.clone()), record.revision));
-                writes.push(Write::Put(Key::Assignment(claim), value));
-                return true;
-            }
-            let Some(lost) = lost_claim(&claim, kept, before) else { return false };
-            let path = Key::Assignment(claim);
-            if !lost.owner.is(key) {
-                // Its holder's transaction writes the claim, with both in it.
-                waits = true;
-                when.push(When::Present(path));
-                return lost.owners().any(|owner| owner.is(key));
-            }
-            let Ok(value) = to_json(&lost) else { return false };
-            when.push(When::Absent(path.clone()));
-            writes.push(Write::Put(path, value));
-            pools.insert(pool);
-            true
-        });
-        if whole {
-            for (owner, (revision, endpoint)) in destroyed {
-                let path = Key::Endpoint(owner);
-                when.push(When::At(path.clone(), revision));
-                writes.push(Write::Put(path, to_json(&endpoint)?));
-            }
-            lost_any = true;
-            profiles.extend(endpoint.profiles.iter().cloned());
-            if waits { &mut last } else { &mut then }.push((when, writes));
-        }
-    }
-    if lost_any && found.pools.is_empty() {
-        pools.extend(before.pools.keys().copied());
-    }
-    for pool in pools.iter().filter(|pool| !found.pools.contains_key(*pool)) {
-        if let Some(record) = before.pools.get(pool).and_then(Record::readable) {
-            first.push(absent(Key::Pool(*pool), to_json(record)?));
-        }
-    }
-    for profile in &profiles {
-        let rules = before.rules.get(profile).filter(|_| !found.rules.contains_key(profile));
-        if let Some(rules) = rules.and_then(Record::readable) {
-            first.push(absent(Key::ProfileRules(profile.clone()), to_json(rules)?));
-        }
-        let tags = before.tags.get(profile).filter(|_| !found.tags.contains_key(profile));
-        if let Some(tags) = tags.and_then(Record::readable) {
-            first.push(absent(Key::ProfileTags(profile.clone()), to_json(tags)?));
-        }
-    }
-    first.extend(then);
-    first.extend(last);
-    Ok(first)
+/// What this host keeps, and the datastore as it was and as it is: what is put back follows from these.
+struct Loss<'a> {
+    kept: &'a [Kept],
+    /// The containers of which anything is kept here: any other of this host's has been destroyed since.
+    reserved: &'a [ContainerId],
+    before: &'a Snapshot,
+    found: &'a Snapshot,
 }
 
-/// The claims that a record has lost: an address without one would be given to somebody else too.
-fn claims_lost(
-    key: &EndpointKey,
-    record: &Record<Endpoint>,
-    kept: &[Kept],
-    before: &Snapshot,
-    found: &Snapshot,
-) -> Result<Vec<Transaction>, Fault> {
-    let mut all = Vec::new();
-    for address in record.readable().into_iter().flat_map(|endpoint| &endpoint.addresses) {
-        let Some(pool) = found.pool_of(*address).map(|pool| pool.cidr) else { continue };
-        let claim = AssignmentKey { pool, address: *address };
-        let is_held =
-            found.claims.contains_key(&claim) || found.claims_elsewhere(pool).any(|(held, _)| held == *address);
-        let lost = (!is_held).then(|| lost_claim(&claim, kept, before)).flatten();
-        let Some(lost) = lost.filter(|lost| lost.owner.is(key)) else { continue };
-        let path = Key::Assignment(claim);
-        let when = vec![
-            When::At(Key::Endpoint(key.clone()), record.revision),
-            When::Present(Key::Pool(pool)),
-            When::Absent(path.clone()),
-        ];
-        all.push((when, vec![Write::Put(path, to_json(&lost)?)]));
+/// An endpoint on its way back.
+struct Return {
+    when: Vec<When>,
+    writes: Vec<Write>,
+    /// The pools of the addresses that it claims.
+    pools: Vec<IpNet>,
+    /// Whether it waits for an address, whose holder goes before.
+    waits: bool,
+    /// Who had an address of its in a backup, and what is left to them.
+    bereft: BTreeMap<EndpointKey, (i64, Endpoint)>,
+}
+
+impl Return {
+    fn claims(&mut self, key: &AssignmentKey, when: When, claim: &Claim) -> Result<(), Fault> {
+        self.when.push(when);
+        self.writes.push(Write::Put(Key::Assignment(key.clone()), to_json(claim)?));
+        Ok(())
     }
-    Ok(all)
+}
+
+impl Loss<'_> {
+    /// What is to be written so that the endpoints that are kept stand in the datastore, each in a transaction of its own:
+    /// pools and profiles before those who need them, and who waits for an address after its holder. Of one that stands
+    /// nothing is written but the claim of an address of its that the datastore has lost: what else it names and is not
+    /// there, somebody has taken away.
+    fn transactions(&self) -> Result<Vec<Transaction>, Fault> {
+        let (mut all, mut last) = (Vec::new(), Vec::new());
+        let (mut pools, mut profiles) = (BTreeSet::new(), BTreeSet::new());
+        let mut lost_any = false;
+        for one in self.kept {
+            if let Some(record) = self.found.endpoints.get(&one.key) {
+                all.extend(self.claims_lost(&one.key, record)?);
+                continue;
+            }
+            let endpoint = self.before.endpoints.get(&one.key).and_then(Record::readable).unwrap_or(&one.endpoint);
+            let Some(back) = self.endpoint(&one.key, endpoint)? else { continue };
+            lost_any = true;
+            pools.extend(back.pools);
+            profiles.extend(endpoint.profiles.iter().cloned());
+            if back.waits { &mut last } else { &mut all }.push((back.when, back.writes));
+        }
+        if lost_any && self.found.pools.is_empty() {
+            pools.extend(self.before.pools.keys().copied());
+        }
+        let mut first = self.needed(&pools, &profiles)?;
+        first.extend(all);
+        first.extend(last);
+        Ok(first)
+    }
+
+    /// What of some pools and profiles was there before and is not any more.
+    fn needed(&self, pools: &BTreeSet<IpNet>, profiles: &BTreeSet<ProfileName>) -> Result<Vec<Transaction>, Fault> {
+        let (before, found) = (self.before, self.found);
+        let mut all = Vec::new();
+        for pool in pools.iter().filter(|pool| !found.pools.contains_key(*pool)) {
+            if let Some(record) = before.pools.get(pool).and_then(Record::readable) {
+                all.push(absent(Key::Pool(*pool), to_json(record)?));
+            }
+        }
+        for profile in profiles {
+            let rules = before.rules.get(profile).filter(|_| !found.rules.contains_key(profile));
+            if let Some(rules) = rules.and_then(Record::readable) {
+                all.push(absent(Key::ProfileRules(profile.clone()), to_json(rules)?));
+            }
+            let tags = before.tags.get(profile).filter(|_| !found.tags.contains_key(profile));
+            if let Some(tags) = tags.and_then(Record::readable) {
+                all.push(absent(Key::ProfileTags(profile.clone()), to_json(tags)?));
+            }
+        }
+        Ok(all)
+    }
+
+    /// An endpoint with all its addresses; `None` if one of them is somebody else's by now, or in no pool.
+    fn endpoint(&self, key: &EndpointKey, endpoint: &Endpoint) -> Result<Option<Return>, Fault> {
+        let path = Key::Endpoint(key.clone());
+        let mut back = Return {
+            when: vec![When::Absent(path.clone())],
+            writes: vec![Write::Put(path, to_json(endpoint)?)],
+            pools: Vec::new(),
+            waits: false,
+            bereft: BTreeMap::new(),
+        };
+        for address in &endpoint.addresses {
+            let pool = self.found.pool_of(*address).or_else(|| self.before.pool_of(*address));
+            let Some(pool) = pool.map(|pool| pool.cidr) else { return Ok(None) };
+            let claim = AssignmentKey { pool, address: *address };
+            let is_its = match self.found.claims.get(&claim) {
+                Some(record) => self.found_claim(key, &claim, record, &mut back)?,
+                None => self.lost_claim(key, &claim, &mut back)?,
+            };
+            if !is_its {
+                return Ok(None);
+            }
+        }
+        for (owner, (revision, left)) in std::mem::take(&mut back.bereft) {
+            let path = Key::Endpoint(owner);
+            back.when.push(When::At(path.clone(), revision));
+            back.writes.push(Write::Put(path, to_json(&left)?));
+        }
+        Ok(Some(back))
+    }
+
+    /// Has an endpoint take the claim of its address that the datastore has. Answers whether it may.
+    fn found_claim(
+        &self,
+        key: &EndpointKey,
+        claim: &AssignmentKey,
+        record: &Record<Claim>,
+        back: &mut Return,
+    ) -> Result<bool, Fault> {
+        let Some(held) = record.readable() else { return Ok(false) };
+        if held.owners().any(|owner| owner.is(key)) {
+            return Ok(true);
+        }
+        let is_own = |owner: &Owner| owner.host == key.host && owner.orchestrator == key.orchestrator;
+        let becomes = if held.owners().all(|owner| is_own(owner) && self.has_lost(owner, claim.address)) {
+            if !held.owners().filter_map(Owner::endpoint).all(|owner| self.bereave(owner, claim.address, back)) {
+                return Ok(false);
+            }
+            Claim::bound_again(key, key.workload.short(), String::new())
+        } else {
+            // As it was in the midst of the create. Somebody else's stays so; that they collide is told where the
+            // container is settled.
+            let was_made = held.pending().any(|(owner, _)| owner.host == key.host && owner.endpoint == key.endpoint);
+            let bound = held.bound_to(&key.endpoint, &key.workload).filter(|_| was_made);
+            let Some(bound) = bound else { return Ok(false) };
+            bound
+        };
+        back.claims(claim, When::At(Key::Assignment(claim.clone()), record.revision), &becomes)?;
+        Ok(true)
+    }
+
+    /// Whether this host knows that one of its own has an address no more, of which a backup knows nothing: it has been
+    /// destroyed since, or has handed it over.
+    fn has_lost(&self, owner: &Owner, address: IpAddr) -> bool {
+        let Some(workload) = &owner.workload else { return false };
+        let mut kept = self.kept.iter().filter(|one| owner.is(&one.key));
+        kept.any(|one| !one.endpoint.addresses.contains(&address))
+            || !self.reserved.iter().any(|id| id.workload() == *workload)
+    }
+
+    /// Takes an address from the record that a backup has of somebody who has lost it. Answers whether it can be read.
+    fn bereave(&self, owner: EndpointKey, address: IpAddr, back: &mut Return) -> bool {
+        let Some(record) = self.found.endpoints.get(&owner) else { return true };
+        let Some(found) = record.readable() else { return false };
+        // What is kept of it says to whom it has gone.
+        let left = self.kept.iter().find(|one| one.key == owner).map_or(found, |one| &one.endpoint);
+        let (_, left) = back.bereft.entry(owner).or_insert_with(|| (record.revision, left.clone()));
+        left.addresses.remove(&address);
+        true
+    }
+
+    /// Has an endpoint claim an address of its that nobody has. Answers whether it may.
+    fn lost_claim(&self, key: &EndpointKey, claim: &AssignmentKey, back: &mut Return) -> Result<bool, Fault> {
+        let Some(lost) = lost_claim(claim, self.kept, self.before) else { return Ok(false) };
+        let path = Key::Assignment(claim.clone());
+        if !lost.owner.is(key) {
+            // Its holder's transaction writes the claim, with both in it.
+            back.waits = true;
+            back.when.push(When::Present(path));
+            return Ok(lost.owners().any(|owner| owner.is(key)));
+        }
+        back.claims(claim, When::Absent(path), &lost)?;
+        back.pools.push(claim.pool);
+        Ok(true)
+    }
+
+    /// The claims that a record has lost: an address without one would be given to somebody else too.
+    fn claims_lost(&self, key: &EndpointKey, record: &Record<Endpoint>) -> Result<Vec<Transaction>, Fault> {
+        let mut all = Vec::new();
+        for address in record.readable().into_iter().flat_map(|endpoint| &endpoint.addresses) {
+            let Some(pool) = self.found.pool_of(*address).map(|pool| pool.cidr) else { continue };
+            let claim = AssignmentKey { pool, address: *address };
+            let is_held = self.found.claims.contains_key(&claim)
+                || self.found.claims_elsewhere(pool).any(|(held, _)| held == *address);
+            let lost = (!is_held).then(|| lost_claim(&claim, self.kept, self.before)).flatten();
+            let Some(lost) = lost.filter(|lost| lost.owner.is(key)) else { continue };
+            let path = Key::Assignment(claim);
+            let when = vec![
+                When::At(Key::Endpoint(key.clone()), record.revision),
+                When::Present(Key::Pool(pool)),
+                When::Absent(path.clone()),
+            ];
+            all.push((when, vec![Write::Put(path, to_json(&lost)?)]));
+        }
+        Ok(all)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::snapshot::tests::from_json;
+
+    fn lacking(
+        kept: &[Kept],
+        reserved: &[ContainerId],
+        before: &Snapshot,
+        found: &Snapshot,
+    ) -> Result<Vec<Transaction>, Fault> {
+        Loss { kept, reserved, before, found }.transactions()
+    }
 
     const WHOLE: &str = r#"{
         "/calico/v1/Ready": "true",
@@ -406,6 +475,37 @@ mod tests {
         let reserved = ["d".repeat(64).parse().unwrap()];
         assert_eq!(lacking(&kept(), &reserved, &Snapshot::default(), &found).unwrap(), []);
         assert_eq!(lacking(&kept(), &[], &Snapshot::default(), &of("h2")).unwrap(), []);
+    }
+
+    /// The one that ran went dark, and the one that had handed its address over could start with it again.
+    #[test]
+    fn who_has_handed_an_address_over_since_the_backup_does_not_get_it_back() {
+        let [new] = <[Kept; 1]>::try_from(kept()).unwrap();
+        let mut old = Kept { ..new.clone() };
+        old.key.workload = "d".repeat(64).parse().unwrap();
+        old.key.endpoint = "b".repeat(32).parse().unwrap();
+        let record = serde_json::to_string(&old.endpoint).unwrap();
+        let claim = String::from_utf8(to_json(&Claim::bound_again(&old.key, "", String::new())).unwrap()).unwrap();
+        let found = from_json(&format!(
+            r#"{{"/calico/v1/ipam/v4/pool/10.0.0.0-8": {{"cidr": "10.0.0.0/8"}}, "{}": {record},
+              "/calico/v1/ipam/v4/assignment/10.0.0.0-8/10.0.0.1": {claim}}}"#,
+            Key::Endpoint(old.key.clone()).path()
+        ));
+        let reserved = [&old, &new].map(|one| one.key.workload.as_str().parse().unwrap());
+        // As long as it is kept with the address, it has it.
+        let all = lacking(&[old.clone(), new.clone()], &reserved, &Snapshot::default(), &found).unwrap();
+        assert_eq!(all, []);
+        old.endpoint.addresses.clear();
+        old.endpoint.mac = None;
+        let all = lacking(&[old.clone(), new.clone()], &reserved, &Snapshot::default(), &found).unwrap();
+        let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
+        let [Write::Put(own, _), Write::Put(_, claim), Write::Put(olds, left)] = writes.as_slice() else {
+            panic!("{writes:?}")
+        };
+        assert_eq!((own, olds), (&Key::Endpoint(new.key.clone()), &Key::Endpoint(old.key.clone())));
+        assert!(serde_json::from_slice::<Claim>(claim).unwrap().owner.is(&new.key));
+        assert_eq!(serde_json::from_slice::<Endpoint>(left).unwrap(), old.endpoint, "as it is kept");
+        assert!(when.contains(&When::At(olds.clone(), found.endpoints[&old.key].revision)), "{when:?}");
     }
 
     fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
