@@ -1,5 +1,10 @@
 //! A dockerd that knows none of this host's containers is not taken for one in which all have been destroyed.
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+
 use crate::lab::Lab;
 use crate::lab::container::SOON;
 use crate::lab::wait::wait_until;
@@ -59,4 +64,53 @@ fn a_dockerd_that_has_lost_all_containers_frees_none_of_their_addresses_until_an
     h1.run("cid", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
     lab.assert_consistent();
     lab.remove_everything();
+}
+
+/// Listens at a path and hands on to dockerd all but questions about its networks, one request a connection.
+fn without_networks(at: &Path, dockerd: PathBuf) {
+    let listener = UnixListener::bind(at).unwrap();
+    let serve = |mut client: UnixStream, dockerd: &Path| -> std::io::Result<()> {
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            client.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        if head.lines().next().unwrap().contains("/networks") {
+            return client.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+        let mut engine = UnixStream::connect(dockerd)?;
+        engine.write_all(head.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())?;
+        let (mut from, mut to) = (client.try_clone()?, engine.try_clone()?);
+        thread::spawn(move || std::io::copy(&mut from, &mut to));
+        std::io::copy(&mut engine, &mut client)?;
+        client.shutdown(std::net::Shutdown::Both)
+    };
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let dockerd = dockerd.clone();
+            // A client that goes is no failure.
+            thread::spawn(move || drop(serve(client, &dockerd)));
+        }
+    });
+}
+
+/// It was believed whatever it said, as a proxy that filters, or another engine, may well do.
+#[test]
+fn what_has_no_network_none_is_not_taken_for_the_dockerd_that_had_one() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    h1.run("ann", "-e CALICO_IP=auto -e CALICO_PROFILE=web");
+    let claims = lab.etcd().keys(CLAIMS);
+    h1.stop_node();
+    h1.stop_dockerd();
+    h1.spawn_dockerd_with(&["--data-root", &h1.scratch().join("empty").display().to_string()]);
+    h1.await_dockerd();
+    let filtered = h1.scratch().join("filtered.sock");
+    without_networks(&filtered, h1.raw_socket());
+    h1.spawn_node(&["--docker-host", &format!("unix://{}", filtered.display())]);
+    let readyz = || h1.sh("curl -s http://127.0.0.1:9091/readyz || true");
+    wait_until("the node doubts it", SOON * 2, || readyz().contains("its network none is missing"));
+    assert_eq!(h1.create("thief", &["CALICO_IP=auto"]).status, 503);
+    assert_eq!(lab.etcd().keys(CLAIMS), claims);
 }
