@@ -389,6 +389,38 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
     h1.run("eve", WEB);
 }
 
+/// Each host that noticed late had all others speak again, and one that was off by then kept the cluster without addresses.
+#[test]
+fn a_host_that_notices_a_restore_late_awaits_nobody_who_was_awaited_before() {
+    let lab = Lab::running(3);
+    let (h1, h2, h3) = (lab.host(1), lab.host(2), lab.host(3));
+    let ann = h1.run("ann", WEB);
+    let backup = lab.etcd_folder().with_extension("old");
+    with_data(&lab, |data| copy(data, &backup));
+    lab.all_hosts().iter().for_each(comes_back);
+    let late = h3.run("late", WEB);
+    h3.stop_node();
+    with_data(&lab, |data| copy(&backup, data));
+    wait_until("h1 waits for h3", SOON, || waits_for(h1).contains("what h3 held"));
+    // It will take long, and an operator does not wait for it.
+    lab.etcd().ctl(&["del", "/calico/v1/awaited/h3"]).run().ok();
+    for host in [h1, h2] {
+        wait_until("nobody waits any more", BACK * 2, || host.is_ready());
+    }
+    h2.stop_node();
+    h3.spawn_node(&[]);
+    wait_until("h3 follows etcd", BACK * 4, || h3.is_ready());
+    assert!(h3.node_log_text().contains("the datastore has gone back"), "it did not notice");
+    assert_eq!(lab.etcd().keys("/calico/v1/awaited/"), [""; 0]);
+    let bob = h1.run("bob", WEB);
+    h2.start_node();
+    // BIRD at h3 hears out its peers, for half a minute where one is off.
+    wait_until("late reaches bob", Duration::from_secs(50), || late.reaches(bob.ip()));
+    assert!(late.reaches(ann.ip()));
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 /// The addresses of a host that is no more were held for ever.
 #[test]
 fn a_host_that_is_no_more_is_taken_out_and_its_addresses_are_free() {

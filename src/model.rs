@@ -9,6 +9,7 @@ pub(crate) mod claim;
 pub(crate) mod control;
 pub(crate) mod endpoint;
 pub(crate) mod fault;
+pub(crate) mod gone_back;
 pub(crate) mod key;
 pub(crate) mod name;
 pub(crate) mod pool;

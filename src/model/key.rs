@@ -58,6 +58,8 @@ pub(crate) enum Key {
     HostConfig(HostName, String),
     /// A host's IPv4 address.
     HostIp(HostName),
+    /// The last time that the datastore had gone back to an older state.
+    GoneBack,
     /// There as long as what a host holds is not known, since the datastore has gone back to an older state.
     Awaited(HostName),
     Endpoint(EndpointKey),
@@ -134,6 +136,7 @@ impl Key {
             Key::Config(name) => format!("{V1}config/{name}"),
             Key::HostConfig(host, name) => format!("{V1}host/{host}/config/{name}"),
             Key::HostIp(host) => format!("{V1}host/{host}/bird_ip"),
+            Key::GoneBack => format!("{V1}gone_back"),
             Key::Awaited(host) => format!("{AWAITED}{host}"),
             Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint }) => {
                 format!("{V1}host/{host}/workload/{orchestrator}/{workload}/endpoint/{endpoint}")
@@ -189,6 +192,7 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
         ["config", name] if !name.is_empty() => Key::Config((*name).to_owned()),
         ["host", host, "config", name] if !name.is_empty() => Key::HostConfig(host.parse().ok()?, (*name).to_owned()),
         ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
+        ["gone_back"] => Key::GoneBack,
         ["awaited", host] => Key::Awaited(host.parse().ok()?),
         ["host", host, "workload", rest @ ..] => Key::Endpoint(parse_endpoint(host, rest)?),
         ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
@@ -266,6 +270,7 @@ mod tests {
         prop_oneof![
             Just(Key::Ready),
             Just(Key::BgpMesh),
+            Just(Key::GoneBack),
             "[A-Za-z0-9]{1,20}".prop_map(Key::Config),
             (name(), "[A-Za-z0-9]{1,20}").prop_map(|(host, param)| Key::HostConfig(host, param)),
             name().prop_map(Key::HostIp),

@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
 use super::claim::Claim;
 use super::endpoint::{Endpoint, Remote};
+use super::gone_back::GoneBack;
 use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
 use super::name::{EndpointId, HostName, IfName, Orchestrator, ProfileName, TagName, WorkloadId};
 use super::pool::{Family, Pool};
@@ -90,6 +91,7 @@ pub(crate) struct Snapshot {
     pub(crate) config: Records<String, String>,
     pub(crate) host_config: Records<(HostName, String), String>,
     pub(crate) host_ips: Records<HostName, IpAddr>,
+    pub(crate) gone_back: Option<Record<GoneBack>>,
     /// The hosts of which it is not known what they hold.
     pub(crate) awaited: Records<HostName, ()>,
     /// Those that are kept in whole.
@@ -204,6 +206,7 @@ impl Snapshot {
             Key::Config(name) => store(&mut self.config, name, change, plain),
             Key::HostConfig(host, name) => store(&mut self.host_config, (host, name), change, plain),
             Key::HostIp(host) => store(&mut self.host_ips, host, change, plain),
+            Key::GoneBack => store_one(&mut self.gone_back, change, json),
             // That it is there is all it says to nodes.
             Key::Awaited(host) => store(&mut self.awaited, host, change, |_| Ok(())),
             Key::Endpoint(key) if self.keeps_whole(&key.host) => self.store_endpoint(&key, change),

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::gone_back::GoneBack;
 use crate::model::key::Key;
 use crate::model::name::HostName;
 
@@ -38,6 +39,9 @@ pub(crate) struct Seen {
     pub(crate) reported: i64,
     /// The hosts that it knew: an older state need not know them.
     pub(crate) hosts: BTreeSet<HostName>,
+    /// How many times it had gone back, as was told in it.
+    #[serde(default)]
+    pub(crate) number: u64,
 }
 
 impl Seen {
@@ -52,7 +56,20 @@ impl Seen {
     /// The hosts that are to say what they hold before an address is given out in a datastore that has gone back: those that
     /// either knows, and this one, which may be cut short before it has put back what it holds. Another cluster that knows hosts
     /// and none of these is not theirs: this one alone has come to it.
-    pub(crate) fn awaited_in(&self, found: &Seen) -> BTreeSet<HostName> {
+    ///
+    /// `told`: what somebody has told of it. If that is news to this host, it is of this time, and of the hosts that were
+    /// awaited already nobody is again: some have spoken, and may be off now. Answers what is to be told with it.
+    pub(crate) fn await_in(&self, found: &Seen, told: Option<&GoneBack>) -> (BTreeSet<HostName>, GoneBack) {
+        let mut awaited = self.awaited_in(found);
+        let news = told.filter(|told| told.number > self.number);
+        let number = news.map_or(self.number.max(told.map_or(0, |told| told.number)) + 1, |news| news.number);
+        let before = news.map(|news| news.hosts.clone()).unwrap_or_default();
+        let hosts = before.union(&awaited).cloned().collect();
+        awaited.retain(|host| !before.contains(host) || *host == found.host);
+        (awaited, GoneBack { number, hosts })
+    }
+
+    fn awaited_in(&self, found: &Seen) -> BTreeSet<HostName> {
         let is_theirs =
             self.cluster == found.cluster || found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
         let known = [&self.hosts, &found.hosts].into_iter().filter(|_| is_theirs).flatten();
@@ -110,7 +127,7 @@ mod tests {
     fn a_datastore_has_gone_back_if_it_is_another_one_or_less_of_it() {
         let of = |host: &str, cluster, revision, reported| {
             let host = host.parse().unwrap();
-            Seen { host, cluster, revision, reported, hosts: BTreeSet::new() }
+            Seen { host, cluster, revision, reported, hosts: BTreeSet::new(), number: 0 }
         };
         let at = |cluster, revision, reported| of("h1", cluster, revision, reported);
         // It had another name, whose reports are not this one's.
@@ -130,6 +147,7 @@ mod tests {
             revision: 1,
             reported: 0,
             hosts: names(hosts),
+            number: 2,
         };
         for (before, found, awaited) in [
             ("a b", "a b", "a b"),
@@ -143,6 +161,18 @@ mod tests {
         }
         // Its hosts were exchanged one after another since the backup.
         assert_eq!(of(1, "a b").awaited_in(&of(1, "c d")), names("a b c d"));
+        // The first to notice, a second one, and the first of a datastore that has gone back to when another had.
+        for (told, awaited, number, hosts) in [
+            (None, "a b c", 3, "a b c"),
+            (Some((3, "b c d")), "a", 3, "a b c d"),
+            (Some((3, "b d")), "a c", 3, "a b c d"),
+            (Some((2, "b c d")), "a b c", 3, "a b c"),
+            (Some((1, "b c d")), "a b c", 3, "a b c"),
+        ] {
+            let told = told.map(|(number, hosts)| GoneBack { number, hosts: names(hosts) });
+            let answer = of(1, "a b").await_in(&of(1, "b c"), told.as_ref());
+            assert_eq!(answer, (names(awaited), GoneBack { number, hosts: names(hosts) }), "{told:?}");
+        }
     }
 
     #[test]

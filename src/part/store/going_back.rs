@@ -6,8 +6,8 @@
 //! that node. So the first node that notices writes into the datastore, for all to see, that each host is awaited; a node
 //! that has put back what it holds takes that away of its own host.
 //!
-//! A process notices by what it has seen of the datastore, a new one by what the last one kept on the disk. Several that do
-//! write the same: who has spoken already says so once more. Limits: until the first has noticed, within a second or two of
+//! A process notices by what it has seen of the datastore, a new one by what the last one kept on the disk. Several do;
+//! a number tells a later one that it is not the first, and then it awaits only whom nobody has before. Limits: until the first has noticed, within a second or two of
 //! the restore, nobody is held back who has no memory of it; and nobody waits for a host that neither the backup nor
 //! whoever notices knows.
 
@@ -17,12 +17,15 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::{Holdings, Store};
-use crate::edge::etcd::{Etcd, When, Write, to_json};
+use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
-use crate::model::snapshot::Snapshot;
+use crate::model::snapshot::{Record, Snapshot};
 use crate::plan::standing::{self, Seen};
+
+/// What is done.
+const AWAIT: &str = "tell that the datastore has gone back";
 
 /// How many hosts one transaction speaks of, below etcd's limit of 128.
 const MOST: usize = 100;
@@ -52,9 +55,10 @@ impl Store {
         if revision == 0 {
             return;
         }
-        let hosts = self.read(hosts);
+        let (hosts, number) = self.read(|snapshot| (hosts(snapshot), number(snapshot)));
         if let Some(seen) = self.seen().as_mut() {
             (seen.revision, seen.hosts) = (seen.revision.max(revision), hosts);
+            seen.number = seen.number.max(number);
         }
     }
 
@@ -81,19 +85,27 @@ impl Store {
         let none = || before.as_ref().filter(|_| taken_away).map_or(0, |before| before.reported);
         let reported = own.map_or_else(none, |own| own.revision);
         let (host, revision) = (self.host.clone(), snapshot.revision);
-        let mut found = Seen { host, cluster, revision, reported, hosts: hosts(snapshot) };
+        let mut found = Seen { host, cluster, revision, reported, hosts: hosts(snapshot), number: number(snapshot) };
         let before = before.unwrap_or_else(|| found.clone());
         if !before.is_ahead_of(&found) {
             self.seen().get_or_insert(before);
             return Ok(false);
         }
-        let hosts = before.awaited_in(&found);
+        let told = snapshot.gone_back.as_ref();
+        let (hosts, tells) = before.await_in(&found, told.and_then(Record::readable));
         let since = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         let awaited = to_json(&serde_json::json!({"by": self.host, "since": since}))?;
         let writes: Vec<Write> =
             hosts.iter().map(|host| Write::Put(Key::Awaited(host.clone()), awaited.clone())).collect();
         for writes in writes.chunks(MOST) {
-            etcd.transact("await what the hosts hold", &[], writes).await?;
+            etcd.transact(AWAIT, &[], writes).await?;
+        }
+        // Last, so that who reads it finds them awaited; if somebody else was quicker, what he tells is read first.
+        let path = Key::GoneBack;
+        let when = told.map_or_else(|| When::Absent(path.clone()), |told| When::At(path.clone(), told.revision));
+        found.number = tells.number;
+        if etcd.transact(AWAIT, &[when], &[Write::Put(path, to_json(&tells)?)]).await? == Outcome::Lost {
+            return Err(Fault::Away(format!("{AWAIT}: another host has told it meanwhile")));
         }
         tracing::warn!(?hosts, "the datastore has gone back, or is another one: these hosts are to say what they hold");
         found.hosts.extend(hosts);
@@ -162,6 +174,11 @@ fn kept(holdings: &Holdings) -> Option<Seen> {
         tracing::warn!(%fault, "whether the datastore has gone back cannot be told");
         None
     })
+}
+
+/// How many times a datastore has gone back, as is told in it.
+fn number(snapshot: &Snapshot) -> u64 {
+    snapshot.gone_back.as_ref().and_then(Record::readable).map_or(0, |told| told.number)
 }
 
 /// The hosts that a view knows.
