@@ -160,3 +160,16 @@ fn no_host_tells_others_of_anything_but_containers() {
     lab.assert_consistent();
     lab.remove_everything();
 }
+
+/// Records, next hops and BGP spoke on of an address that the host had lost, and nothing told of it.
+#[test]
+fn a_host_that_has_lost_its_address_says_so() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    assert!(!h1.calicoctl("status").ok().contains("on no interface"));
+    let shown = h1.sh(&format!("ip -o -4 address show to {}", h1.ip));
+    let words: Vec<&str> = shown.split_whitespace().collect();
+    h1.sh(&format!("ip address del {} dev {}", words[3], words[1]));
+    let told = h1.calicoctl("status").ok();
+    assert!(told.contains(&format!("this host's address {} is on no interface", h1.ip)), "{told}");
+}

@@ -448,7 +448,7 @@ async fn announce(gauge: &Gauge, programmed: watch::Receiver<Programmed>, stop: 
         }
     }
     tracing::info!("ready");
-    match gauge.network.pool_warnings().await {
+    match gauge.network.warnings().await {
         Ok(warnings) => warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
         Err(fault) => tracing::warn!(%fault, "the pools are not compared with this host's networks"),
     }

@@ -393,13 +393,20 @@ impl Network {
         Ok(self.store.read(|snapshot| Reserved::new(snapshot, connected)))
     }
 
-    /// What an operator should know of the pools, in words.
-    pub(crate) async fn pool_warnings(&self) -> Result<Vec<String>, Fault> {
+    /// What an operator should know of the pools and of this host's address, in words.
+    pub(crate) async fn warnings(&self) -> Result<Vec<String>, Fault> {
         let reserved = self.reserved(Family::BOTH).await?;
-        Ok(self.store.read(|snapshot| {
+        let mut warnings = self.store.read(|snapshot| {
             let pools = snapshot.pools.values().filter_map(Record::readable);
             reserved.overlapping(pools)
-        }))
+        });
+        let ip = self.ground.host_ip;
+        if !reserved.is_on_an_interface(ip.into()) {
+            warnings.push(format!(
+                "this host's address {ip} is on no interface: other hosts do not reach its containers by it; restart the node, with --ip if it shall not find the address itself"
+            ));
+        }
+        Ok(warnings)
     }
 
     /// The lock under which a container's network is changed.

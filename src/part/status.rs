@@ -132,7 +132,7 @@ impl Gauge {
                 }
             }),
         };
-        let mut warnings = self.network.pool_warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
+        let mut warnings = self.network.warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
         warnings.extend(self.network.beside().borrow().values().map(ToString::to_string));
         let waiting_for = self.waiting_for();
         Status {

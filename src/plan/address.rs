@@ -35,6 +35,11 @@ impl Reserved {
         Reserved { connected, singles }
     }
 
+    /// Whether an interface of this host has an address.
+    pub(crate) fn is_on_an_interface(&self, address: IpAddr) -> bool {
+        self.connected.iter().any(|one| one.net.addr() == address)
+    }
+
     /// Why no container may have an address; `None` if one may.
     pub(crate) fn reason(&self, address: IpAddr) -> Option<String> {
         if let Some((_, kind)) = nobodys(address) {

@@ -82,7 +82,12 @@ impl Network {
     /// `is_ours`, as far as dockerd knows.
     fn check_lost(&self, id: &ContainerId, is_ours: bool) -> Result<(), Fault> {
         if self.is_reserved(id) {
-            return Err(Fault::Away("the datastore has lost its record, which is being written again".to_owned()));
+            let why = self.failing().borrow().get(id.as_str()).cloned();
+            let lost = "the datastore has lost its record";
+            return Err(Fault::Away(why.map_or_else(
+                || format!("{lost}, which is being written again"),
+                |why| format!("{lost}, and it cannot be written again: {why}"),
+            )));
         }
         if is_ours && !self.released.is_set(id.as_str()) {
             return Err(Fault::Conflict(
