@@ -10,6 +10,8 @@ pub(crate) mod control;
 pub(crate) mod endpoint;
 #[path = "../../src/model/fault.rs"]
 pub(crate) mod fault;
+#[path = "../../src/model/gone_back.rs"]
+pub(crate) mod gone_back;
 #[path = "../../src/model/key.rs"]
 pub(crate) mod key;
 #[path = "../../src/model/name.rs"]

@@ -22,9 +22,6 @@ use crate::plan::standing::Standing;
 mod address;
 mod members;
 
-/// How long after a lease could not be renewed that is tried again.
-const RENEWED_AGAIN: Duration = Duration::from_secs(1);
-
 /// How many keys the first page of a load holds, and how many bytes are aimed at in the later ones. For each page etcd
 /// walks through its index up to the end of the range: a hundred thousand endpoints in pages of a thousand keys take it
 /// nearly four times as long.
@@ -316,8 +313,8 @@ impl Etcd {
         Ok(self.members.ask("grant a lease", grant).await?.id())
     }
 
-    /// Keeps a lease alive until it has run out, for all that is known here; answers why. `lasts`: what it was granted for.
-    pub(crate) async fn keep_lease(&self, lease: i64, lasts: Duration, every: Duration) -> Fault {
+    /// Keeps a lease alive. `false`: it has run out, or this etcd never granted it.
+    pub(crate) async fn renew(&self, lease: i64) -> Result<bool, Fault> {
         // A stream each time: whichever member answers then renews it.
         let renew = |client: Client| async move {
             match client.lease_client().keep_alive(lease).await {
@@ -326,21 +323,7 @@ impl Etcd {
                 Err(error) => Err(error),
             }
         };
-        let mut renewed = Instant::now();
-        loop {
-            let asked = Instant::now();
-            match self.members.ask("keep a lease", renew).await {
-                Ok(true) => {
-                    renewed = asked;
-                    tokio::time::sleep(every).await;
-                }
-                Ok(false) => {
-                    return Fault::Away(format!("keep a lease in etcd at {}: it has run out", self.address()));
-                }
-                Err(fault) if renewed.elapsed() + RENEWED_AGAIN >= lasts => return fault,
-                Err(_) => tokio::time::sleep(RENEWED_AGAIN).await,
-            }
-        }
+        self.members.ask("keep a lease", renew).await
     }
 }
 

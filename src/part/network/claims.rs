@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,9 @@ use crate::plan::offer::{Chosen, Inheritance, Offer, taken};
 /// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
 const LEASE: Duration = Duration::from_mins(1);
 const LEASE_RENEWAL: Duration = Duration::from_secs(15);
+
+/// How long after it could not be renewed that is tried again.
+const RENEWED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a transaction that lost a race is tried again before the address is called taken.
 const ATTEMPTS: usize = 100;
@@ -81,7 +84,7 @@ impl Network {
                 match self.etcd.lease(LEASE).await {
                     Ok(lease) => {
                         self.lease.send_replace(Some(lease));
-                        let fault = self.etcd.keep_lease(lease, LEASE, LEASE_RENEWAL).await;
+                        let fault = self.renew(lease).await;
                         self.lease.send_replace(None);
                         tracing::warn!(%fault, "lost the lease that pending claims hang on");
                         told.clear();
@@ -101,6 +104,35 @@ impl Network {
                 () = round => {}
             }
         }
+    }
+
+    /// Keeps the lease alive until it has run out, for all that is known here; answers why.
+    async fn renew(&self, lease: i64) -> Fault {
+        let mut renewed = Instant::now();
+        loop {
+            let asked = Instant::now();
+            match self.etcd.renew(lease).await {
+                Ok(true) => {
+                    renewed = asked;
+                    self.renewal_due().await;
+                }
+                Ok(false) => {
+                    return Fault::Away(format!("keep a lease in etcd at {}: it has run out", self.etcd.address()));
+                }
+                Err(fault) if renewed.elapsed() + RENEWED_AGAIN >= LEASE => return fault,
+                Err(_) => tokio::time::sleep(RENEWED_AGAIN).await,
+            }
+        }
+    }
+
+    /// On a clock, and when etcd is there again: one that has gone back to an older state does not know the lease.
+    async fn renewal_due(&self) {
+        let mut synced = self.store.synced();
+        let there_again = async {
+            let _ = synced.wait_for(|synced| !synced.connected).await;
+            let _ = synced.wait_for(|synced| synced.connected).await;
+        };
+        let _ = tokio::time::timeout(LEASE_RENEWAL, there_again).await;
     }
 
     fn lease(&self) -> Result<i64, Fault> {
