@@ -38,12 +38,6 @@ fn command(program: &str) -> Command {
     command
 }
 
-/// What a tool that succeeded has written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Output {
-    pub(crate) stdout: String,
-}
-
 /// Runs a tool to its end, with `stdin` as its input.
 ///
 /// # Errors
@@ -52,7 +46,7 @@ pub(crate) struct Output {
 ///
 /// # Cancel safety
 /// The tool is killed when the future is dropped.
-pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Output, Fault> {
+pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<String, Fault> {
     let doing = format!("run {program} {}", args.join(" "));
     let told = |cause: String| format!("{}: {cause}", doing.trim_end());
     let (away, world) = (|cause| Fault::Away(told(cause)), |cause| Fault::World(told(cause)));
@@ -70,7 +64,7 @@ pub(crate) async fn run(program: &str, args: &[&str], stdin: &str) -> Result<Out
         Err(_) => return Err(away(format!("no end within {} s, killed", TIME_LIMIT.as_secs()))),
     };
     if output.status.success() {
-        return Ok(Output { stdout: String::from_utf8_lossy(&output.stdout).into_owned() });
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     let complaint: String = complaint.trim().chars().take(COMPLAINT_LONGEST).collect();
@@ -222,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_tools_output_and_its_complaint_come_back() {
-        assert_eq!(run("cat", &[], "words").await.unwrap().stdout, "words");
+        assert_eq!(run("cat", &[], "words").await.unwrap(), "words");
         let error = run("sh", &["-c", "echo broken >&2; exit 3"], "").await.unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains('3'), "{error}");
         assert!(matches!(run("/no/such/tool", &[], "").await, Err(Fault::Away(_))));

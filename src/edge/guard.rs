@@ -94,7 +94,7 @@ impl Guard {
     async fn stands_by(owner: u32) -> bool {
         let [family, table] = TABLE;
         let listed = run("nft", &["list", "table", family, table], "").await;
-        listed.is_ok_and(|listed| listed.stdout.matches(&format!("drop comment \"owner {owner}\"")).count() >= 2)
+        listed.is_ok_and(|listed| listed.matches(&format!("drop comment \"owner {owner}\"")).count() >= 2)
     }
 
     /// Whether a table of this name is there.

@@ -30,7 +30,7 @@ const ELEMENTS: u16 = 24;
 
 /// The sets of a family that are ours, with all members.
 pub(crate) async fn observe(family: Family) -> Result<Sets, Fault> {
-    Ok(parse(family, &run("ipset", &["save"], "").await?.stdout))
+    Ok(parse(family, &run("ipset", &["save"], "").await?))
 }
 
 /// How many members each set of ours has, in both families; far cheaper than to see them all.

@@ -37,7 +37,7 @@ fn tool(family: Family, verb: &str) -> String {
 }
 
 async fn save(family: Family, table: &[&str]) -> Result<BTreeMap<String, SeenTable>, Fault> {
-    let saved = run(&tool(family, "save"), table, "").await?.stdout;
+    let saved = run(&tool(family, "save"), table, "").await?;
     check_shown(family, &saved)?;
     Ok(parse(&saved))
 }
@@ -103,7 +103,7 @@ fn is_locked(fault: &Fault) -> bool {
 
 /// Whether a chain of a real Calico stands here, with which this software would fight over the same packets.
 pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
-    let saved = run(&tool(family, "save"), &["-t", FILTER], "").await?.stdout;
+    let saved = run(&tool(family, "save"), &["-t", FILTER], "").await?;
     check_shown(family, &saved)?;
     let chains = saved.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Ok(chains.into_iter().find(|chain| matches!(*chain, "cali-FORWARD" | "felix-FORWARD")).map(str::to_owned))
@@ -115,11 +115,11 @@ pub(crate) async fn rival(family: Family) -> Result<Option<String>, Fault> {
 /// The other back end's tool is asked without a table's name: with one it would make the table.
 pub(crate) async fn mix(family: Family) -> Result<Option<String>, Fault> {
     let program = program(family);
-    let version = run(program, &["-V"], "").await?.stdout;
+    let version = run(program, &["-V"], "").await?;
     let version = version.trim();
     let other = if version.contains("nf_tables") { "legacy" } else { "nft" };
     let Ok(saved) = run(&format!("{program}-{other}-save"), &[], "").await else { return Ok(None) };
-    let rules = saved.stdout.lines().filter(|line| line.starts_with("-A ")).count();
+    let rules = saved.lines().filter(|line| line.starts_with("-A ")).count();
     Ok((rules > 0).then(|| {
         format!(
             "{program} is {version}, and rules of {program}-{other} are in the kernel, which packets pass as well: {rules}; \
@@ -138,7 +138,7 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
     for (table, kernel) in
         filter.jumps.keys().map(|kernel| (FILTER, kernel)).chain(raw.jumps.keys().map(|kernel| (RAW, kernel)))
     {
-        let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?.stdout;
+        let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?;
         let chain = format!("{CHAIN_PREFIX}{kernel}");
         if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&format!("-j {chain}"))) {
             let checked = format!("check chain {kernel} of {program}'s table {table}");

@@ -33,7 +33,7 @@ pub(crate) async fn own_mounts() {
 
 /// Runs a command line that must succeed; answers what it printed.
 pub(crate) async fn sh(line: &str) -> String {
-    run("sh", &["-ec", line], "").await.unwrap().stdout
+    run("sh", &["-ec", line], "").await.unwrap()
 }
 
 /// Whether a command line succeeds.

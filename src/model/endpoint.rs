@@ -89,7 +89,7 @@ pub(crate) struct HandedOver {
 
 /// An endpoint's record. What it is stored under is an [`EndpointKey`](super::key::EndpointKey).
 ///
-/// Source of the format: data model 1.3 of the original. Keys that are not known here survive a rewrite in `rest`.
+/// Source of the format: the endpoints of calico-docker (docs/data-model.md). Keys that are not known here survive a rewrite in `rest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub(crate) struct Endpoint {

@@ -1,6 +1,6 @@
 //! Keys: the paths of the datastore, each as a typed value. [`Key::parse`] and [`Key::path`] are inverse to each other.
 //!
-//! The layout is the original's (data model 1.1), as flat keys of etcd v3: what was a directory there is a prefix here.
+//! The layout is that of calico-docker (docs/data-model.md), as flat keys of etcd v3: what was a directory there is a prefix here.
 
 use std::net::IpAddr;
 

@@ -37,7 +37,7 @@ impl Family {
 
 /// A pool's record. Its CIDR is the network address and prefix, no host bits set.
 ///
-/// Source: `original-system` data model 1.5. Keys of later versions (`ipam`, `disabled`) are read; what else a record
+/// Source: the pools of calico-docker. Keys of later versions (`ipam`, `disabled`) are read; what else a record
 /// holds is kept through a rewrite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pool {

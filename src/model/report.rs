@@ -1,4 +1,4 @@
-//! Reports: what nodes say of themselves and of their endpoints under `/calico/felix/v1/` (data model 1.1 and 6.10).
+//! Reports: what nodes say of themselves and of their endpoints under `/calico/felix/v1/` (docs/data-model.md).
 
 use serde::{Deserialize, Serialize};
 

@@ -146,7 +146,7 @@ impl Matches {
     }
 }
 
-/// A rule that has passed its checks. Its JSON has the keys of the original (data model 1.4).
+/// A rule that has passed its checks. Its JSON has the keys of the original's (docs/data-model.md).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub(crate) struct Rule {

@@ -43,6 +43,7 @@ use crate::model::name::HostName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
+use crate::part::under_way::or_never;
 use crate::plan::backoff::Backoff;
 use crate::plan::bird::{Speaker, desired_bird};
 use crate::plan::desired::{self, Changes, Desired};
@@ -305,10 +306,7 @@ impl Looks {
 
     /// Waits for the next; for ever, while there is none.
     async fn due(&self) {
-        match self.next {
-            Some(next) => sleep_until(next).await,
-            None => std::future::pending().await,
-        }
+        or_never(self.next.map(sleep_until)).await;
     }
 }
 
@@ -356,10 +354,7 @@ impl Retry {
 
     /// Waits for the next try; for ever, while nothing has failed.
     async fn due(&self) {
-        match self.next {
-            Some(next) => sleep_until(next).await,
-            None => std::future::pending().await,
-        }
+        or_never(self.next.map(sleep_until)).await;
     }
 }
 
@@ -423,12 +418,7 @@ impl Agent {
             }
             // The interval may have changed with the snapshot.
             let audit = clocks.audited + self.audit_every;
-            let fell = async {
-                match guard.as_mut() {
-                    Some(guard) => guard.fallen().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let fell = or_never(guard.as_mut().map(Guard::fallen));
             let wake = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),

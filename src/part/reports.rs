@@ -21,6 +21,7 @@ use crate::model::report::{EndpointReport, Health, HostReport};
 use crate::part::agent::Programmed;
 use crate::part::network::Network;
 use crate::part::store::Store;
+use crate::part::under_way::or_never;
 use crate::plan::reports::{Known, Reports, changes, desired_report};
 use crate::plan::settings::HostReport as Interval;
 
@@ -67,12 +68,7 @@ impl Reporter {
                 }
             }
             // Until the next is due, or something else is asked for.
-            let due = async {
-                match interval {
-                    Some(interval) => sleep(interval.every).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let due = or_never(interval.map(|interval| sleep(interval.every)));
             tokio::select! {
                 () = due => {}
                 // Who was cut off says that it is there again at once.

@@ -28,6 +28,7 @@ use crate::model::name::{ContainerId, HostName};
 use crate::model::snapshot::{Change, News, Record, Snapshot};
 use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
+use crate::part::under_way::or_never;
 use crate::plan::backoff::Backoff;
 use crate::plan::settings::Settings;
 use crate::plan::standing::{self, Seen, Standing};
@@ -76,7 +77,7 @@ pub(crate) struct Store {
     going: Mutex<HashSet<ContainerId>>,
 }
 
-/// What this host holds whatever the datastore says, and where is counted how often that is asked.
+/// Who this host is and what it keeps on its disk, whatever the datastore says; with the metrics of its loads.
 pub(crate) struct Holdings {
     pub(crate) host: Host,
     pub(crate) reservations: Reservations,
@@ -370,12 +371,7 @@ impl Store {
         let (began, mut settings) = (Instant::now(), self.settings());
         loop {
             let due = settings.borrow_and_update().resync.map(|every| began + every);
-            let slept = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let slept = or_never(due.map(tokio::time::sleep_until));
             tokio::select! {
                 () = slept => return,
                 // The sender lives as long as the store.

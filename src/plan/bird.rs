@@ -130,11 +130,8 @@ impl Speaker {
         let id = if self.ip.is_unspecified() { Ipv4Addr::new(0, 0, 0, 1) } else { self.ip };
         let _ = writeln!(text, "router id {id};\nlog stderr all;");
         let _ = writeln!(text, "graceful restart wait {RECOVERY_S};\n");
-        let channels: Vec<Channel> = [Some(IpAddr::V4(self.ip)), self.ip6.map(IpAddr::V6)]
-            .into_iter()
-            .flatten()
-            .map(|ip| Channel { ip, family: Family::of(ip) })
-            .collect();
+        let channels: Vec<Channel> =
+            [Some(IpAddr::V4(self.ip)), self.ip6.map(IpAddr::V6)].into_iter().flatten().map(Channel::of).collect();
         for channel in &channels {
             self.render_filters(channel, &mut text);
         }
@@ -146,18 +143,18 @@ impl Speaker {
     }
 
     fn render_filters(&self, channel: &Channel, text: &mut String) {
-        let (pools, told) = (channel.filter(), channel.told());
+        let six = channel.six;
         let length = if channel.family == Family::V4 { Ipv4Addr::BITS } else { Ipv6Addr::BITS };
         let _ = writeln!(
             text,
-            "# What peers are told: the containers here, and what other hosts have told.\nfilter {told} {{\n  \
+            "# What peers are told: the containers here, and what other hosts have told.\nfilter calico_told{six} {{\n  \
              if source != RTS_BGP && source != RTS_INHERIT then reject;\n  \
              if source = RTS_INHERIT && krt_source != {ROUTE_PROTOCOL} then reject;"
         );
         self.render_pools(channel, text);
         let _ = writeln!(
             text,
-            "# What the hosts of the mesh are believed.\nfilter {pools} {{\n  if net.len != {length} then reject;"
+            "# What the hosts of the mesh are believed.\nfilter calico_pools{six} {{\n  if net.len != {length} then reject;"
         );
         self.render_pools(channel, text);
     }
@@ -179,7 +176,7 @@ impl Speaker {
 
     fn render_kernel(&self, channels: &[Channel], text: &mut String) {
         let debug = self.debug();
-        let names: String = channels.iter().map(|channel| format!("  {};\n", channel.name())).collect();
+        let names: String = channels.iter().map(|channel| format!("  {};\n", channel.name)).collect();
         let _ = write!(
             text,
             "protocol device {{\n{debug}  scan time 2;\n}}\n\n\
@@ -191,7 +188,7 @@ impl Speaker {
                 text,
                 "protocol kernel {{\n{debug}  learn;\n  persist;\n  scan time 2;\n  graceful restart;\n  {} {{\n    preference {OWN_FIRST};\n    \
                  import all;\n    export where source = RTS_BGP;\n  }};\n}}\n\n",
-                channel.name()
+                channel.name
             );
         }
     }
@@ -201,27 +198,24 @@ impl Speaker {
         if peers.peek().is_none() {
             return;
         }
-        let (debug, template) = (self.debug(), channel.template());
+        let (debug, Channel { ip, name: of, six, .. }) = (self.debug(), channel);
         if !text.ends_with("\n\n") {
             text.push('\n');
         }
         let _ = write!(
             text,
-            "template bgp {template} {{\n{debug}  local as {};\n  multihop;\n  source address {};\n  graceful restart;\n  \
-             graceful restart time 3600;\n  {} {{\n    import all;\n    export filter {};\n    next hop self;\n    \
+            "template bgp calico_bgp{six} {{\n{debug}  local as {};\n  multihop;\n  source address {ip};\n  graceful restart;\n  \
+             graceful restart time 3600;\n  {of} {{\n    import all;\n    export filter calico_told{six};\n    next hop self;\n    \
              gateway recursive;\n    add paths on;\n  }};\n}}\n",
             self.as_number,
-            channel.ip,
-            channel.name(),
-            channel.told()
         );
         for (address, Neighbor { name, as_number, words }) in peers {
             let _ = write!(
                 text,
-                "\nprotocol bgp {name} from {template} {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n"
+                "\nprotocol bgp {name} from calico_bgp{six} {{\n  description \"{words}\";\n  neighbor {address} as {as_number};\n"
             );
             if name.starts_with(MESH) {
-                let _ = writeln!(text, "  {} {{\n    import filter {};\n  }};", channel.name(), channel.filter());
+                let _ = writeln!(text, "  {of} {{\n    import filter calico_pools{six};\n  }};");
             }
             text.push_str("}\n");
         }
@@ -232,36 +226,20 @@ impl Speaker {
 struct Channel {
     ip: IpAddr,
     family: Family,
+    /// BIRD's own word for it.
+    name: &'static str,
+    /// What the names of its filters and of its template end in.
+    six: &'static str,
 }
 
 impl Channel {
-    /// BIRD's own word for it.
-    fn name(&self) -> &'static str {
-        match self.family {
-            Family::V4 => "ipv4",
-            Family::V6 => "ipv6",
-        }
-    }
-
-    fn filter(&self) -> &'static str {
-        match self.family {
-            Family::V4 => "calico_pools",
-            Family::V6 => "calico_pools6",
-        }
-    }
-
-    fn told(&self) -> &'static str {
-        match self.family {
-            Family::V4 => "calico_told",
-            Family::V6 => "calico_told6",
-        }
-    }
-
-    fn template(&self) -> &'static str {
-        match self.family {
-            Family::V4 => "calico_bgp",
-            Family::V6 => "calico_bgp6",
-        }
+    fn of(ip: IpAddr) -> Self {
+        let family = Family::of(ip);
+        let (name, six) = match family {
+            Family::V4 => ("ipv4", ""),
+            Family::V6 => ("ipv6", "6"),
+        };
+        Channel { ip, family, name, six }
     }
 }
 

@@ -16,7 +16,7 @@ use super::sets::MEMBERS_MOST;
 /// What is never opened to containers, whatever is said: BGP, the Docker API, etcd and the metrics, where they are by default.
 pub(crate) const OWN_PORTS: [u16; 5] = [179, 2377, 2379, 2380, 9091];
 
-/// What happens to a packet that policy does not allow (`DropActionOverride`). Not both false is for who looks for a mistake.
+/// What happens to a packet that policy does not allow (`DropActionOverride`). Either is for finding a mistake, not for running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct DropAction {
     /// It leaves a line in the kernel's log.

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::edge::handover::Successor;
 use crate::model::fault::Fault;
 use crate::part::proxy::Ends;
+use crate::part::under_way::or_never;
 
 /// How long parts may take to end. No flag shortens it: BIRD and the embedded etcd end in their own way in that time, however
 /// little patience there is with clients.
@@ -156,12 +157,7 @@ impl Parts {
 
     /// Waits for the streams that are still open in the proxy; without patience for as long as they like.
     pub(super) async fn drain(mut self, signals: &mut Signals, patience: Option<Duration>) -> Option<Fault> {
-        let late = async {
-            match patience {
-                Some(patience) => sleep(patience).await,
-                None => std::future::pending().await,
-            }
-        };
+        let late = or_never(patience.map(sleep));
         let mut ended = tokio::select! {
             ended = self.proxy.join_next() => ended,
             () = late => None,

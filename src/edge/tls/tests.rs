@@ -172,7 +172,9 @@ async fn what_was_written_arrives_though_nothing_follows_it() {
     let (client, wire, shaken) = pair(&certificates, signed.client_config(true), move |mut client| {
         client.flush().unwrap();
         let count = told.recv().unwrap();
-        client.read_exact(&mut vec![0; count]).unwrap();
+        let mut read = vec![0; count];
+        client.read_exact(&mut read).unwrap();
+        assert!(read.iter().all(|byte| *byte == 1));
         client
     })
     .await;
@@ -183,6 +185,7 @@ async fn what_was_written_arrives_though_nothing_follows_it() {
     while timeout(Duration::from_millis(300), wire.write_all(&piece)).await.is_ok_and(|done| done.is_ok()) {
         count += piece.len();
     }
+    assert!(count > 0);
     written.send(count).unwrap();
     drop(within(client).await.unwrap());
 }

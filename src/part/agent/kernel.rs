@@ -1,7 +1,8 @@
 //! What the agent believes the kernel holds of one family, and the one apply that brings it to what is wanted.
 //!
-//! The order inside an apply is fixed here: members of sets, chains, routes, and last the sets that no chain speaks of any
-//! more, and then the flows that policy would not let begin any more. Protection comes before reachability. (BIRD's configuration follows from the same snapshot beside it.)
+//! The order inside an apply is fixed here: members of sets, chains, routes; then the sets go that no chain speaks of any
+//! more; then the flows are cut that policy would not let begin any more. Protection comes before reachability. BIRD's
+//! configuration follows from the same snapshot beside it.
 //!
 //! When a tool refuses, what cannot be carried out is found ([`chains`], [`ip_sets`]), and everything else is programmed.
 //! When a tool does not work at all, all of it waits: to try the steps one by one would take the time for which the tool is

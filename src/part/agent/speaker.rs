@@ -11,8 +11,10 @@ use super::Programmed;
 use crate::edge::bird::{Bird, BirdState};
 use crate::plan::backoff::Backoff;
 
-/// What is waited after a failure, and for how long it has to run to count as healthy.
+/// For how long BIRD has to run to count as healthy.
 const HEALTHY: Duration = Duration::from_secs(30);
+
+/// What is waited after a failure.
 const RETRY: Backoff = Backoff::between(Duration::from_millis(200), HEALTHY);
 
 /// Keeps BIRD running with the newest text until told to stop. Without a BIRD there is nothing to do.

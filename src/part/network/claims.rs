@@ -447,7 +447,7 @@ impl Network {
                 *one = Claimed { key: one.key.clone(), revision, claim };
             }
         }
-        Err(Fault::Conflict("bind the claim: its profiles kept changing; try again".to_owned()))
+        Err(Fault::Conflict("bind the claim: its profiles or claims kept changing; try again".to_owned()))
     }
 
     fn endpoint_key(&self, prepared: &Prepared, id: &ContainerId) -> EndpointKey {

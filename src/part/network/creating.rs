@@ -58,7 +58,8 @@ impl Network {
         self.ground.state_dir.join(NOTES).join(format!("{request}.json"))
     }
 
-    /// Writes the note of a create that is about to be forwarded. It is whole or not there: written aside, then renamed.
+    /// Writes the note of a create that is about to be forwarded. It is whole or not there, also if the node is killed; a loss
+    /// of power may take it, and its claims with their lease.
     pub(super) fn note(&self, request: &str, ask: &Ask, addresses: Vec<std::net::IpAddr>) -> Result<(), Fault> {
         let note = Note {
             request: request.to_owned(),

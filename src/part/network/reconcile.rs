@@ -30,6 +30,7 @@ use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;
 use crate::model::name::{ContainerId, IfName, Orchestrator};
 use crate::model::report::Beside;
+use crate::part::under_way::or_never;
 use crate::plan::backoff::{Backoff, Retries};
 use crate::plan::rota::Rota;
 
@@ -89,10 +90,7 @@ fn joined(done: Result<Done, JoinError>) -> Done {
 }
 
 async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
+    or_never(at.map(|at| tokio::time::sleep_until(at.into()))).await;
 }
 
 impl Network {

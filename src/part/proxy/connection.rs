@@ -30,6 +30,7 @@ use crate::edge::clock::{sleep_until, timeout};
 use crate::edge::relay::{self, End, Failed, Flow, Toward};
 use crate::edge::wire::{READ_BYTES, Wire};
 use crate::model::fault::Fault;
+use crate::part::under_way::or_never;
 use crate::plan::call::Call;
 
 /// How long a client may take for a head that it has begun: as long as newer engines give it (moby cmd/dockerd,
@@ -254,19 +255,9 @@ where
     /// Waits for more of a head until its time is over, or the process is to end; without a limit there is nothing of one yet.
     async fn more(&mut self, limit: Option<Pin<Box<Sleep>>>) -> Result<(), Then> {
         let is_idle = limit.is_none();
-        let over = async {
-            match limit {
-                Some(limit) => limit.await,
-                None => std::future::pending().await,
-            }
-        };
+        let over = or_never(limit);
         let (upstream, outbound) = self.upstream.parts();
-        let from_upstream = async {
-            match upstream {
-                Some(wire) => wire.read(outbound).await,
-                None => std::future::pending().await,
-            }
-        };
+        let from_upstream = or_never(upstream.map(|wire| wire.read(outbound)));
         tokio::select! {
             // Mostly it is the client that does something.
             biased;

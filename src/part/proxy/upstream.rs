@@ -14,6 +14,7 @@ use super::framing::Framing;
 use super::head::{self, Reply};
 use crate::edge::wire::{Engine, LITTLE_BYTES, READ_BYTES, SocketIdentity, Wire};
 use crate::model::fault::Fault;
+use crate::part::under_way::or_never;
 
 /// Where dockerd is, and a connection to it that is ready for the next client: dockerd needs longer to take a
 /// connection than to answer on it. Nothing was said on it, so it is as good as a new one, as long as a new one would come to
@@ -147,12 +148,7 @@ impl Upstream {
     /// Listens on; 0 is dockerd's FIN.
     async fn hear(&mut self, most: usize) -> io::Result<usize> {
         let Upstream { wire: Some(wire), outbound, client_ended, .. } = self else { return Ok(0) };
-        let ended = async {
-            match client_ended {
-                Some(ended) => ended.cancelled().await,
-                None => std::future::pending().await,
-            }
-        };
+        let ended = or_never(client_ended.as_ref().map(CancellationToken::cancelled));
         tokio::select! {
             biased;
             heard = wire.read_up_to(outbound, most) => return heard,

@@ -7,9 +7,10 @@
 //! that has put back what it holds takes that away of its own host.
 //!
 //! A process notices by what it has seen of the datastore, a new one by what the last one kept on the disk. Several do;
-//! a number tells a later one that it is not the first, and then it awaits only whom nobody has before. Limits: until the first has noticed, within a second or two of
-//! the restore, nobody is held back who has no memory of it; and nobody waits for a host that neither the backup nor
-//! whoever notices knows.
+//! a number tells a later one that it is not the first, and then it awaits only whom nobody has before.
+//!
+//! Limits: until the first has noticed, within a second or two of the restore, nobody is held back who has no memory of it;
+//! and nobody waits for a host that neither the backup nor whoever notices knows.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;

@@ -20,7 +20,7 @@ use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
 use crate::model::name::{ContainerId, Orchestrator, ProfileName};
-use crate::model::snapshot::{Change, Record, Snapshot};
+use crate::model::snapshot::{Record, Snapshot};
 use crate::part::defaults;
 
 type Transaction = (Vec<When>, Vec<Write>);
@@ -72,14 +72,8 @@ impl Store {
             let mut transactions = Loss { kept: &kept, reserved, before, found }.transactions()?;
             let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
             if known && recorded != Some(&IpAddr::V4(holdings.host.ip)) {
-                let mut filled = found.clone();
-                for write in transactions.iter().flat_map(|(_, writes)| writes) {
-                    if let Write::Put(key, value) = write {
-                        let (revision, value) = (found.revision, Some(value.clone()));
-                        filled.apply(&Change { revision, path: key.path(), value });
-                    }
-                }
-                transactions.extend(defaults::wanted(&holdings.host, &filled)?);
+                // Where a pool has been put back the condition of a default one does not hold any more.
+                transactions.extend(defaults::wanted(&holdings.host, found)?);
             }
             Ok::<_, Fault>(transactions)
         })?;
