@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::fault::Fault;
 
@@ -13,17 +14,19 @@ use crate::model::fault::Fault;
 #[derive(Debug, Clone)]
 pub(crate) struct KeptFile {
     path: PathBuf,
+    /// One at a time writes it, since all write aside under one name; clones know of each other.
+    turn: Arc<Mutex<()>>,
 }
 
 impl KeptFile {
     /// What was last seen of the datastore.
     pub(crate) fn datastore(state_dir: &Path) -> Self {
-        KeptFile { path: state_dir.join("datastore.json") }
+        KeptFile { path: state_dir.join("datastore.json"), turn: Arc::default() }
     }
 
     /// Which dockerd this host's containers are in.
     pub(crate) fn engine(state_dir: &Path) -> Self {
-        KeptFile { path: state_dir.join("engine") }
+        KeptFile { path: state_dir.join("engine"), turn: Arc::default() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -47,6 +50,7 @@ impl KeptFile {
     /// # Errors
     /// `World`: it cannot be written, and is as it was.
     pub(crate) fn keep(&self, line: &str) -> Result<(), Fault> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.read().ok().flatten().as_deref() == Some(line) {
             return Ok(());
         }

@@ -67,15 +67,20 @@ impl Gauge {
     /// How this node is right now, for the metrics.
     pub(crate) async fn now(&self) -> Now {
         let count = self.count();
+        let mut faults: Vec<String> = self.faults().into_iter().map(|fault| fault.object).collect();
         let sessions = match &self.bird_socket {
-            // A BIRD that does not answer is a fault of its own.
-            Some(socket) => session_status(socket).await.unwrap_or_default(),
+            Some(socket) => session_status(socket).await.unwrap_or_else(|_| {
+                if !faults.iter().any(|object| object == BIRD) {
+                    faults.push(BIRD.to_owned());
+                }
+                Vec::new()
+            }),
             None => Vec::new(),
         };
         let up = sessions.iter().filter(|session| session.is_up()).count();
         Now {
             endpoints: [count.active, count.inactive],
-            faults: self.faults().into_iter().map(|fault| fault.object).collect(),
+            faults,
             etcd: self.store.is_connected(),
             docker: self.network.is_docker_up(),
             sessions: [up, sessions.len() - up],

@@ -219,7 +219,7 @@ impl Store {
                 () = stop.cancelled() => break,
                 ended = self.follow(etcd, holdings, &mut known, &mut since) => ended,
             };
-            self.synced.send_modify(|synced| synced.connected = false);
+            self.lose();
             if since.is_some_and(|since: Instant| since.elapsed() >= STANDS) {
                 (backoff, told) = (RETRY, None);
             }
@@ -236,8 +236,16 @@ impl Store {
             }
         }
         self.has_ended.store(true, Ordering::Relaxed);
-        self.synced.send_modify(|synced| synced.connected = false);
+        self.lose();
         self.keep_seen(holdings).await;
+    }
+
+    /// The datastore is not followed any more: what the view has come to is what was last seen of it.
+    fn lose(&self) {
+        if self.is_connected() {
+            self.note_view();
+        }
+        self.synced.send_modify(|synced| synced.connected = false);
     }
 
     /// Asks whether this is the datastore that the host's containers are recorded in, and nobody else is this host.
@@ -428,13 +436,16 @@ impl Store {
     ) -> Result<(Standing, Snapshot, Watch), Fault> {
         let (known, own) = (known.as_ref(), holdings.host.ip);
         // Before the load, beside which the view may go on.
-        self.note_view();
+        if followed {
+            self.note_view();
+        }
+        let seen = self.seen().clone();
         let reserved = holdings.reservations.containers()?;
         let count = reserved.len();
         self.check(etcd, known, own, count, &etcd.standing().await?).await?;
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, own, count, &standing).await?;
-        let went_back = self.heed_going_back(etcd, holdings, standing.cluster, &snapshot).await?;
+        let went_back = self.heed_going_back(etcd, holdings, seen, standing.cluster, &snapshot).await?;
         let put_back = self.put_back(etcd, holdings, &reserved, &snapshot, known.is_some()).await?;
         if put_back || went_back {
             tokio::time::sleep(GRACE).await;

@@ -70,9 +70,11 @@ impl Seen {
     }
 
     fn awaited_in(&self, found: &Seen) -> BTreeSet<HostName> {
-        let is_theirs =
-            self.cluster == found.cluster || found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
-        let known = [&self.hosts, &found.hosts].into_iter().filter(|_| is_theirs).flatten();
+        let is_same = self.cluster == found.cluster;
+        // It has gone on, and somebody has taken this host out of it.
+        let was_removed = is_same && self.revision <= found.revision && !found.hosts.contains(&found.host);
+        let is_theirs = is_same || found.hosts.is_empty() || !found.hosts.is_disjoint(&self.hosts);
+        let known = [&self.hosts, &found.hosts].into_iter().filter(|_| is_theirs && !was_removed).flatten();
         known.chain([&found.host]).cloned().collect()
     }
 }
@@ -159,8 +161,10 @@ mod tests {
         ] {
             assert_eq!(of(1, before).awaited_in(&of(2, found)), names(awaited), "{before:?} in {found:?}");
         }
-        // Its hosts were exchanged one after another since the backup.
-        assert_eq!(of(1, "a b").awaited_in(&of(1, "c d")), names("a b c d"));
+        // Its hosts were exchanged one after another since the backup; or it has gone on without this one.
+        let later = |hosts: &str| Seen { revision: 5, ..of(1, hosts) };
+        assert_eq!(later("a b").awaited_in(&of(1, "c d")), names("a b c d"));
+        assert_eq!(of(1, "a b").awaited_in(&later("b c")), names("a"));
         // The first to notice, a second one, and the first of a datastore that has gone back to when another had.
         for (told, awaited, number, hosts) in [
             (None, "a b c", 3, "a b c"),
@@ -170,7 +174,7 @@ mod tests {
             (Some((1, "b c d")), "a b c", 3, "a b c"),
         ] {
             let told = told.map(|(number, hosts)| GoneBack { number, hosts: names(hosts) });
-            let answer = of(1, "a b").await_in(&of(1, "b c"), told.as_ref());
+            let answer = later("a b").await_in(&of(1, "b c"), told.as_ref());
             assert_eq!(answer, (names(awaited), GoneBack { number, hosts: names(hosts) }), "{told:?}");
         }
     }

@@ -9,8 +9,10 @@ use super::datastore::{Datastore, Edit};
 use super::place::Place;
 use super::table::Table;
 use super::{Answer, Failure};
+use crate::edge::control::Control;
 use crate::edge::etcd::{When, Write};
 use crate::model::claim::Claim;
+use crate::model::control::{STATUS, Status};
 use crate::model::fault::Fault;
 use crate::model::key::{ADDRESSES, AWAITED, BGP, BgpScope, EndpointKey, HOSTS, Key, records_of};
 use crate::model::name::HostName;
@@ -53,6 +55,11 @@ pub(super) async fn run(command: Node, place: &Place<'_>) -> Result<Answer, Fail
         }
         Node::Remove { hostname, remove_endpoints } => {
             let host = hostname.map_or_else(|| place.host(), Ok)?;
+            // Where reports are switched off the datastore does not tell.
+            let here: Result<Status, _> = Control::in_run_dir(&place.run_dir()).get(STATUS).await;
+            if here.is_ok_and(|here| here.host == host) {
+                return Err(Fault::Refusal(format!("remove node {host}: it runs on this host; stop it first")).into());
+            }
             let datastore = Datastore::connect(place).await?;
             Ok(remove(&datastore, &host, remove_endpoints).await?)
         }

@@ -17,6 +17,7 @@ use super::Network;
 use crate::edge::docker::Container;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
+use crate::part::under_way::outcome;
 
 /// How long dockerd may take to say which one it is, for who does not wait for it anyhow.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,18 +100,22 @@ impl Network {
         Ok(found)
     }
 
+    async fn keep_engine(&self, found: Option<String>) -> Result<(), Fault> {
+        let (Some(found), file) = (found, self.known_engine.clone()) else { return Ok(()) };
+        outcome(tokio::task::spawn_blocking(move || file.keep(&found))).await
+    }
+
     async fn doubt_engine(&self) -> Result<Option<String>, Fault> {
-        let keep = |found: &Option<String>| found.as_deref().map_or(Ok(()), |found| self.known_engine.keep(found));
         // What speaks Docker's API and has no such network cannot be told from another of that kind.
         let (found, known) = (self.docker.identity().await?, self.known_engine.read()?);
         if known.is_none() || known == found {
-            return keep(&found).map(|()| None);
+            return self.keep_engine(found).await.map(|()| None);
         }
         let mut ours: HashSet<ContainerId> = self.reservations.containers()?.into_iter().collect();
         ours.extend(self.containers());
         let listed = self.docker.list().await?;
         if ours.is_empty() || listed.iter().any(|one| ours.contains(&one.id)) {
-            return keep(&found).map(|()| None);
+            return self.keep_engine(found).await.map(|()| None);
         }
         Ok(Some(format!(
             "it knows none of the {} containers of this host, and is another one than they were made in (its network none is {}, and was {}): \

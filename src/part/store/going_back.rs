@@ -50,12 +50,9 @@ impl Store {
         }
     }
 
-    /// Notes how far the view has come, and who else is in it.
+    /// Notes how far the view has come, and who else is in it. Only while it is a view of the datastore that was last seen.
     pub(super) fn note_view(&self) {
         let revision = self.synced.borrow().revision;
-        if revision == 0 {
-            return;
-        }
         let (hosts, number) = self.read(|snapshot| (hosts(snapshot), number(snapshot)));
         if let Some(seen) = self.seen().as_mut() {
             (seen.revision, seen.hosts) = (seen.revision.max(revision), hosts);
@@ -67,20 +64,19 @@ impl Store {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares a datastore with what was seen before. If it has gone back, every host is awaited before anything else is
+    /// Compares a datastore with what was `seen` before it was read. If it has gone back, every host is awaited before anything else is
     /// written to it; what was seen before is forgotten only then, so that neither a load that fails nor the end of this
     /// process leaves it untold.
     pub(super) async fn heed_going_back(
         &self,
         etcd: &Etcd,
         holdings: &Holdings,
+        seen: Option<Seen>,
         cluster: u64,
         snapshot: &Snapshot,
     ) -> Result<bool, Fault> {
-        // Before it is asked for: this host goes on to report itself.
-        let before = self.seen().clone();
         let own = etcd.get(&Key::HostLastStatus(self.host.clone())).await?;
-        let before = before.or_else(|| kept(holdings));
+        let before = seen.or_else(|| kept(holdings));
         // Where this host is recorded, and no report of it, somebody has taken that away.
         let taken_away = snapshot.host_ips.contains_key(&self.host);
         let none = || before.as_ref().filter(|_| taken_away).map_or(0, |before| before.reported);
@@ -138,6 +134,7 @@ impl Store {
     /// Brings what is kept on the disk up to date, time and again.
     pub(super) async fn keep_up(&self, holdings: &Holdings) -> Infallible {
         loop {
+            self.note_view();
             self.keep_seen(holdings).await;
             tokio::time::sleep(KEEP_SEEN_EVERY).await;
         }
@@ -145,7 +142,6 @@ impl Store {
 
     /// Keeps on the disk what is seen of the datastore here. Without it the next node knows less, which is all.
     pub(super) async fn keep_seen(&self, holdings: &Holdings) {
-        self.note_view();
         let Some(line) = self.seen().as_ref().and_then(|seen| serde_json::to_string(seen).ok()) else { return };
         let file = holdings.last_seen.clone();
         if let Ok(Err(fault)) = tokio::task::spawn_blocking(move || file.keep(&line)).await {
