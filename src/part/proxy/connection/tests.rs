@@ -522,16 +522,36 @@ async fn a_head_that_has_begun_when_the_process_is_to_end_has_no_more_time_than_
         tokio::task::yield_now().await;
         let began = Instant::now();
         rig.stop.cancel();
-        // Nor if there is more of it every now and then.
+        expect_end(&mut rig.client).await;
+        rig.running.await.unwrap();
+        assert!(began.elapsed() <= FIRST_TIME, "{:?}", began.elapsed());
+    }
+}
+
+/// Each of its bytes gave it the same time again.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_drips_when_the_process_is_to_end_has_no_more_time_than_one_that_does_not() {
+    let Rig { mut client, stop, running, _folder, .. } = rig();
+    client.write_all(&GET[..1]).await.unwrap();
+    tokio::task::yield_now().await;
+    let began = Instant::now();
+    stop.cancel();
+    let drips = async {
         for byte in &GET[1..] {
             tokio::time::sleep(FIRST_TIME / 4).await;
-            if rig.client.write_all(&[*byte]).await.is_err() {
+            if client.write_all(&[*byte]).await.is_err() {
                 break;
             }
         }
-        rig.running.await.unwrap();
-        assert!(began.elapsed() <= FIRST_TIME * 2, "{:?}", began.elapsed());
-    }
+        // A head that is whole is served, after far too long.
+        began.elapsed()
+    };
+    let ended = async {
+        running.await.unwrap();
+        began.elapsed()
+    };
+    let (dripped, ended) = within(async { tokio::join!(drips, ended) }).await;
+    assert!(ended <= FIRST_TIME && dripped <= FIRST_TIME * 2, "{ended:?}, {dripped:?}");
 }
 
 #[tokio::test]
