@@ -464,6 +464,7 @@ fn a_host_that_is_no_more_is_taken_out_and_its_addresses_are_free() {
     // BIRD at h2 hears out its peers, for half a minute where one is off.
     wait_until("ann reaches bob", Duration::from_secs(50), || ann.reaches(bob.ip()));
     assert!(!far.reaches(bob.ip()) && eve.reaches(ann.ip()));
+    assert!(h2.node_log_text().contains("or this host was taken out of it"), "it came back unnoticed");
     h1.run("gus", WEB);
     assert_eq!(lab.etcd().keys("/calico/v1/awaited/"), [""; 0]);
     h3.start_node();

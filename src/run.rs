@@ -181,14 +181,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let spawner = Spawner::new()?;
     let mut parts = Parts::new();
 
-    let address = if let Some(address) = checked.etcd {
-        embedded::forget(&flags.run_dir)?;
-        address
-    } else {
-        let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;
-        parts.start("the embedded etcd", |stop| async move { server.run(&stop).await });
-        address
-    };
+    let address = datastore(flags, checked.etcd, &spawner, &mut parts)?;
     let etcd = Etcd::connect(&address).await?;
     let store = Arc::new(Store::new(host.clone()));
     let metrics = Arc::new(Metrics::new());
@@ -216,10 +209,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     });
-    let control_door = Door::Unix(open_unix(&flags.run_dir.join(SOCKET), control_group(docker_group(), &engine))?);
-    let measures = doors.metrics.try_clone().and_then(TcpListener::from_std);
-    let metrics_door =
-        Door::Tcp(measures.map_err(|error| Fault::World(format!("listen on {}: {error}", flags.metrics_listen)))?);
+    let (control_door, metrics_door) = own_doors(flags, &engine, &doors)?;
     let handover_door = open_unix(&flags.run_dir.join(HANDOVER), None)?;
     systemd::notify("READY=1");
     tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
@@ -266,6 +256,30 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     // Who comes now is refused at once, or waits for the next node.
     drop((listeners, metrics, handover_door));
     end(parts, cause, &mut signals, drain_timeout, (only, files)).await
+}
+
+/// Where the datastore is; an etcd for this host alone is started where none is named.
+fn datastore(
+    flags: &Flags,
+    named: Option<EtcdAddress>,
+    spawner: &Spawner,
+    parts: &mut Parts,
+) -> Result<EtcdAddress, Fault> {
+    if let Some(address) = named {
+        embedded::forget(&flags.run_dir)?;
+        return Ok(address);
+    }
+    let (address, server) = embedded::prepare(spawner.clone(), &flags.state_dir, &flags.run_dir)?;
+    parts.start("the embedded etcd", |stop| async move { server.run(&stop).await });
+    Ok(address)
+}
+
+/// The control socket and the address for metrics.
+fn own_doors(flags: &Flags, engine: &Engine, doors: &Doors) -> Result<(Door, Door), Fault> {
+    let control = open_unix(&flags.run_dir.join(SOCKET), control_group(docker_group(), engine))?;
+    let measures = doors.metrics.try_clone().and_then(TcpListener::from_std);
+    let measures = measures.map_err(|error| Fault::World(format!("listen on {}: {error}", flags.metrics_listen)))?;
+    Ok((Door::Unix(control), Door::Tcp(measures)))
 }
 
 /// Makes this node the only one, with its doors open: after the one before it, if it is to take that one's place.

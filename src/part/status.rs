@@ -67,20 +67,12 @@ impl Gauge {
     /// How this node is right now, for the metrics.
     pub(crate) async fn now(&self) -> Now {
         let count = self.count();
-        let mut faults: Vec<String> = self.faults().into_iter().map(|fault| fault.object).collect();
-        let sessions = match &self.bird_socket {
-            Some(socket) => session_status(socket).await.unwrap_or_else(|_| {
-                if !faults.iter().any(|object| object == BIRD) {
-                    faults.push(BIRD.to_owned());
-                }
-                Vec::new()
-            }),
-            None => Vec::new(),
-        };
+        let mut faults = self.faults();
+        let sessions = self.bird(&mut faults).await.map(|bird| bird.sessions).unwrap_or_default();
         let up = sessions.iter().filter(|session| session.is_up()).count();
         Now {
             endpoints: [count.active, count.inactive],
-            faults,
+            faults: faults.into_iter().map(|fault| fault.object).collect(),
             etcd: self.store.is_connected(),
             docker: self.network.is_docker_up(),
             sessions: [up, sessions.len() - up],
@@ -122,21 +114,23 @@ impl Gauge {
         faults.into_iter().map(|(object, why)| ReportedFault { object, why }).collect()
     }
 
+    /// How BIRD is, if this node runs one. One that does not answer is a fault, unless that is among them already.
+    async fn bird(&self, faults: &mut Vec<ReportedFault>) -> Option<BirdStatus> {
+        Some(match session_status(self.bird_socket.as_ref()?).await {
+            Ok(sessions) => BirdStatus { up: true, sessions },
+            Err(fault) => {
+                if !faults.iter().any(|fault| fault.object == BIRD) {
+                    faults.push(ReportedFault { object: BIRD.to_owned(), why: fault.to_string() });
+                }
+                BirdStatus { up: false, sessions: Vec::new() }
+            }
+        })
+    }
+
     pub(crate) async fn status(&self) -> Status {
         let as_number = self.store.read(|snapshot| snapshot.as_of(&self.host).0);
         let (endpoints, mut faults) = (self.count(), self.faults());
-        let bird = match &self.bird_socket {
-            None => None,
-            Some(socket) => Some(match session_status(socket).await {
-                Ok(sessions) => BirdStatus { up: true, sessions },
-                Err(fault) => {
-                    if !faults.iter().any(|fault| fault.object == BIRD) {
-                        faults.push(ReportedFault { object: BIRD.to_owned(), why: fault.to_string() });
-                    }
-                    BirdStatus { up: false, sessions: Vec::new() }
-                }
-            }),
-        };
+        let bird = self.bird(&mut faults).await;
         let mut warnings = self.network.warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
         warnings.extend(self.network.beside().borrow().values().map(ToString::to_string));
         let waiting_for = self.waiting_for();

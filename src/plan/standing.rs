@@ -40,7 +40,6 @@ pub(crate) struct Seen {
     /// The hosts that it knew: an older state need not know them.
     pub(crate) hosts: BTreeSet<HostName>,
     /// How many times it had gone back, as was told in it.
-    #[serde(default)]
     pub(crate) number: u64,
 }
 

@@ -83,11 +83,8 @@ impl Network {
     fn check_lost(&self, id: &ContainerId, is_ours: bool) -> Result<(), Fault> {
         if self.is_reserved(id) {
             let why = self.failing().borrow().get(id.as_str()).cloned();
-            let lost = "the datastore has lost its record";
-            return Err(Fault::Away(why.map_or_else(
-                || format!("{lost}, which is being written again"),
-                |why| format!("{lost}, and it cannot be written again: {why}"),
-            )));
+            let why = why.map(|why| format!("; what failed with it last: {why}")).unwrap_or_default();
+            return Err(Fault::Away(format!("the datastore has lost its record, which is being written again{why}")));
         }
         if is_ours && !self.released.is_set(id.as_str()) {
             return Err(Fault::Conflict(

@@ -104,7 +104,10 @@ impl Store {
         if etcd.transact(AWAIT, &[when], &[Write::Put(path, to_json(&tells)?)]).await? == Outcome::Lost {
             return Err(Fault::Away(format!("{AWAIT}: another host has told it meanwhile")));
         }
-        tracing::warn!(?hosts, "the datastore has gone back, or is another one: these hosts are to say what they hold");
+        tracing::warn!(
+            ?hosts,
+            "the datastore has gone back, is another one, or this host was taken out of it: these hosts are to say what they hold"
+        );
         found.hosts.extend(hosts);
         *self.seen() = Some(found);
         Ok(true)
