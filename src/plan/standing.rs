@@ -52,6 +52,12 @@ impl Seen {
         self.cluster != found.cluster || self.revision > found.revision || has_lost_report
     }
 
+    /// What is known of a datastore that goes on as it is `found`. A host that has another name by now has made other reports.
+    pub(crate) fn going_on(self, found: Seen) -> Seen {
+        let reported = if self.host == found.host { self.reported } else { found.reported };
+        Seen { host: found.host, reported, ..self }
+    }
+
     /// The hosts that are to say what they hold before an address is given out in a datastore that has gone back: those that
     /// either knows, and this one, which may be cut short before it has put back what it holds. Another cluster that knows hosts
     /// and none of these is not theirs: this one alone has come to it.
@@ -133,6 +139,9 @@ mod tests {
         let at = |cluster, revision, reported| of("h1", cluster, revision, reported);
         // It had another name, whose reports are not this one's.
         assert!(!at(7, 5, 4).is_ahead_of(&of("h2", 7, 9, 0)));
+        // From then on those count that it makes under its new one.
+        assert_eq!(at(7, 5, 4).going_on(of("h2", 7, 9, 8)), of("h2", 7, 5, 8));
+        assert_eq!(at(7, 5, 4).going_on(at(7, 9, 8)), at(7, 5, 4));
         assert!(!at(7, 5, 4).is_ahead_of(&at(7, 5, 4)) && !at(7, 5, 4).is_ahead_of(&at(7, 9, 8)));
         for found in [at(7, 4, 4), at(8, 6, 4), at(7, 5000, 2), at(7, 5000, 0)] {
             assert!(at(7, 5, 4).is_ahead_of(&found), "{found:?}");

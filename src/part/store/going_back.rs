@@ -64,9 +64,9 @@ impl Store {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Compares a datastore with what was `seen` before it was read. If it has gone back, every host is awaited before anything else is
-    /// written to it; what was seen before is forgotten only then, so that neither a load that fails nor the end of this
-    /// process leaves it untold.
+    /// Compares a datastore with what was `seen` before it was read. If it has gone back, every host is awaited before
+    /// anything else is written to it; what was seen before is forgotten only then, so that neither a load that fails nor the
+    /// end of this process leaves it untold.
     pub(super) async fn heed_going_back(
         &self,
         etcd: &Etcd,
@@ -85,7 +85,7 @@ impl Store {
         let mut found = Seen { host, cluster, revision, reported, hosts: hosts(snapshot), number: number(snapshot) };
         let before = before.unwrap_or_else(|| found.clone());
         if !before.is_ahead_of(&found) {
-            self.seen().get_or_insert(before);
+            self.seen().get_or_insert(before.going_on(found));
             return Ok(false);
         }
         let told = snapshot.gone_back.as_ref();
