@@ -12,7 +12,6 @@ use crate::edge::etcd::{EtcdAddress, parse_authority, parse_endpoints};
 use crate::model::bgp::AsNumber;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
-use crate::part::defaults::Host;
 use crate::part::runtime_entry::Site;
 
 /// Calico for plain Docker: gives containers routed, policed addresses.
@@ -99,7 +98,7 @@ pub(crate) struct Flags {
 
     /// This host's BGP autonomous system number [default: the cluster's]
     #[arg(long = "as", env = "AS", value_name = "NUMBER")]
-    as_number: Option<AsNumber>,
+    pub(crate) as_number: Option<AsNumber>,
 
     /// What must survive a reboot
     #[arg(long, env = "CALICO_STATE_DIR", default_value = "/var/lib/calico", value_name = "DIR")]
@@ -202,11 +201,6 @@ impl Flags {
         let mut command = without_empty(Flags::command(), is_empty);
         let read = command.try_get_matches_from_mut(std::env::args_os());
         Flags::from_arg_matches(&read?).map_err(|error| error.format(&mut command))
-    }
-
-    /// This host as it records itself.
-    pub(crate) fn this_host(&self, name: HostName, ip: Ipv4Addr, gives_ipv6: bool) -> Host {
-        Host { name, ip, ip6: self.ip6, gives_ipv6, as_number: self.as_number }
     }
 
     /// Where to listen, and whether that place may be missing: the defaults stand where neither the operator nor systemd

@@ -10,6 +10,7 @@ pub(crate) mod control;
 pub(crate) mod endpoint;
 pub(crate) mod fault;
 pub(crate) mod gone_back;
+pub(crate) mod host;
 pub(crate) mod key;
 pub(crate) mod name;
 pub(crate) mod pool;

@@ -46,12 +46,12 @@ use crate::edge::wire::Engine;
 use crate::log::{self, Level};
 use crate::model::control::SOCKET;
 use crate::model::fault::Fault;
+use crate::model::host::Host;
 use crate::model::name::HostName;
 use crate::model::pool::{Family, nobodys};
 use crate::part::agent::{self, AgentSettings, Programmed};
 use crate::part::clean;
 use crate::part::control::{Control, Measures};
-use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
 use crate::part::network::{Ground, Network};
 use crate::part::proxy::listen::{SocketFile, docker_group};
@@ -135,8 +135,8 @@ fn say(lines: &[String]) -> Result<(), Fault> {
 
 /// What a node is told and finds before it touches anything.
 struct Checked {
-    host: HostName,
-    host_ip: Ipv4Addr,
+    name: HostName,
+    ip: Ipv4Addr,
     engine: Engine,
     /// `None`: there is an etcd for this host alone.
     etcd: Option<EtcdAddress>,
@@ -150,7 +150,7 @@ struct Checked {
 
 /// Finds whatever can be found wrong while nothing has been changed but that the folders are there.
 async fn check(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Result<Checked, Fault> {
-    let host = flags.host()?;
+    let name = flags.host()?;
     let engine: Engine = flags.docker_host.parse()?;
     fail_point::look_in(&flags.run_dir);
     let etcd = flags.etcd()?;
@@ -165,8 +165,8 @@ async fn check(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>) -> Resul
     checks::run(flags, etcd.is_none()).await?;
     let most_connections = checks::most_connections()?;
     prepare_folders(flags)?;
-    let host_ip = host_address(flags).await?;
-    Ok(Checked { host, host_ip, engine, etcd, drain_timeout, apply_timeout, doors, most_connections, predecessor })
+    let ip = host_address(flags).await?;
+    Ok(Checked { name, ip, engine, etcd, drain_timeout, apply_timeout, doors, most_connections, predecessor })
 }
 
 async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Level) -> Result<(), Fault> {
@@ -175,7 +175,7 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
         signal(SignalKind::hangup()).map_err(|error| Fault::World(format!("listen for the signal SIGHUP: {error}")))?;
     let mut signals = Signals::listen()?;
     let checked = check(flags, passed).await?;
-    let Checked { host, host_ip, engine, drain_timeout, apply_timeout, doors, most_connections, .. } = checked;
+    let Checked { name, ip, engine, drain_timeout, apply_timeout, doors, most_connections, .. } = checked;
     let ports = doors.ports();
     let (only, doors) = take_place(&flags.run_dir, doors, checked.predecessor).await?;
     let spawner = Spawner::new()?;
@@ -183,24 +183,22 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
 
     let address = datastore(flags, checked.etcd, &spawner, &mut parts)?;
     let etcd = Etcd::connect(&address).await?;
-    let store = Arc::new(Store::new(host.clone()));
+    let store = Arc::new(Store::new(name.clone()));
     let metrics = Arc::new(Metrics::new());
     let (programmed_sender, programmed) = watch::channel(Programmed::default());
-    let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
     let prepared = agent::prepare(spawner, &flags.run_dir, services(ports, flags, &address)).await?;
-    let ipv6 = prepared.gives_ipv6();
-    let ground = Ground { host: host.clone(), host_ip, host_ip6: flags.ip6, ipv6, state_dir, run_dir, apply_timeout };
+    let gives_ipv6 = prepared.gives_ipv6();
+    let host = Host { name, ip, ip6: flags.ip6, gives_ipv6, as_number: flags.as_number };
+    let (state_dir, run_dir) = (flags.state_dir.clone(), flags.run_dir.clone());
+    let ground = Ground { host: host.clone(), state_dir, run_dir: run_dir.clone(), apply_timeout };
     let docker = Docker::new(&flags.docker_host);
     let network =
         Network::new(ground, Arc::clone(&store), etcd.clone(), docker, Arc::clone(&metrics), programmed.clone())?;
     let network = Arc::new(network);
 
-    let (run_dir, bgp) = (flags.run_dir.clone(), flags.runs_bird());
-    let settings = AgentSettings { run_dir, host_ip, host_ip6: flags.ip6, bgp };
+    let settings = AgentSettings { run_dir, host: host.clone(), bgp: flags.runs_bird() };
     let gauge = Arc::new(Gauge {
         host: host.clone(),
-        host_ip,
-        host_ip6: flags.ip6,
         etcd: etcd.address(),
         docker: flags.docker_host.clone(),
         listeners: doors.places.clone(),
@@ -212,24 +210,23 @@ async fn run(flags: &Flags, passed: Result<Vec<Passed>, Vec<String>>, level: Lev
     let (control_door, metrics_door) = own_doors(flags, &engine, &doors)?;
     let handover_door = open_unix(&flags.run_dir.join(HANDOVER), None)?;
     systemd::notify("READY=1");
-    tracing::info!(%host, ip = %host_ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
+    tracing::info!(host = %host.name, %ip, listeners = ?gauge.listeners, "guard, base chains and sockets are up");
 
     start_servers(&mut parts, control_door, metrics_door, &network, &gauge, Arc::clone(&metrics));
     let reported = etcd.clone();
-    let this = flags.this_host(host.clone(), host_ip, ipv6);
     let reservations = Reservations::in_state_dir(&flags.state_dir);
     let last_seen = KeptFile::datastore(&flags.state_dir);
-    let holdings = Holdings { host: this.clone(), reservations, last_seen, metrics: Arc::clone(&metrics) };
-    start_followers(&mut parts, this, holdings, &network, &store, etcd);
+    let holdings = Holdings { host: host.clone(), reservations, last_seen, metrics: Arc::clone(&metrics) };
     let reporter = Reporter {
-        host: host.clone(),
+        host: host.name.clone(),
         store: Arc::clone(&store),
         etcd: reported,
         network: Arc::clone(&network),
         programmed: programmed.clone(),
     };
+    start_followers(&mut parts, host, holdings, &network, &store, etcd);
     start_tellers(&mut parts, reporter, flags.log_level().is_none().then_some(level), Arc::clone(&metrics));
-    parts.start("the agent", |stop| agent::run(prepared, host, store, programmed_sender, settings, metrics, stop));
+    parts.start("the agent", |stop| agent::run(prepared, store, programmed_sender, settings, metrics, stop));
     let served = Served {
         listeners: Arc::clone(&doors.listeners),
         names: Arc::clone(&doors.names),
@@ -399,7 +396,7 @@ fn start_servers(
 /// Starts the parts that follow etcd and Docker.
 fn start_followers(
     parts: &mut Parts,
-    this: Host,
+    host: Host,
     holdings: Holdings,
     network: &Arc<Network>,
     store: &Arc<Store>,
@@ -410,7 +407,7 @@ fn start_followers(
     let watched = etcd.clone();
     parts.keep("the view of etcd", |stop| async move { followed.run(&watched, &holdings, &stop).await });
     parts.start("the record of this host", |stop| async move {
-        recording::record(&this, &recorded, &etcd, &stop).await?;
+        recording::record(&host, &recorded, &etcd, &stop).await?;
         stop.cancelled().await;
         Ok(())
     });

@@ -12,6 +12,8 @@ pub(crate) mod endpoint;
 pub(crate) mod fault;
 #[path = "../../src/model/gone_back.rs"]
 pub(crate) mod gone_back;
+#[path = "../../src/model/host.rs"]
+pub(crate) mod host;
 #[path = "../../src/model/key.rs"]
 pub(crate) mod key;
 #[path = "../../src/model/name.rs"]

@@ -19,7 +19,6 @@
 //! programmed. At the end the kernel stays as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,8 +37,8 @@ use crate::edge::ruleset;
 use crate::edge::run_dir::Marks;
 use crate::edge::{ipsets, sysctl};
 use crate::model::fault::Fault;
+use crate::model::host::Host;
 use crate::model::key::Key;
-use crate::model::name::HostName;
 use crate::model::pool::Family;
 use crate::part::metrics::Metrics;
 use crate::part::store::Store;
@@ -81,9 +80,7 @@ const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::fr
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AgentSettings {
     pub(crate) run_dir: PathBuf,
-    pub(crate) host_ip: Ipv4Addr,
-    /// `None`: BIRD speaks of IPv4 only.
-    pub(crate) host_ip6: Option<Ipv6Addr>,
+    pub(crate) host: Host,
     /// Whether a BIRD is run.
     pub(crate) bgp: bool,
 }
@@ -170,7 +167,6 @@ async fn set_up(family: Family, mut seen: Seen, services: &BTreeSet<u16>) -> Res
 /// Only what no retry can mend: the link to the kernel is gone.
 pub(crate) async fn run(
     prepared: Prepared,
-    host: HostName,
     store: Arc<Store>,
     programmed: watch::Sender<Programmed>,
     settings: AgentSettings,
@@ -180,7 +176,7 @@ pub(crate) async fn run(
     let Prepared { spawner, guard, routes, links, settings: setting_events, ear, families, services } = prepared;
     let routes = Arc::new(routes);
     let plane = |family: Family| Plane {
-        desired: Desired::new(host.clone(), family).with_services(&services),
+        desired: Desired::new(settings.host.name.clone(), family).with_services(&services),
         kernel: Kernel::new(family, Arc::clone(&routes), Arc::clone(&metrics)),
         pending: Changes::default(),
     };
@@ -190,9 +186,7 @@ pub(crate) async fn run(
         planes: families.into_iter().map(plane).collect(),
         routes,
         ear,
-        host: host.clone(),
-        ip: settings.host_ip,
-        ip6: settings.host_ip6,
+        host: settings.host,
         store,
         programmed: Arc::clone(&programmed),
         metrics,
@@ -233,9 +227,7 @@ struct Plane {
 }
 
 struct Agent {
-    host: HostName,
-    ip: Ipv4Addr,
-    ip6: Option<Ipv6Addr>,
+    host: Host,
     store: Arc<Store>,
     programmed: Arc<watch::Sender<Programmed>>,
     metrics: Arc<Metrics>,
@@ -535,7 +527,7 @@ impl Agent {
 
     /// Takes the newest snapshot in, if the datastore has been loaded at all.
     fn take_in(&mut self) {
-        let Agent { store, planes, known, host, ip, ip6, speaker, speech, audit_every, .. } = self;
+        let Agent { store, planes, known, host, speaker, speech, audit_every, .. } = self;
         store.take(|snapshot, news| {
             if snapshot.revision == 0 {
                 return;
@@ -548,12 +540,12 @@ impl Agent {
             if !news.any(|key| !matches!(key, Key::Endpoint(_) | Key::Assignment(_))) {
                 return;
             }
-            let now = desired_bird(snapshot, host, *ip, *ip6);
+            let now = desired_bird(snapshot, host);
             if speaker.as_ref() != Some(&now) {
                 speech.send_replace(Some(now.render()));
                 *speaker = Some(now);
             }
-            *audit_every = Settings::of(snapshot, host).refresh;
+            *audit_every = Settings::of(snapshot, &host.name).refresh;
         });
     }
 

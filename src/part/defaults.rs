@@ -3,32 +3,20 @@
 //! Everything is written only where it is absent; what an operator set stays. What belongs to this host (its addresses,
 //! its AS) is brought up to date.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::edge::etcd::{When, Write, to_json};
-use crate::model::bgp::{AsNumber, DEFAULT_AS, Mesh};
+use crate::model::bgp::{DEFAULT_AS, Mesh};
 use crate::model::fault::Fault;
+use crate::model::host::Host;
 use crate::model::key::{self, BgpScope, Key};
-use crate::model::name::HostName;
 use crate::model::pool::{Family, Pool};
 use crate::model::snapshot::Snapshot;
 
 /// The pools of a new cluster, as the seeds have them.
 const DEFAULT_POOLS: [(&str, Family); 2] = [("192.168.0.0/16", Family::V4), ("fd80:24e2:f998:72d6::/64", Family::V6)];
-
-/// This host, as it records itself.
-#[derive(Debug, Clone)]
-pub(crate) struct Host {
-    pub(crate) name: HostName,
-    pub(crate) ip: Ipv4Addr,
-    pub(crate) ip6: Option<Ipv6Addr>,
-    /// Whether containers are given IPv6 here.
-    pub(crate) gives_ipv6: bool,
-    /// `None`: the global one holds.
-    pub(crate) as_number: Option<AsNumber>,
-}
 
 /// Whether another host has this host's address.
 ///
@@ -102,16 +90,11 @@ fn default_pools(host: &Host, snapshot: &Snapshot) -> Result<Vec<Transaction>, F
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::host::tests::h1;
     use crate::model::snapshot::tests::from_json;
 
     fn host() -> Host {
-        Host {
-            name: "h1".parse().unwrap(),
-            ip: "10.0.0.1".parse().unwrap(),
-            ip6: None,
-            gives_ipv6: true,
-            as_number: None,
-        }
+        Host { ip: "10.0.0.1".parse().unwrap(), ..h1() }
     }
 
     #[test]

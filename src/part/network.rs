@@ -23,7 +23,7 @@ mod succession;
 pub(crate) use settle::Waits;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -39,8 +39,9 @@ use crate::edge::run_dir::Marks;
 use crate::edge::wiring::Wirer;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
+use crate::model::host::Host;
 use crate::model::key::EndpointKey;
-use crate::model::name::{ContainerId, HostName, Orchestrator};
+use crate::model::name::{ContainerId, Orchestrator};
 use crate::model::pool::Family;
 use crate::model::report::Beside;
 use crate::model::snapshot::{Record, Snapshot};
@@ -55,13 +56,7 @@ use crate::plan::wiring::HOST_LINK_LOCAL;
 /// What the network of containers is built on.
 #[derive(Debug, Clone)]
 pub(crate) struct Ground {
-    pub(crate) host: HostName,
-    /// The next hop of IPv4 of every container here.
-    pub(crate) host_ip: Ipv4Addr,
-    /// What is recorded as the next hop of IPv6.
-    pub(crate) host_ip6: Option<Ipv6Addr>,
-    /// Whether containers are given IPv6 here.
-    pub(crate) ipv6: bool,
+    pub(crate) host: Host,
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
     /// How long a start waits for the agent.
@@ -72,8 +67,8 @@ impl Ground {
     /// What is recorded as the next hops of a container with these addresses, of IPv4 and of IPv6.
     fn gateways(&self, addresses: &BTreeSet<IpAddr>) -> (Option<IpAddr>, Option<IpAddr>) {
         let has = |family| addresses.iter().any(|address| Family::of(*address) == family);
-        let ipv4 = has(Family::V4).then_some(IpAddr::V4(self.host_ip));
-        (ipv4, self.host_ip6.filter(|_| has(Family::V6)).map(IpAddr::V6))
+        let ipv4 = has(Family::V4).then_some(IpAddr::V4(self.host.ip));
+        (ipv4, self.host.ip6.filter(|_| has(Family::V6)).map(IpAddr::V6))
     }
 }
 
@@ -263,7 +258,7 @@ impl Network {
         snapshot: &'s Snapshot,
         id: &ContainerId,
     ) -> impl Iterator<Item = (&'s EndpointKey, &'s Record<Endpoint>)> + use<'s> {
-        snapshot.endpoints_of_workload(self.ground.host.clone(), Orchestrator::docker(), id.workload())
+        snapshot.endpoints_of_workload(self.ground.host.name.clone(), Orchestrator::docker(), id.workload())
     }
 
     /// Whether this host has an endpoint of a container, readable or not.
@@ -278,9 +273,9 @@ impl Network {
     fn has_any(&self) -> bool {
         let docker = Orchestrator::docker();
         !self.is_loaded()
-            || self
-                .store
-                .read(|snapshot| snapshot.endpoints_of(&self.ground.host).any(|(key, _)| key.orchestrator == docker))
+            || self.store.read(|snapshot| {
+                snapshot.endpoints_of(&self.ground.host.name).any(|(key, _)| key.orchestrator == docker)
+            })
             || self.reservations.containers().is_ok_and(|kept| !kept.is_empty())
             || self.has_notes()
     }
@@ -294,8 +289,9 @@ impl Network {
             });
         }
         self.store.read(|snapshot| {
-            let ours =
-                snapshot.endpoints_of(&self.ground.host).filter(|(key, _)| key.orchestrator == Orchestrator::docker());
+            let ours = snapshot
+                .endpoints_of(&self.ground.host.name)
+                .filter(|(key, _)| key.orchestrator == Orchestrator::docker());
             let mut ids: Vec<ContainerId> = ours.filter_map(|(key, _)| key.workload.as_str().parse().ok()).collect();
             ids.dedup();
             ids
@@ -400,7 +396,7 @@ impl Network {
             let pools = snapshot.pools.values().filter_map(Record::readable);
             reserved.overlapping(pools)
         });
-        let ip = self.ground.host_ip;
+        let ip = self.ground.host.ip;
         if !reserved.is_on_an_interface(ip.into()) {
             warnings.push(format!(
                 "this host's address {ip} is on no interface: other hosts do not reach its containers by it; restart the node, with --ip if it shall not find the address itself"

@@ -6,7 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::Etcd;
 use crate::model::fault::Fault;
-use crate::part::defaults::{self, Host};
+use crate::model::host::Host;
+use crate::part::defaults;
 use crate::part::store::Store;
 
 /// How long to wait before trying etcd again.

@@ -1,14 +1,14 @@
 //! Status: how this node is, gathered from its parts for `/readyz`, `calicoctl status` and the log.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::edge::bird::session_status;
 use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
+use crate::model::host::Host;
 use crate::model::key::Key;
-use crate::model::name::HostName;
 use crate::model::snapshot::Snapshot;
 use crate::part::agent::{Programmed, WHOLE};
 use crate::part::metrics::Now;
@@ -20,9 +20,7 @@ const BIRD: &str = "BIRD";
 
 /// What a status is gathered from.
 pub(crate) struct Gauge {
-    pub(crate) host: HostName,
-    pub(crate) host_ip: Ipv4Addr,
-    pub(crate) host_ip6: Option<Ipv6Addr>,
+    pub(crate) host: Host,
     pub(crate) etcd: String,
     pub(crate) docker: String,
     pub(crate) listeners: Vec<String>,
@@ -84,7 +82,7 @@ impl Gauge {
     fn count(&self) -> EndpointCount {
         self.store.read(|snapshot| {
             let mut count = EndpointCount::default();
-            for endpoint in snapshot.endpoints_of(&self.host).filter_map(|(_, record)| record.readable()) {
+            for endpoint in snapshot.endpoints_of(&self.host.name).filter_map(|(_, record)| record.readable()) {
                 if endpoint.is_active() {
                     count.active += 1;
                 } else {
@@ -128,17 +126,17 @@ impl Gauge {
     }
 
     pub(crate) async fn status(&self) -> Status {
-        let as_number = self.store.read(|snapshot| snapshot.as_of(&self.host).0);
+        let as_number = self.store.read(|snapshot| snapshot.as_of(&self.host.name).0);
         let (endpoints, mut faults) = (self.count(), self.faults());
         let bird = self.bird(&mut faults).await;
         let mut warnings = self.network.warnings().await.unwrap_or_else(|fault| vec![fault.to_string()]);
         warnings.extend(self.network.beside().borrow().values().map(ToString::to_string));
         let waiting_for = self.waiting_for();
         Status {
-            host: self.host.clone(),
+            host: self.host.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ip: Some(IpAddr::V4(self.host_ip)),
-            ip6: self.host_ip6.map(IpAddr::V6),
+            ip: Some(IpAddr::V4(self.host.ip)),
+            ip6: self.host.ip6.map(IpAddr::V6),
             as_number,
             ready: waiting_for.is_empty(),
             waiting_for,

@@ -23,6 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::model::bgp::AsNumber;
+use crate::model::host::Host;
 use crate::model::key::BgpScope;
 use crate::model::name::{HostName, INTERFACE_PREFIX};
 use crate::model::pool::{Family, nobodys};
@@ -71,18 +72,18 @@ struct Neighbor {
 const RECOVERY_S: u32 = 30;
 
 /// What the BIRD of a host should do, by the snapshot.
-pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, ip6: Option<Ipv6Addr>) -> Speaker {
-    let families = [(Family::V4, true), (Family::V6, ip6.is_some())].into_iter().filter(|(_, speaks)| *speaks);
+pub(crate) fn desired_bird(snapshot: &Snapshot, host: &Host) -> Speaker {
+    let families = host.addresses().map(Family::of);
     let mut speaker = Speaker {
-        ip,
-        ip6,
-        as_number: snapshot.as_of(host),
-        talk: talk(snapshot, host),
-        pools: families.flat_map(|(family, _)| snapshot.pools_of(family)).map(|pool| pool.cidr).collect(),
+        ip: host.ip,
+        ip6: host.ip6,
+        as_number: snapshot.as_of(&host.name),
+        talk: talk(snapshot, &host.name),
+        pools: families.flat_map(|family| snapshot.pools_of(family)).map(|pool| pool.cidr).collect(),
         peers: BTreeMap::new(),
     };
-    let is_own = |address: &IpAddr| [Some(IpAddr::V4(ip)), ip6.map(IpAddr::V6)].contains(&Some(*address));
-    let own = BgpScope::Host(host.clone());
+    let is_own = |address: &IpAddr| host.addresses().any(|own| own == *address);
+    let own = BgpScope::Host(host.name.clone());
     for (scope, prefix, words) in
         [(&own, "Node", "peer of this host"), (&BgpScope::Global, "Global", "peer of all hosts")]
     {
@@ -96,7 +97,7 @@ pub(crate) fn desired_bird(snapshot: &Snapshot, host: &HostName, ip: Ipv4Addr, i
         for ((other, family), record) in &snapshot.bgp_ips {
             // Known again by name as well as by address: the address in the datastore may be one that we had before.
             let Some(Some(address)) = record.readable() else { continue };
-            if other != host && !is_own(address) && *family == Family::of(*address) {
+            if *other != host.name && !is_own(address) && *family == Family::of(*address) {
                 speaker.meet(MESH, *address, snapshot.as_of(other), &format!("host {other}"));
             }
         }
@@ -246,6 +247,7 @@ impl Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::host::tests::h1;
     use crate::model::snapshot::tests::from_json;
 
     const HOSTS: &str = r#"
@@ -260,7 +262,7 @@ mod tests {
 
     fn names(more: &str, host: &str, ip: &str) -> Vec<String> {
         let snapshot = from_json(&format!("{{{HOSTS}{more}}}"));
-        let speaker = desired_bird(&snapshot, &host.parse().unwrap(), ip.parse().unwrap(), None);
+        let speaker = desired_bird(&snapshot, &Host { name: host.parse().unwrap(), ip: ip.parse().unwrap(), ..h1() });
         speaker.peers.values().map(|peer| format!("{} {}", peer.name, peer.as_number)).collect()
     }
 
@@ -291,7 +293,7 @@ mod tests {
             "/calico/bgp/v1/global/peer_v4/10.0.0.9": {"ip": "10.0.0.9", "as_num": 0}"#;
         let snapshot = from_json(&format!("{{{HOSTS}{hostile}}}"));
         let ip6 = Some("fd00::1".parse().unwrap());
-        let speaker = desired_bird(&snapshot, &"h1".parse().unwrap(), "172.25.0.1".parse().unwrap(), ip6);
+        let speaker = desired_bird(&snapshot, &Host { ip6, ..h1() });
         let met: Vec<&str> = speaker.peers.values().map(|peer| &*peer.name).collect();
         assert_eq!(met, ["Global_10_0_0_7", "Node_172_25_0_2", "Mesh_172_25_0_7", "Mesh_172_25_0_9"]);
         let text = speaker.render();
@@ -314,7 +316,7 @@ mod tests {
         );
         let speaker = |ip6: Option<&str>| {
             let ip6 = ip6.map(|text| text.parse().unwrap());
-            desired_bird(&snapshot, &"h1".parse().unwrap(), [172, 25, 0, 1].into(), ip6)
+            desired_bird(&snapshot, &Host { ip6, ..h1() })
         };
         let names = |speaker: &Speaker| speaker.peers.values().map(|peer| peer.name.clone()).collect::<Vec<_>>();
         let both = speaker(Some("2001:db8::1"));

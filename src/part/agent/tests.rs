@@ -6,10 +6,10 @@ use crate::edge::exec::{Running, Start};
 use crate::edge::kept_file::KeptFile;
 use crate::edge::reservations::Reservations;
 use crate::edge::testnet::{Elsewhere, in_own_network, own_mounts, sh, sh_succeeds};
+use crate::model::host::tests::h1;
 use crate::model::key::EndpointKey;
 use crate::model::snapshot::tests::from_json;
 use crate::model::snapshot::{News, Snapshot};
-use crate::part::defaults::Host;
 use crate::part::metrics::Metrics;
 use crate::part::store::Holdings;
 use crate::plan::chain::{ChainName, ChainText, Line};
@@ -540,7 +540,7 @@ async fn etcd_in(spawner: &Spawner, folder: &Path) -> (Running, Etcd) {
 }
 
 fn settings(folder: &Path, bgp: bool) -> AgentSettings {
-    AgentSettings { run_dir: folder.to_owned(), host_ip: Ipv4Addr::new(172, 25, 0, 1), host_ip6: None, bgp }
+    AgentSettings { run_dir: folder.to_owned(), host: h1(), bgp }
 }
 
 #[test]
@@ -555,20 +555,13 @@ fn the_loop_follows_etcd_and_mends_what_is_damaged() {
         let (sender, mut programmed) = watch::channel(Programmed::default());
         let watching = {
             let (store, etcd, stop) = (Arc::clone(&store), etcd.clone(), stop.clone());
-            let host = Host {
-                name: "h1".parse().unwrap(),
-                ip: settings.host_ip,
-                ip6: None,
-                gives_ipv6: true,
-                as_number: None,
-            };
+            let host = settings.host.clone();
             let (reservations, metrics) = (Reservations::in_state_dir(folder.path()), Arc::new(Metrics::new()));
             let last_seen = KeptFile::datastore(folder.path());
             let holdings = Holdings { host, reservations, last_seen, metrics };
             async move { store.run(&etcd, &holdings, &stop).await }
         };
-        let agent =
-            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
+        let agent = run(prepared, store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let story = async {
             let id = "aaaa1111aaaa1111aaaa1111aaaa1111";
             let of = |orchestrator: &str, workload: &str| -> EndpointKey {
@@ -652,8 +645,7 @@ fn a_guard_that_falls_before_the_first_load_leaves_the_marks_of_what_stands() {
         let settings = settings(folder.path(), false);
         let (store, stop) = (Arc::new(Store::new("h1".parse().unwrap())), CancellationToken::new());
         let (sender, programmed) = watch::channel(Programmed::default());
-        let agent =
-            run(prepared, "h1".parse().unwrap(), store, sender, settings, Arc::new(Metrics::new()), stop.clone());
+        let agent = run(prepared, store, sender, settings, Arc::new(Metrics::new()), stop.clone());
         let owner = "nft list table inet calico-guard | grep -o 'owner [0-9]*' | tail -1";
         let story = async {
             // When it has fallen for the second time, all is told that came of the first.

@@ -184,7 +184,7 @@ impl Network {
         let reserved = self.reserved(families).await?;
         let endpoint = EndpointId::from_random(random()?);
         let owner = Owner {
-            host: self.ground.host.clone(),
+            host: self.ground.host.name.clone(),
             orchestrator: Orchestrator::docker(),
             workload: None,
             endpoint: endpoint.clone(),
@@ -306,7 +306,7 @@ impl Network {
                 Some(found) if one.held.is_some() => self.store.reach(found.revision).await?,
                 Some(found) if one.exactly => {
                     let claim = serde_json::from_slice(&found.value).ok();
-                    return Err(taken(one.key.address, claim.as_ref(), |host| *host == self.ground.host));
+                    return Err(taken(one.key.address, claim.as_ref(), |host| *host == self.ground.host.name));
                 }
                 Some(_) => {
                     lost.insert(one.key.address);
@@ -327,7 +327,7 @@ impl Network {
     ) -> Result<Vec<Chosen>, Fault> {
         let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.read(|snapshot| {
-            let offer = Offer { snapshot, reserved, inheritance, ipv6: self.ground.ipv6 };
+            let offer = Offer { snapshot, reserved, inheritance, ipv6: self.ground.host.gives_ipv6 };
             offer.choose(wishes, lost, &mut cursors)
         })
     }
@@ -452,7 +452,7 @@ impl Network {
 
     fn endpoint_key(&self, prepared: &Prepared, id: &ContainerId) -> EndpointKey {
         EndpointKey {
-            host: self.ground.host.clone(),
+            host: self.ground.host.name.clone(),
             orchestrator: Orchestrator::docker(),
             workload: id.workload(),
             endpoint: prepared.endpoint.clone(),
@@ -538,7 +538,7 @@ impl Network {
     pub(super) async fn follow_names(&self, listed: &[Listed]) -> Result<(), Fault> {
         let names: HashMap<&str, &str> = listed.iter().map(|one| (one.id.as_str(), one.name.as_str())).collect();
         let name_of = |owner: &Owner| {
-            let here = owner.host == self.ground.host && owner.orchestrator == Orchestrator::docker();
+            let here = owner.host == self.ground.host.name && owner.orchestrator == Orchestrator::docker();
             let workload = owner.workload.as_ref().filter(|_| here)?;
             names.get(workload.as_str()).copied()
         };
@@ -586,7 +586,7 @@ impl Network {
             let (mut when, mut writes) = (Vec::new(), vec![Write::Delete(Key::Endpoint(key.clone()))]);
             let mut heirs = BTreeSet::new();
             for (claim, held) in self.claims_of(key) {
-                let next = held.claim.successor.as_ref().filter(|next| next.owner.host == self.ground.host);
+                let next = held.claim.successor.as_ref().filter(|next| next.owner.host == self.ground.host.name);
                 heirs.extend(next.and_then(|next| container_of(&next.owner)));
                 let path = Key::Assignment(claim);
                 if let Some(write) = self.changed(&path, held.claim.without(key))? {

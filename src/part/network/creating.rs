@@ -107,7 +107,7 @@ impl Network {
     pub(super) async fn release_orphans(&self) -> Result<(), Fault> {
         let requests: Vec<String> = self.store.read(|snapshot| {
             let pending = snapshot.parts().flat_map(|(_, _, claim)| claim.pending());
-            let ours = pending.filter(|(owner, _)| owner.host == self.ground.host);
+            let ours = pending.filter(|(owner, _)| owner.host == self.ground.host.name);
             ours.map(|(_, request)| request.to_owned()).collect()
         });
         for request in requests {

@@ -228,7 +228,7 @@ impl Network {
     fn running(&self) -> Vec<ContainerId> {
         let docker = Orchestrator::docker();
         self.store.read(|snapshot| {
-            let active = snapshot.endpoints_of(&self.ground.host).filter(|(key, record)| {
+            let active = snapshot.endpoints_of(&self.ground.host.name).filter(|(key, record)| {
                 key.orchestrator == docker && record.readable().is_some_and(Endpoint::is_active)
             });
             let mut ids: Vec<ContainerId> = active.filter_map(|(key, _)| key.workload.as_str().parse().ok()).collect();
@@ -243,7 +243,7 @@ impl Network {
         self.store.read(|snapshot| {
             let mut here = snapshot.endpoints_at(&interface);
             let (key, _) = here.find(|(key, record)| {
-                key.host == self.ground.host
+                key.host == self.ground.host.name
                     && key.orchestrator == Orchestrator::docker()
                     && record.readable().is_some_and(Endpoint::is_active)
             })?;

@@ -26,7 +26,7 @@ impl Network {
             recorded.iter().map(|one| (one.key.endpoint.clone(), kept(&one.endpoint))).collect();
         let lost = recorded.iter().find_map(|one| has_lost_nothing(one).err()).map(|fault| fault.to_string());
         let withheld = lost.or_else(|| self.waits(id)).or_else(|| self.followed(id));
-        Reservation { v: 1, container: id.clone(), gateway: self.ground.host_ip, endpoints, withheld }
+        Reservation { v: 1, container: id.clone(), gateway: self.ground.host.ip, endpoints, withheld }
     }
 
     /// What is kept of a container on this host's disk, as it would stand in the datastore.
@@ -34,7 +34,7 @@ impl Network {
         let endpoints = self.reservations.read(id)?.map(|reservation| reservation.endpoints).unwrap_or_default();
         let recorded = endpoints.into_iter().map(|(endpoint, record)| Recorded {
             key: EndpointKey {
-                host: self.ground.host.clone(),
+                host: self.ground.host.name.clone(),
                 orchestrator: Orchestrator::docker(),
                 workload: id.workload(),
                 endpoint,

@@ -215,7 +215,7 @@ impl Network {
     /// Whether an interface is that of another container: what somebody has written under a name like theirs is not theirs.
     fn is_anothers(&self, interface: &IfName, id: &ContainerId) -> bool {
         self.store.read(|snapshot| {
-            let mut named = snapshot.endpoints_at(interface).filter(|(key, _)| key.host == self.ground.host);
+            let mut named = snapshot.endpoints_at(interface).filter(|(key, _)| key.host == self.ground.host.name);
             named.any(|(key, record)| !is_of(key, id) && usable(key, record).is_ok())
         })
     }
@@ -273,7 +273,7 @@ impl Network {
         let stood = self.lit.lock().unwrap_or_else(PoisonError::into_inner).get(id) == Some(&pid);
         let mut changed = false;
         for one in &recorded {
-            let wiring = desired_wiring(&one.endpoint, self.ground.host_ip)?;
+            let wiring = desired_wiring(&one.endpoint, self.ground.host.ip)?;
             let wired = self.wirer.wire(&wiring, &netns).await?;
             changed |= wired;
             if wired && stood {

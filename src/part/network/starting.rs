@@ -147,7 +147,7 @@ impl Network {
 
     /// Waits until chains and sets of an endpoint stand, at or after the revision of its record.
     pub(super) async fn await_policy(&self, one: &Recorded) -> Result<(), Fault> {
-        if one.endpoint.is_of(Family::V6) && !self.ground.ipv6 {
+        if one.endpoint.is_of(Family::V6) && !self.ground.host.gives_ipv6 {
             return Err(Fault::World(format!(
                 "start endpoint {}: it has an IPv6 address, and this host gives none, for the reason that the node's log told at its start",
                 one.key.endpoint

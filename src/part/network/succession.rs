@@ -78,7 +78,7 @@ impl Network {
             let key = AssignmentKey { pool: snapshot.pool_of(address)?.cidr, address };
             let record = snapshot.claims.get(&key)?;
             let claim = record.readable()?.clone();
-            let here = claim.owner.host == self.ground.host && claim.owner.orchestrator == Orchestrator::docker();
+            let here = claim.owner.host == self.ground.host.name && claim.owner.orchestrator == Orchestrator::docker();
             here.then_some((key, Held { revision: record.revision, claim }))
         })
     }
@@ -117,7 +117,7 @@ impl Network {
         let mut claims = self.claims_on(id);
         claims.retain(|(_, held)| {
             let next = held.claim.successor.as_ref().map(|next| &next.owner);
-            next.is_some_and(|next| next.host == self.ground.host && next.workload == Some(id.workload()))
+            next.is_some_and(|next| next.host == self.ground.host.name && next.workload == Some(id.workload()))
         });
         claims
     }

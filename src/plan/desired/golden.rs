@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
+use crate::model::host::Host;
+use crate::model::host::tests::h1;
 use crate::model::snapshot::tests::from_json_on_h1;
 use crate::plan::bird::desired_bird;
 use crate::plan::diff::{SeenTable, render, steps};
@@ -43,7 +45,7 @@ fn golden_cases_render_as_they_are_kept() {
         let snapshot = from_json_on_h1(&fs::read_to_string(case.join("snapshot.json")).unwrap());
         let six = case.join("v6");
         let ip6 = six.exists().then(|| "2001:db8::1".parse().unwrap());
-        let bird = desired_bird(&snapshot, &"h1".parse().unwrap(), [172, 25, 0, 1].into(), ip6).render();
+        let bird = desired_bird(&snapshot, &Host { ip6, ..h1() }).render();
         let mut all = vec![(case.join("bird.conf"), bird)];
         let of_ipv4 = texts(Family::V4, &snapshot).into_iter().filter(|(name, _)| *name != "raw.txt");
         all.extend(of_ipv4.map(|(name, text)| (case.join(name), text)));
