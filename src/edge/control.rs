@@ -153,7 +153,7 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::model::control::{ContainerNamed, ContainerRemove, REMOVE, STATUS};
+    use crate::model::control::{ContainerCalled, ContainerNamed, REMOVE, STATUS};
 
     /// Answers one request with these bytes, closes, and gives back what was asked.
     async fn answer_once(listener: UnixListener, answer: String) -> String {
@@ -172,7 +172,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
         let control = Control::in_run_dir(folder.path());
-        let body_sent = ContainerRemove { container: "web".to_owned() };
+        let body_sent = ContainerCalled { container: "web".to_owned() };
         tokio::join!(control.post(REMOVE, &body_sent), answer_once(listener, reply(status, body)))
     }
 

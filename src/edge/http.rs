@@ -42,8 +42,6 @@ pub(crate) enum Door {
 pub(crate) struct Asked {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// What stands behind the question mark; empty if there is none.
-    pub(crate) query: String,
     pub(crate) body: Bytes,
 }
 
@@ -189,12 +187,8 @@ async fn respond<S: Service>(
     let (head, body) = request.into_parts();
     let answer = match timeout(SEND_TIMEOUT, Limited::new(body, MOST_BODY_BYTES).collect()).await {
         Ok(Ok(body)) => {
-            let asked = Asked {
-                method: head.method.to_string(),
-                path: head.uri.path().to_owned(),
-                query: head.uri.query().unwrap_or_default().to_owned(),
-                body: body.to_bytes(),
-            };
+            let asked =
+                Asked { method: head.method.to_string(), path: head.uri.path().to_owned(), body: body.to_bytes() };
             service.answer(asked).await
         }
         Ok(Err(error)) => Answer::text(400, format!("read the request: {error}")),

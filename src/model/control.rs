@@ -15,9 +15,9 @@ pub(crate) const SOCKET: &str = "control.sock";
 
 /// `POST` [`ContainerAdd`], answered by [`ContainerAdded`].
 pub(crate) const ADD: &str = "/v1/containers/add";
-/// `POST` [`ContainerRemove`], answered by [`ContainerNamed`].
+/// `POST` [`ContainerCalled`], answered by [`ContainerNamed`]: takes a container out of Calico.
 pub(crate) const REMOVE: &str = "/v1/containers/remove";
-/// `GET` with a query that [`resolve_target`] writes, answered by [`ContainerNamed`].
+/// `POST` [`ContainerCalled`], answered by [`ContainerNamed`].
 pub(crate) const RESOLVE: &str = "/v1/containers/resolve";
 /// `POST` [`ContainerStarting`], answered by [`ContainerWiring`]: the OCI hook asks before it wires.
 pub(crate) const STARTING: &str = "/v1/containers/starting";
@@ -45,9 +45,9 @@ pub(crate) struct ContainerAdded {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// Takes a container out of Calico.
+/// The container that somebody means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ContainerRemove {
+pub(crate) struct ContainerCalled {
     /// Its name, id or part of the id.
     pub(crate) container: String,
 }
@@ -189,53 +189,9 @@ pub(crate) struct ReportedFault {
     pub(crate) why: String,
 }
 
-/// The request target that asks which container a name stands for.
-pub(crate) fn resolve_target(name: &str) -> String {
-    use std::fmt::Write as _;
-    let mut target = format!("{RESOLVE}?name=");
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            target.push(char::from(byte));
-        } else {
-            let _ = write!(target, "%{byte:02X}");
-        }
-    }
-    target
-}
-
-/// The name in the query of a [`RESOLVE`] request. `None`: there is none, or it is not percent-encoded UTF-8.
-pub(crate) fn resolve_name(query: &str) -> Option<String> {
-    let encoded = query.split('&').find_map(|pair| pair.strip_prefix("name="))?;
-    let mut bytes = Vec::with_capacity(encoded.len());
-    let mut rest = encoded.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(if byte == b'%' {
-            let digits = [rest.next()?, rest.next()?].map(char::from).map(|digit| digit.to_digit(16));
-            u8::try_from(digits[0]? * 16 + digits[1]?).ok()?
-        } else {
-            byte
-        });
-    }
-    String::from_utf8(bytes).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_survives_the_query_of_a_resolve_request() {
-        for name in ["web", "/web", "a b&name=c%41", "ü", ""] {
-            let target = resolve_target(name);
-            let (path, query) = target.split_once('?').unwrap();
-            assert_eq!(path, RESOLVE);
-            assert!(query.is_ascii() && !query.contains(['/', ' ', '&']), "{query}");
-            assert_eq!(resolve_name(query).as_deref(), Some(name));
-        }
-        for bad in ["", "nam=x", "name=%4", "name=%zz", "name=%ff"] {
-            assert_eq!(resolve_name(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_status_is_read_as_it_is_documented() {

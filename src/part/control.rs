@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::http::{Answer, Asked, Service};
 use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRefused, ContainerRemove, ContainerStarting,
-    ContainerWired, Failed, REFUSED, REMOVE, RESOLVE, STARTING, STATUS, WIRED, resolve_name,
+    ADD, ContainerAdd, ContainerAdded, ContainerCalled, ContainerNamed, ContainerRefused, ContainerStarting,
+    ContainerWired, Failed, REFUSED, REMOVE, RESOLVE, STARTING, STATUS, WIRED,
 };
 use crate::model::fault::Fault;
 use crate::model::wish::Wish;
@@ -56,7 +56,7 @@ impl Control {
 
     /// Done to its end too.
     async fn remove(&self, asked: &Asked) -> Result<Answer, Fault> {
-        let ContainerRemove { container } = read(asked)?;
+        let ContainerCalled { container } = read(asked)?;
         let network = Arc::clone(&self.network);
         let released = async move { network.release(&container).await };
         let container = outcome(self.under_way.spawn(released)).await?;
@@ -89,9 +89,8 @@ impl Control {
     }
 
     async fn resolve(&self, asked: &Asked) -> Result<Answer, Fault> {
-        let name = resolve_name(&asked.query)
-            .ok_or_else(|| Fault::Refusal(format!("read the query {:?}: it must be name=…", asked.query)))?;
-        let container = self.network.resolve(&name).await?;
+        let ContainerCalled { container } = read(asked)?;
+        let container = self.network.resolve(&container).await?;
         Ok(Answer::json(200, &ContainerNamed { container }))
     }
 }
@@ -104,7 +103,7 @@ impl Service for Control {
             ("POST", STARTING) => self.starting(&asked).await,
             ("POST", WIRED) => self.wired(&asked),
             ("POST", REFUSED) => self.refused(&asked),
-            ("GET", RESOLVE) => self.resolve(&asked).await,
+            ("POST", RESOLVE) => self.resolve(&asked).await,
             ("GET", STATUS) => Ok(Answer::json(200, &self.gauge.status().await)),
             (method, path) => {
                 let message = format!("{method} {path} is nothing that this node answers");

@@ -9,9 +9,7 @@ use super::place::Place;
 use super::{Answer, Failure, profile};
 use crate::edge::control::{Control, Unanswered};
 use crate::edge::etcd::{When, Write, to_json};
-use crate::model::control::{
-    ADD, ContainerAdd, ContainerAdded, ContainerNamed, ContainerRemove, REMOVE, resolve_target,
-};
+use crate::model::control::{ADD, ContainerAdd, ContainerAdded, ContainerCalled, ContainerNamed, REMOVE, RESOLVE};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{ADDRESSES, EndpointKey, Key, PROFILES, endpoints_of};
@@ -123,7 +121,7 @@ async fn remove(container: String, place: &Place<'_>) -> Result<Answer, Failure>
     if !place.root {
         return Err(Failure::NotRoot);
     }
-    let request = ContainerRemove { container };
+    let request = ContainerCalled { container };
     let removed: ContainerNamed =
         Control::in_run_dir(&place.run_dir()).post(REMOVE, &request).await.map_err(Fault::from)?;
     let text = format!("Removed Calico from {}", request.container);
@@ -163,7 +161,8 @@ fn paths(host: &HostName, names: bool) -> Vec<String> {
 
 /// What the node says which container a name stands for.
 async fn ask_node(container: &str, place: &Place<'_>) -> Result<Result<WorkloadId, Unanswered>, Fault> {
-    let answer: Result<ContainerNamed, _> = Control::in_run_dir(&place.run_dir()).get(&resolve_target(container)).await;
+    let called = ContainerCalled { container: container.to_owned() };
+    let answer: Result<ContainerNamed, _> = Control::in_run_dir(&place.run_dir()).post(RESOLVE, &called).await;
     match answer {
         Ok(named) => Ok(Ok(named.container.workload())),
         Err(Unanswered::Said(fault)) => Err(fault),
