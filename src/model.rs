@@ -13,6 +13,7 @@ pub(crate) mod gone_back;
 pub(crate) mod host;
 pub(crate) mod key;
 pub(crate) mod name;
+pub(crate) mod note;
 pub(crate) mod pool;
 pub(crate) mod profile;
 pub(crate) mod recreation;

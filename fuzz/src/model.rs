@@ -18,6 +18,8 @@ pub(crate) mod host;
 pub(crate) mod key;
 #[path = "../../src/model/name.rs"]
 pub(crate) mod name;
+#[path = "../../src/model/note.rs"]
+pub(crate) mod note;
 #[path = "../../src/model/pool.rs"]
 pub(crate) mod pool;
 #[path = "../../src/model/profile.rs"]

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use crate::edge::exec::{Running, Spawner, Start, run};
+use crate::edge::files::if_there;
 use crate::model::control::{BgpSession, PeerKind};
 use crate::model::fault::Fault;
 
@@ -101,12 +102,8 @@ impl Bird {
     async fn start(&mut self, file: &Path) -> Result<(), Fault> {
         let socket = self.socket();
         // Left by a BIRD that was killed; it would not open its own.
-        match std::fs::remove_file(&socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Fault::World(format!("remove {}: {error}", socket.display())));
-            }
-            _ => {}
-        }
+        if_there(std::fs::remove_file(&socket))
+            .map_err(|error| Fault::World(format!("remove {}: {error}", socket.display())))?;
         let text = |path: &Path| path.to_string_lossy().into_owned();
         // -R: a graceful restart, so that what peers and kernel still hold is kept until the sessions are up again.
         let args = vec!["-f".to_owned(), "-R".to_owned(), "-c".to_owned(), text(file), "-s".to_owned(), text(&socket)];

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 
 /// The mode of a file that was not there before: others may read it, as packages install such files.
@@ -30,20 +31,19 @@ impl ConfigFile {
     pub(crate) fn at(path: &Path) -> Result<Self, Fault> {
         let doing = format!("find the file {}", path.display());
         let world = |error: io::Error| Fault::World(format!("{doing}: {error}"));
-        let path = match fs::canonicalize(path) {
-            Ok(found) => {
+        let path = match if_there(fs::canonicalize(path)).map_err(world)? {
+            Some(found) => {
                 if !fs::metadata(&found).map_err(world)?.is_file() {
                     return Err(Fault::Refusal(format!("{doing}: what is there is no file")));
                 }
                 found
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            None => {
                 if fs::symlink_metadata(path).is_ok() {
                     return Err(Fault::Refusal(format!("{doing}: it is a symbolic link to a file that is not there")));
                 }
                 std::path::absolute(path).map_err(world)?
             }
-            Err(error) => return Err(world(error)),
         };
         let folder = path.parent().ok_or_else(|| Fault::Refusal(format!("{doing}: it is no file")))?.to_owned();
         Ok(ConfigFile { path, folder })
@@ -58,11 +58,7 @@ impl ConfigFile {
     /// # Errors
     /// `World`: it cannot be read.
     pub(crate) fn read(&self) -> Result<Option<Vec<u8>>, Fault> {
-        match fs::read(&self.path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Fault::World(format!("read {}: {error}", self.path.display()))),
-        }
+        if_there(fs::read(&self.path)).map_err(|error| Fault::World(format!("read {}: {error}", self.path.display())))
     }
 
     /// Puts the text `new` in the place of `old`; `None` stands for no file.
@@ -97,21 +93,13 @@ impl ConfigFile {
     }
 
     fn put(&self, text: &[u8]) -> io::Result<()> {
-        let before = match fs::metadata(&self.path) {
-            Ok(before) => Some(before),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let before = if_there(fs::metadata(&self.path))?;
         let mut name = std::ffi::OsString::from(".");
         name.push(self.path.file_name().unwrap_or_default());
         name.push(".calico-new");
         let aside = self.folder.join(name);
         // That of an attempt that was cut short.
-        if let Err(error) = fs::remove_file(&aside)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
+        if_there(fs::remove_file(&aside))?;
         let written = (|| {
             // For root alone until it has the owner that it is to have.
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;

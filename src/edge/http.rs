@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 
 /// The longest body that is read.
@@ -78,10 +79,7 @@ pub(crate) fn open_unix(path: &Path, group: Option<u32>) -> Result<UnixListener,
     // Made aside with the right mode before anybody can reach it under its name.
     let aside = path.with_extension("new");
     for old in [&aside, &path.to_path_buf()] {
-        match std::fs::remove_file(old) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fault(&error)),
-            _ => {}
-        }
+        if_there(std::fs::remove_file(old)).map_err(|error| fault(&error))?;
     }
     let listener = UnixListener::bind(&aside).map_err(|error| fault(&error))?;
     // Without a group of its own it is root's alone, and not of all who are in root's group.

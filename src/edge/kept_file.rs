@@ -4,10 +4,11 @@
 //! the disk before it takes the place of the old one.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 
 /// One of them.
@@ -38,11 +39,9 @@ impl KeptFile {
     /// # Errors
     /// `World`: it cannot be read.
     pub(crate) fn read(&self) -> Result<Option<String>, Fault> {
-        match std::fs::read_to_string(&self.path) {
-            Ok(text) => Ok(Some(text.trim_end().to_owned())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Fault::World(format!("read {}: {error}", self.path.display()))),
-        }
+        let read = if_there(std::fs::read_to_string(&self.path));
+        let text = read.map_err(|error| Fault::World(format!("read {}: {error}", self.path.display())))?;
+        Ok(text.map(|text| text.trim_end().to_owned()))
     }
 
     /// Keeps a line, unless it is kept already. Blocks until it is on the disk.

@@ -5,11 +5,12 @@
 //! still to be done can be read from the folder. What a node that was killed had written aside belongs to its container
 //! too, and goes with the next look at that one.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::edge::fail_point::fail_point;
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 use crate::model::name::ContainerId;
 use crate::model::reservation::Reservation;
@@ -67,10 +68,8 @@ impl Reservations {
     pub(crate) fn read(&self, container: &ContainerId) -> Result<Option<Reservation>, Fault> {
         let path = self.path(container);
         let fault = |cause: String| Fault::World(format!("read reservation {}: {cause}", path.display()));
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            text => text.map_err(|error| fault(error.to_string()))?,
-        };
+        let read = if_there(std::fs::read(&path)).map_err(|error| fault(error.to_string()))?;
+        let Some(text) = read else { return Ok(None) };
         let reservation: Reservation = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
         if reservation.v != 1 || reservation.container != *container {
             return Err(fault(format!(
@@ -112,13 +111,13 @@ impl Reservations {
     pub(crate) fn put(&self, aside: &Aside) -> Result<(), Fault> {
         let container = &aside.reservation.container;
         let turn = self.turn(container);
-        match self.rename(container) {
+        match if_there(self.rename(container)).map_err(|error| self.fault(&aside.reservation, &error))? {
+            Some(()) => Ok(()),
             // Somebody else has put theirs there meanwhile.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+            None => {
                 drop(turn);
                 self.write(&aside.reservation)
             }
-            renamed => renamed.map_err(|error| self.fault(&aside.reservation, &error)),
         }
     }
 
@@ -159,12 +158,8 @@ impl Reservations {
     pub(crate) fn containers(&self) -> Result<Vec<ContainerId>, Fault> {
         let fault =
             |error: std::io::Error| Fault::World(format!("list reservations in {}: {error}", self.folder.display()));
-        let entries = match std::fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(fault)?,
-        };
         let mut containers = Vec::new();
-        for entry in entries {
+        for entry in if_there(std::fs::read_dir(&self.folder)).map_err(fault)?.into_iter().flatten() {
             let name = entry.map_err(fault)?.file_name();
             let id = name.to_str().and_then(|name| name.strip_suffix(WHOLE).or_else(|| name.strip_suffix(ASIDE)));
             containers.extend(id.and_then(|id| id.parse::<ContainerId>().ok()));
@@ -174,12 +169,8 @@ impl Reservations {
 }
 
 fn remove(path: &Path) -> Result<(), Fault> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Fault::World(format!("remove reservation {}: {error}", path.display())))
-        }
-        _ => Ok(()),
-    }
+    let removed = if_there(std::fs::remove_file(path)).map(drop);
+    removed.map_err(|error| Fault::World(format!("remove reservation {}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //! has refused; in the state folder, which containers were let go. Each is a file named by an id.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 
 /// A folder of marks.
@@ -36,24 +36,18 @@ impl Marks {
 
     pub(crate) fn set(&self, id: &str, content: &str) -> Result<(), Fault> {
         let path = self.folder.join(id);
-        let set = match std::fs::write(&path, content) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.folder).and_then(|()| std::fs::write(&path, content))
-            }
-            set => set,
+        let set = || match if_there(std::fs::write(&path, content))? {
+            Some(()) => Ok(()),
+            None => std::fs::create_dir_all(&self.folder).and_then(|()| std::fs::write(&path, content)),
         };
-        set.map_err(|error| Fault::World(format!("write {}: {error}", path.display())))
+        set().map_err(|error| Fault::World(format!("write {}: {error}", path.display())))
     }
 
     /// Takes a mark away; one that is not there is no error.
     pub(crate) fn clear(&self, id: &str) -> Result<(), Fault> {
         let path = self.folder.join(id);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Fault::World(format!("remove {}: {error}", path.display())))
-            }
-            _ => Ok(()),
-        }
+        let cleared = if_there(std::fs::remove_file(&path)).map(drop);
+        cleared.map_err(|error| Fault::World(format!("remove {}: {error}", path.display())))
     }
 
     /// The ids that are marked.

@@ -34,6 +34,7 @@ use tokio::sync::watch;
 use crate::edge::docker::{Container, Docker};
 use crate::edge::etcd::Etcd;
 use crate::edge::kept_file::KeptFile;
+use crate::edge::notes::Notes;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
 use crate::edge::wiring::Wirer;
@@ -81,6 +82,8 @@ pub(crate) struct Network {
     wirer: Wirer,
     /// What each container of ours is wired with, on this host's disk.
     reservations: Reservations,
+    /// The creates that have not come to their end, there too.
+    notes: Notes,
     /// The endpoints whose policy stands, as an earlier run may have left them.
     programmed_marks: Marks,
     /// The containers whose start the OCI hook has refused.
@@ -161,6 +164,7 @@ impl Network {
     ) -> Result<Self, Fault> {
         Ok(Network {
             reservations: Reservations::in_state_dir(&ground.state_dir),
+            notes: Notes::in_state_dir(&ground.state_dir),
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),
             released: Marks::released(&ground.state_dir),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{Etcd, Outcome, Write, to_json};
+use crate::edge::wall_clock;
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key, endpoint_reports_of};
 use crate::model::name::HostName;
@@ -79,8 +80,7 @@ impl Reporter {
     }
 
     async fn put_host_report(&self, interval: Interval, uptime: Duration, first_update: bool) -> Result<(), Fault> {
-        let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-        let report = to_json(&HostReport { time, uptime: uptime.as_secs(), first_update })?;
+        let report = to_json(&HostReport { time: wall_clock::now(), uptime: uptime.as_secs(), first_update })?;
         // A lease for each: it outlasts the next report or takes the key with it.
         let lease = self.etcd.lease(interval.ttl).await?;
         let writes = [

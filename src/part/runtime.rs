@@ -13,7 +13,7 @@ use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::edge::control::{Control, Unanswered};
 use crate::edge::exec;
@@ -22,6 +22,7 @@ use crate::edge::iptables;
 use crate::edge::netns::Netns;
 use crate::edge::reservations::Reservations;
 use crate::edge::run_dir::Marks;
+use crate::edge::wall_clock;
 use crate::edge::wiring::{Wirer, add_hosts_lines};
 use crate::model::control::{
     ContainerNamed, ContainerRefused, ContainerStarting, ContainerWired, ContainerWiring, REFUSED, STARTING, WIRED,
@@ -75,8 +76,7 @@ pub(crate) fn calico_runtime_main(args: Vec<OsString>) -> ExitCode {
 /// Tells who called where he looks for it, as runc would: what fails before runc is there comes to dockerd's client too.
 fn log(call: &RuntimeCall, text: &str) {
     let Some(path) = &call.log else { return };
-    let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let line = log_line(text, &time, call.logs_json);
+    let line = log_line(text, &wall_clock::now(), call.logs_json);
     let written = OpenOptions::new().append(true).create(true).open(path);
     if let Err(error) = written.and_then(|mut file| file.write_all(line.as_bytes())) {
         eprintln!("calico-runtime: write {}: {error}", path.display());

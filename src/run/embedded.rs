@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::EtcdAddress;
 use crate::edge::exec::{Spawner, Start};
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 use crate::plan::backoff::Backoff;
 
@@ -56,12 +57,8 @@ pub(super) fn prepare(spawner: Spawner, state_dir: &Path, run_dir: &Path) -> Res
 /// Takes away what an earlier node has told, which ran an etcd where this one is given another.
 pub(super) fn forget(run_dir: &Path) -> Result<(), Fault> {
     let path = run_dir.join(PLACE);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Fault::World(format!("remove {}: {error}", path.display())))
-        }
-        _ => Ok(()),
-    }
+    let removed = if_there(std::fs::remove_file(&path)).map(drop);
+    removed.map_err(|error| Fault::World(format!("remove {}: {error}", path.display())))
 }
 
 fn free_pair() -> Option<u16> {

@@ -2,10 +2,11 @@
 //!
 //! Pure: environment and files come in as functions, so that every way of naming a place is a row of a test.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::edge::etcd::{EtcdAddress, parse_authority, parse_endpoints};
+use crate::edge::files::if_there;
 use crate::model::fault::Fault;
 use crate::model::name::HostName;
 
@@ -78,15 +79,12 @@ impl Place<'_> {
         }
         let file = self.run_dir().join(ETCD_FILE);
         let name = file.display().to_string();
-        match (self.read)(&file) {
-            Ok(text) => Ok((Some(parse_endpoints(&name, &text)?), name)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Ok((None, format!("the default, as there is no {name}")))
-            }
-            Err(error) => {
-                Err(Fault::World(format!("read {name} to find etcd: {error}; name etcd in ETCD_ENDPOINTS instead")))
-            }
-        }
+        let fault =
+            |error| Fault::World(format!("read {name} to find etcd: {error}; name etcd in ETCD_ENDPOINTS instead"));
+        Ok(match if_there((self.read)(&file)).map_err(fault)? {
+            Some(text) => (Some(parse_endpoints(&name, &text)?), name),
+            None => (None, format!("the default, as there is no {name}")),
+        })
     }
 
     /// The authority that signed etcd's certificate, and the client's certificate with its key if it has one.
@@ -125,7 +123,7 @@ mod tests {
         };
         test(&Place {
             var: &|name| look(vars, name),
-            read: &|path| look(files, path.to_str().unwrap()).ok_or_else(|| io::Error::from(ErrorKind::NotFound)),
+            read: &|path| look(files, path.to_str().unwrap()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)),
             machine: "h1.example.org".to_owned(),
             root: false,
         })

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,7 @@ use super::{Network, Recorded};
 use crate::edge::docker::Listed;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
+use crate::edge::wall_clock;
 use crate::model::claim::{Change, Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
@@ -59,10 +60,6 @@ fn random<const N: usize>() -> Result<[u8; N], Fault> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Fault::World(format!("draw random bytes: {error}")))?;
     Ok(bytes)
-}
-
-pub(super) fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 /// The names of an endpoint's two ends.
@@ -189,7 +186,7 @@ impl Network {
             workload: None,
             endpoint: endpoint.clone(),
             name: ask.name.clone(),
-            since: now(),
+            since: wall_clock::now(),
         };
         let mut lost = BTreeSet::new();
         let mut newest = false;

@@ -4,62 +4,22 @@
 //! that nobody knows to be ours. So a note is written before the create is forwarded and removed when it is settled;
 //! at start a container that fits a note is bound as it would have been.
 
-use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::time::{Duration, SystemTime};
-
-use serde::{Deserialize, Serialize};
 
 use super::Network;
 use super::claims::with_undo;
 use crate::edge::docker::{Container, Listed};
 use crate::edge::fail_point::fail_point;
+use crate::edge::wall_clock::now_s;
 use crate::model::claim::Claim;
-use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
-use crate::model::name::{ContainerId, ProfileName};
-use crate::model::recreation::RecreationLabels;
+use crate::model::name::ContainerId;
+use crate::model::note::Note;
 use crate::model::wish::{AddressWish, Wish};
 use crate::plan::body::Ask;
 
-/// The folder of the notes, in the state folder.
-const NOTES: &str = "creating";
-
-/// How long a note waits for its container: dockerd may finish a create whose node is gone.
-const WAIT: Duration = Duration::from_mins(2);
-
-/// See the module.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Note {
-    request: String,
-    /// Seconds since 1970 at which the create was about to be forwarded.
-    since_s: u64,
-    /// Seconds since 1970 at which dockerd broke off the connection that it was to answer on. It does that when it ends, so
-    /// what it does not list after that it does not make either.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    ended_s: Option<u64>,
-    name: String,
-    /// What `CALICO_IP` said, and what came of it.
-    wished: Vec<AddressWish>,
-    addresses: Vec<std::net::IpAddr>,
-    profiles: Vec<ProfileName>,
-    requested: Requested,
-    #[serde(default)]
-    labels: RecreationLabels,
-}
-
-/// Seconds since 1970.
-pub(super) fn now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
 impl Network {
-    fn note_path(&self, request: &str) -> PathBuf {
-        self.ground.state_dir.join(NOTES).join(format!("{request}.json"))
-    }
-
-    /// Writes the note of a create that is about to be forwarded. It is whole or not there, also if the node is killed; a loss
-    /// of power may take it, and its claims with their lease.
+    /// Writes the note of a create that is about to be forwarded.
     pub(super) fn note(&self, request: &str, ask: &Ask, addresses: Vec<std::net::IpAddr>) -> Result<(), Fault> {
         let note = Note {
             request: request.to_owned(),
@@ -72,25 +32,15 @@ impl Network {
             requested: ask.requested.clone(),
             labels: ask.labels.clone(),
         };
-        self.write_note(&note)?;
+        self.notes.write(&note)?;
         fail_point("create: the note is written");
         Ok(())
     }
 
     /// Notes that dockerd has broken off the connection that it was to answer on.
     pub(super) fn note_end(&self, request: &str) -> Result<(), Fault> {
-        let Some(note) = read_note(&self.note_path(request))? else { return Ok(()) };
-        self.write_note(&Note { ended_s: Some(now_s()), ..note })
-    }
-
-    fn write_note(&self, note: &Note) -> Result<(), Fault> {
-        let path = self.note_path(&note.request);
-        let fault = |error: std::io::Error| Fault::World(format!("note the create in {}: {error}", path.display()));
-        let text = crate::edge::etcd::to_json(note)?;
-        let aside = path.with_extension("new");
-        std::fs::create_dir_all(self.ground.state_dir.join(NOTES)).map_err(fault)?;
-        std::fs::write(&aside, text).map_err(fault)?;
-        std::fs::rename(&aside, &path).map_err(fault)
+        let Some(note) = self.notes.read(request)? else { return Ok(()) };
+        self.notes.write(&Note { ended_s: Some(now_s()), ..note })
     }
 
     /// A create is under way from here on.
@@ -111,8 +61,7 @@ impl Network {
             ours.map(|(_, request)| request.to_owned()).collect()
         });
         for request in requests {
-            let is_noted =
-                || Ok::<_, Fault>(read_note(&self.note_path(&request))?.is_some_and(|note| !note.is_overdue()));
+            let is_noted = || Ok::<_, Fault>(self.notes.read(&request)?.is_some_and(|note| !note.is_overdue(now_s())));
             if !self.is_under_way(&request) && !is_noted()? {
                 tracing::info!(request, "releasing a claim that no create is under way for");
                 self.release_request(&request).await?;
@@ -123,12 +72,12 @@ impl Network {
 
     /// Whether there are notes, of which each may be a container's that is to be ours, or that cannot be told.
     pub(super) fn has_notes(&self) -> bool {
-        read_notes(&self.ground.state_dir.join(NOTES)).map_or(true, |notes| !notes.is_empty())
+        self.notes.all().map_or(true, |notes| !notes.is_empty())
     }
 
     /// Whether a container may be that of a create that has not come to its end.
     pub(super) fn is_noted(&self, container: &Container) -> Result<bool, Fault> {
-        let notes = read_notes(&self.ground.state_dir.join(NOTES))?;
+        let notes = self.notes.all()?;
         Ok(notes.iter().any(|note| note.names(&container.name) && note.is_of(&container.env)))
     }
 
@@ -141,11 +90,8 @@ impl Network {
     /// Removes a note; one that is not there is no error.
     pub(super) fn forget(&self, request: &str) {
         self.lose_sight(request);
-        let path = self.note_path(request);
-        if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %path.display(), "a settled create's note was not removed");
+        if let Err(fault) = self.notes.remove(request) {
+            tracing::warn!(%fault, "a create that is settled has a note still");
         }
     }
 
@@ -156,7 +102,7 @@ impl Network {
     /// What keeps each of them from being finished.
     pub(super) async fn finish_creates(&self, listed: &[Listed], listed_s: u64) -> Result<(), Vec<Fault>> {
         // A create of whose container the list tells has a note until it is recorded: so they are read in this order.
-        let notes = read_notes(&self.ground.state_dir.join(NOTES)).map_err(|fault| vec![fault])?;
+        let notes = self.notes.all().map_err(|fault| vec![fault])?;
         let (under_way, mut left): (Vec<Note>, Vec<Note>) =
             notes.into_iter().partition(|note| self.is_under_way(&note.request));
         // Who was told no profiles may have an image's: he takes what is left.
@@ -192,7 +138,7 @@ impl Network {
         listed_s: u64,
         known: &mut Vec<ContainerId>,
     ) -> Result<(), Fault> {
-        for one in listed.iter().filter(|one| note.fits(one)) {
+        for one in listed.iter().filter(|one| note.fits(&one.name, one.created_s)) {
             if known.contains(&one.id) {
                 continue;
             }
@@ -205,7 +151,7 @@ impl Network {
                 return Ok(());
             }
         }
-        if note.is_overdue() || note.ended_s.is_some_and(|ended_s| ended_s < listed_s) {
+        if note.is_overdue(now_s()) || note.ended_s.is_some_and(|ended_s| ended_s < listed_s) {
             self.release_request(&note.request).await?;
             self.forget(&note.request);
         }
@@ -214,7 +160,7 @@ impl Network {
 
     /// Binds the container of a note. As long as that cannot be, the note stays, and by that the container does not start.
     async fn finish(&self, note: Note, id: &ContainerId) -> Result<(), Fault> {
-        let (request, is_overdue) = (note.request.clone(), note.is_overdue());
+        let (request, is_overdue) = (note.request.clone(), note.is_overdue(now_s()));
         let ask = Ask {
             wish: Wish {
                 addresses: note.addresses.into_iter().map(AddressWish::Exactly).collect(),
@@ -233,153 +179,5 @@ impl Network {
         }
         self.forget(&request);
         Ok(())
-    }
-}
-
-impl Note {
-    /// Whether a container's environment holds the wish of this create.
-    fn is_of(&self, env: &[String]) -> bool {
-        let profiles = env.iter().find_map(|entry| entry.strip_prefix("CALICO_PROFILE="));
-        let wishes = env.iter().filter_map(|entry| entry.strip_prefix("CALICO_IP="));
-        let mut wishes = wishes.filter_map(|text| Wish::parse(text, profiles).ok());
-        wishes.any(|wish| wish.addresses == self.wished && (self.profiles.is_empty() || wish.profiles == self.profiles))
-    }
-
-    /// Whether it has waited for long enough.
-    fn is_overdue(&self) -> bool {
-        now_s() > self.since_s + WAIT.as_secs()
-    }
-
-    /// Whether the container of another create can fit this note.
-    fn may_be_taken_for(&self, other: &Note) -> bool {
-        self.name.is_empty() || self.name.trim_start_matches('/') == other.name.trim_start_matches('/')
-    }
-
-    /// Whether a container can be the one that this create was to make. dockerd's clock is ours.
-    fn fits(&self, listed: &Listed) -> bool {
-        let since = i64::try_from(self.since_s).unwrap_or(i64::MAX);
-        listed.created_s + 1 >= since && self.names(&listed.name)
-    }
-
-    /// Whether a container of a name can be the one.
-    fn names(&self, container: &str) -> bool {
-        self.name.is_empty() || self.name.trim_start_matches('/') == container
-    }
-}
-
-/// The notes that lie in a folder, which need not be there. Nobody can finish the create of one that cannot be understood, so its
-/// claim is to be released like any that has no note.
-fn read_notes(folder: &Path) -> Result<Vec<Note>, Fault> {
-    let fault = |error: std::io::Error| {
-        Fault::World(format!("read what was noted of creates in {}: {error}", folder.display()))
-    };
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(fault)?,
-    };
-    let mut notes = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(fault)?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        // One that is not there: its create has ended meanwhile.
-        notes.extend(read_note(&path)?);
-    }
-    Ok(notes)
-}
-
-/// One note; `None` if it is not there or cannot be understood: then it is told of and put aside.
-fn read_note(path: &Path) -> Result<Option<Note>, Fault> {
-    let fault =
-        |error: std::io::Error| Fault::World(format!("read what was noted of a create in {}: {error}", path.display()));
-    let text = match std::fs::read(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(fault)?,
-    };
-    match serde_json::from_slice(&text) {
-        Ok(note) => Ok(Some(note)),
-        Err(error) => {
-            let aside = path.with_extension("unreadable");
-            std::fs::rename(path, &aside).map_err(fault)?;
-            let path = aside.display();
-            tracing::warn!(%error, %path, "a note of a create was put aside, since it cannot be understood");
-            Ok(None)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_note_that_cannot_be_understood_is_put_aside_and_holds_up_no_other() {
-        let state = tempfile::tempdir().unwrap();
-        let folder = state.path().join(NOTES);
-        assert!(read_notes(&folder).unwrap().is_empty());
-        std::fs::create_dir(&folder).unwrap();
-        let good = r#"{"request":"a","since_s":1,"name":"","wished":[],"addresses":[],"profiles":[],"requested":{}}"#;
-        for (name, text) in [("a.json", good), ("b.json", "{"), ("c.new", "{")] {
-            std::fs::write(folder.join(name), text).unwrap();
-        }
-        for _ in 0..2 {
-            let read = read_notes(&folder).unwrap();
-            assert_eq!(read.iter().map(|note| note.request.as_str()).collect::<Vec<_>>(), ["a"]);
-        }
-        assert!(!folder.join("b.json").exists() && folder.join("b.unreadable").exists());
-        std::fs::create_dir(folder.join("d.json")).unwrap();
-        let told = read_notes(&folder).unwrap_err().to_string();
-        assert!(told.contains("d.json"), "{told}");
-    }
-
-    #[test]
-    fn a_note_waits_while_a_create_is_under_way_whose_container_it_would_fit() {
-        let note = |name: &str| Note {
-            request: "r".to_owned(),
-            since_s: 1000,
-            ended_s: None,
-            name: name.to_owned(),
-            wished: Vec::new(),
-            addresses: Vec::new(),
-            profiles: Vec::new(),
-            requested: Requested::default(),
-            labels: RecreationLabels::default(),
-        };
-        for (left, under_way, waits) in
-            [("ann", "ann", true), ("/ann", "ann", true), ("ann", "bob", false), ("ann", "", false), ("", "ann", true)]
-        {
-            assert_eq!(note(left).may_be_taken_for(&note(under_way)), waits, "{left:?} {under_way:?}");
-        }
-    }
-
-    #[test]
-    fn a_note_fits_only_a_later_container_with_its_very_wish() {
-        let note = Note {
-            request: "r".to_owned(),
-            since_s: 1000,
-            ended_s: None,
-            name: String::new(),
-            wished: vec![AddressWish::Exactly("10.0.0.1".parse().unwrap())],
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            profiles: Vec::new(),
-            requested: Requested::default(),
-            labels: RecreationLabels::default(),
-        };
-        let listed = |created_s| {
-            let (id, name) = ("a".repeat(64).parse().unwrap(), "x".to_owned());
-            Listed { id, name, running: false, created_s, networks: Vec::new() }
-        };
-        assert!(note.fits(&listed(1000)) && !note.fits(&listed(998)));
-        let env = |text: &str| vec!["A=b".to_owned(), text.to_owned()];
-        assert!(note.is_of(&env("CALICO_IP=10.0.0.1")));
-        for other in ["CALICO_IP=auto", "CALICO_IP=10.0.0.2", "CALICO_IP", "XCALICO_IP=10.0.0.1"] {
-            assert!(!note.is_of(&env(other)), "{other}");
-        }
-        // Of two unnamed creates that were cut off, each was finished with the other's profiles.
-        let with = ["CALICO_PROFILE=web".to_owned(), "CALICO_IP=10.0.0.1".to_owned()];
-        assert!(note.is_of(&with), "it may be the image that brings it");
-        assert!(!Note { profiles: vec!["db".parse().unwrap()], ..note.clone() }.is_of(&with));
-        assert!(Note { profiles: vec!["web".parse().unwrap()], ..note }.is_of(&with));
     }
 }

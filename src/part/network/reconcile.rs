@@ -21,10 +21,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Network;
-use super::creating::now_s;
 use super::settle::Waits;
 use crate::edge::docker::{Container, Event, Listed};
 use crate::edge::kernel_routes::{LinkEvent, listen};
+use crate::edge::wall_clock::now_s;
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::AssignmentKey;

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::claims::now;
 use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
 use crate::edge::docker::Container;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::reservations::Aside;
+use crate::edge::wall_clock;
 use crate::model::claim::{Claim, Successor};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
@@ -83,7 +83,7 @@ impl Network {
             for address in &inactive.addresses {
                 let (claim, held) = self.claim_of(*address).map_err(|fault| fault.during(&doing))?;
                 let path = Key::Assignment(claim);
-                let own = Claim::bound_again(&one.key, &container.name, now());
+                let own = Claim::bound_again(&one.key, &container.name, wall_clock::now());
                 match held {
                     None if waits && self.is_kept_of_another(*address, &container.id)? => {
                         return Err(Fault::Away(format!("{doing}: its address {address} is its holder's first")));

@@ -15,10 +15,11 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
+use crate::edge::wall_clock;
 use crate::model::fault::Fault;
 use crate::model::key::Key;
 use crate::model::name::HostName;
@@ -90,7 +91,7 @@ impl Store {
         }
         let told = snapshot.gone_back.as_ref();
         let (hosts, tells) = before.await_in(&found, told.and_then(Record::readable));
-        let since = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let since = wall_clock::now();
         let awaited = to_json(&serde_json::json!({"by": self.host, "since": since}))?;
         let writes: Vec<Write> =
             hosts.iter().map(|host| Write::Put(Key::Awaited(host.clone()), awaited.clone())).collect();
