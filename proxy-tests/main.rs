@@ -22,6 +22,7 @@ mod doors;
 mod drift;
 mod embedded;
 mod engine;
+mod everywhere;
 mod first_instruction;
 mod flows;
 mod guard;

@@ -19,6 +19,7 @@ pub(crate) mod profile;
 pub(crate) mod recreation;
 pub(crate) mod report;
 pub(crate) mod reservation;
+pub(crate) mod roll_call;
 pub(crate) mod rule;
 pub(crate) mod snapshot;
 pub(crate) mod wish;

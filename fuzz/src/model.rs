@@ -30,6 +30,8 @@ pub(crate) mod recreation;
 pub(crate) mod report;
 #[path = "../../src/model/reservation.rs"]
 pub(crate) mod reservation;
+#[path = "../../src/model/roll_call.rs"]
+pub(crate) mod roll_call;
 #[path = "../../src/model/rule.rs"]
 pub(crate) mod rule;
 #[path = "../../src/model/snapshot.rs"]

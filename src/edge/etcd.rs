@@ -313,6 +313,12 @@ impl Etcd {
         Ok(self.members.ask("grant a lease", grant).await?.id())
     }
 
+    /// Ends a lease: what hangs on it goes away.
+    pub(crate) async fn revoke(&self, lease: i64) -> Result<(), Fault> {
+        let revoke = |client: Client| async move { client.lease_client().revoke(lease).await };
+        self.members.ask("end a lease", revoke).await.map(drop)
+    }
+
     /// Keeps a lease alive. `false`: it has run out, or this etcd never granted it.
     pub(crate) async fn renew(&self, lease: i64) -> Result<bool, Fault> {
         // A stream each time: whichever member answers then renews it.

@@ -62,6 +62,8 @@ pub(crate) enum Key {
     GoneBack,
     /// There as long as what a host holds is not known, since the datastore has gone back to an older state.
     Awaited(HostName),
+    /// Somebody asks all hosts how far they are. It hangs on a lease, by which it is called.
+    RollCall(i64),
     Endpoint(EndpointKey),
     ProfileTags(ProfileName),
     ProfileRules(ProfileName),
@@ -80,6 +82,13 @@ pub(crate) enum Key {
     HostLastStatus(HostName),
     /// A node's report of an endpoint.
     EndpointStatus(EndpointKey),
+    /// A node's answer to a roll call.
+    RollAnswer(i64, HostName),
+}
+
+/// What the paths of all answers to a roll call begin with.
+pub(crate) fn answers_to(call: i64) -> String {
+    format!("{REPORTS}roll_call/{call}/")
 }
 
 /// What the paths of a host's reports of its endpoints begin with.
@@ -129,6 +138,11 @@ fn canonical_ip(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().filter(|ip| ip.to_string() == text)
 }
 
+/// The number of a lease.
+fn lease(text: &str) -> Option<i64> {
+    text.parse::<i64>().ok().filter(|lease| lease.to_string() == text)
+}
+
 impl Key {
     pub(crate) fn path(&self) -> String {
         match self {
@@ -138,6 +152,7 @@ impl Key {
             Key::HostIp(host) => format!("{V1}host/{host}/bird_ip"),
             Key::GoneBack => format!("{V1}gone_back"),
             Key::Awaited(host) => format!("{AWAITED}{host}"),
+            Key::RollCall(call) => format!("{V1}roll_call/{call}"),
             Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint }) => {
                 format!("{V1}host/{host}/workload/{orchestrator}/{workload}/endpoint/{endpoint}")
             }
@@ -157,6 +172,7 @@ impl Key {
             Key::EndpointStatus(EndpointKey { host, orchestrator, workload, endpoint }) => {
                 format!("{}{orchestrator}/{workload}/endpoint/{endpoint}", endpoint_reports_of(host))
             }
+            Key::RollAnswer(call, host) => format!("{}{host}", answers_to(*call)),
         }
     }
 
@@ -194,6 +210,7 @@ fn parse_v1(parts: &[&str]) -> Option<Key> {
         ["host", host, "bird_ip"] => Key::HostIp(host.parse().ok()?),
         ["gone_back"] => Key::GoneBack,
         ["awaited", host] => Key::Awaited(host.parse().ok()?),
+        ["roll_call", call] => Key::RollCall(lease(call)?),
         ["host", host, "workload", rest @ ..] => Key::Endpoint(parse_endpoint(host, rest)?),
         ["policy", "profile", profile, "tags"] => Key::ProfileTags(profile.parse().ok()?),
         ["policy", "profile", profile, "rules"] => Key::ProfileRules(profile.parse().ok()?),
@@ -222,6 +239,7 @@ fn parse_report(parts: &[&str]) -> Option<Key> {
         ["host", host, "status"] => Key::HostStatus(host.parse().ok()?),
         ["host", host, "last_reported_status"] => Key::HostLastStatus(host.parse().ok()?),
         ["host", host, "workload", rest @ ..] => Key::EndpointStatus(parse_endpoint(host, rest)?),
+        ["roll_call", call, host] => Key::RollAnswer(lease(call)?, host.parse().ok()?),
         _ => return None,
     })
 }
@@ -275,6 +293,8 @@ mod tests {
             (name(), "[A-Za-z0-9]{1,20}").prop_map(|(host, param)| Key::HostConfig(host, param)),
             name().prop_map(Key::HostIp),
             name().prop_map(Key::Awaited),
+            any::<i64>().prop_map(Key::RollCall),
+            (any::<i64>(), name()).prop_map(|(call, host)| Key::RollAnswer(call, host)),
             (name(), name(), name(), name()).prop_map(|(host, orchestrator, workload, endpoint)| {
                 Key::Endpoint(EndpointKey { host, orchestrator, workload, endpoint })
             }),

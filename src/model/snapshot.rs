@@ -23,6 +23,7 @@ use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
 use super::name::{EndpointId, HostName, IfName, Orchestrator, ProfileName, TagName, WorkloadId};
 use super::pool::{Family, Pool};
 use super::profile::Rules;
+use super::roll_call::RollCall;
 
 /// A record and the revision of the datastore at which it was last written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,8 @@ pub(crate) struct Snapshot {
     pub(crate) gone_back: Option<Record<GoneBack>>,
     /// The hosts of which it is not known what they hold.
     pub(crate) awaited: Records<HostName, ()>,
+    /// By their leases.
+    pub(crate) roll_calls: Records<i64, RollCall>,
     /// Those that are kept in whole.
     pub(crate) endpoints: Records<EndpointKey, Endpoint>,
     /// The others.
@@ -209,6 +212,7 @@ impl Snapshot {
             Key::GoneBack => store_one(&mut self.gone_back, change, json),
             // That it is there is all it says to nodes.
             Key::Awaited(host) => store(&mut self.awaited, host, change, |_| Ok(())),
+            Key::RollCall(call) => store(&mut self.roll_calls, call, change, json),
             Key::Endpoint(key) if self.keeps_whole(&key.host) => self.store_endpoint(&key, change),
             Key::Endpoint(_) => self.store_remote(change),
             Key::ProfileTags(profile) => store(&mut self.tags, profile, change, json),
@@ -220,7 +224,7 @@ impl Snapshot {
             Key::BgpPeer(scope, ip) => store(&mut self.bgp_peers, (scope, ip), change, json),
             Key::BgpHostIp(host, family) => store(&mut self.bgp_ips, (host, family), change, optional_ip),
             Key::BgpLogLevel(scope) => store(&mut self.bgp_log, scope, change, plain),
-            Key::HostStatus(_) | Key::HostLastStatus(_) | Key::EndpointStatus(_) => return None,
+            Key::HostStatus(_) | Key::HostLastStatus(_) | Key::EndpointStatus(_) | Key::RollAnswer(..) => return None,
         }
         Some(key)
     }

@@ -7,6 +7,7 @@
 
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -20,6 +21,7 @@ mod node;
 mod place;
 mod pool;
 mod profile;
+mod roll_call;
 mod status;
 mod table;
 mod words;
@@ -27,7 +29,8 @@ mod words;
 use place::Place;
 
 const ENVIRONMENT: &str = "\
-Exit codes: 0 done; 1 not done, wrong usage included; 2 the command must be run as root.
+Exit codes: 0 done; 1 not done, wrong usage included; 2 the command must be run as root;
+3 done, but with --wait not on every host yet.
 
 Environment:
   ETCD_ENDPOINTS     where etcd is: http://HOST:PORT, several separated by commas
@@ -45,6 +48,9 @@ struct Cli {
     /// How to print the answer
     #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
+    /// When it is done, wait for so many seconds, or 10, until all hosts have taken it in
+    #[arg(long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = roll_call::patience)]
+    wait: Option<Duration>,
     #[command(subcommand)]
     command: Command,
 }
@@ -103,6 +109,8 @@ enum Failure {
     /// The words make no command; or they ask for help, which clap hands over the same way.
     Usage(Box<clap::Error>),
     NotRoot,
+    /// It is done, and waited for; where it does not hold yet, and why.
+    NotEverywhere(String),
     Fault(Fault),
 }
 
@@ -131,6 +139,7 @@ impl Failure {
                 _ => 1,
             },
             Failure::NotRoot => 2,
+            Failure::NotEverywhere(_) => 3,
             Failure::Fault(_) => 1,
         }
     }
@@ -149,29 +158,30 @@ pub fn calicoctl_main() -> ExitCode {
         root: nix::unistd::geteuid().is_root(),
     };
     let line = words::split(std::env::args_os().collect());
-    let code = match run(line, &place) {
-        Ok(text) => print(&text),
+    match run(line, &place) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             report(&failure);
-            failure.exit_code()
+            ExitCode::from(failure.exit_code())
         }
-    };
-    ExitCode::from(code)
+    }
 }
 
-/// Reads the words, does what they say, and gives the text to print.
-fn run(line: words::Line, place: &Place<'_>) -> Result<String, Failure> {
+/// Reads the words, does what they say, prints the answer, and waits if they say so.
+fn run(line: words::Line, place: &Place<'_>) -> Result<(), Failure> {
     let cli = Cli::try_parse_from(line.arguments).map_err(|error| Failure::Usage(Box::new(error)))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fault::World(format!("start the runtime: {error}")))?;
+    let objects = roll_call::objects(&cli.command, line.subject.as_deref());
     let answer = runtime.block_on(dispatch(cli.command, line.subject, place))?;
-    match cli.output {
-        Output::Table if answer.text.is_empty() => Ok(String::new()),
-        Output::Table => Ok(format!("{}\n", answer.text)),
-        Output::Json => Ok(format!("{:#}\n", answer.json)),
-    }
+    print(&match cli.output {
+        Output::Table if answer.text.is_empty() => String::new(),
+        Output::Table => format!("{}\n", answer.text),
+        Output::Json => format!("{:#}\n", answer.json),
+    })?;
+    cli.wait.map_or(Ok(()), |patience| runtime.block_on(roll_call::everywhere(objects, patience, place)))
 }
 
 async fn dispatch(command: Command, subject: Option<String>, place: &Place<'_>) -> Result<Answer, Failure> {
@@ -189,19 +199,20 @@ async fn dispatch(command: Command, subject: Option<String>, place: &Place<'_>) 
     }
 }
 
-/// Prints an answer; the exit code.
-fn print(text: &str) -> u8 {
+/// Prints an answer.
+fn print(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => 0,
         // `calicoctl … | head` has read what it wanted.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => 0,
-        Err(error) => {
-            let failure = Failure::Fault(Fault::World(format!("print the answer: {error}")));
-            report(&failure);
-            failure.exit_code()
-        }
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Fault::World(format!("print the answer: {error}"))),
+        _ => Ok(()),
     }
+}
+
+/// Tells people something of several lines, of which nothing but line ends goes to their terminal as it is.
+fn say(text: &str) -> std::io::Result<()> {
+    let lines: Vec<String> = text.lines().map(table::printable).collect();
+    writeln!(std::io::stderr(), "{}", lines.join("\n"))
 }
 
 /// Tells people why. A failure to do even that has nobody left to be told.
@@ -209,10 +220,8 @@ fn report(failure: &Failure) {
     let _ = match failure {
         Failure::Usage(error) => error.print(),
         Failure::NotRoot => writeln!(std::io::stderr(), "This command must be run as root."),
-        Failure::Fault(fault) => {
-            let lines: Vec<String> = fault.to_string().lines().map(table::printable).collect();
-            writeln!(std::io::stderr(), "{}", lines.join("\n"))
-        }
+        Failure::NotEverywhere(text) => say(text),
+        Failure::Fault(fault) => say(&fault.to_string()),
     };
 }
 
@@ -258,6 +267,9 @@ mod tests {
             "pool show --ipv6 --output json",
             "status -o json",
             "version",
+            "profile p rule update --wait",
+            "profile --wait=3 p rule update",
+            "container web profile set a --wait=0",
         ] {
             let (cli, _) = parse(text);
             assert!(cli.is_ok(), "{text}: {}", cli.unwrap_err());
@@ -277,6 +289,8 @@ mod tests {
             ("profile add a/b", 1),
             ("pool add 127.a.0.1", 1),
             ("pool add", 1),
+            ("profile add p --wait=3s", 1),
+            ("profile add p --wait=-1", 1),
             ("pool show --ipv4 --ipv6", 1),
             ("--help", 0),
             ("container --help", 0),
@@ -289,8 +303,9 @@ mod tests {
     }
 
     #[test]
-    fn only_a_missing_root_exits_2() {
+    fn only_a_missing_root_exits_2_and_only_a_host_that_is_behind_3() {
         assert_eq!(Failure::NotRoot.exit_code(), 2);
+        assert_eq!(Failure::NotEverywhere(String::new()).exit_code(), 3);
         for fault in [Fault::Refusal, Fault::Conflict, Fault::Away, Fault::DockerAway, Fault::World] {
             assert_eq!(Failure::Fault(fault(String::new())).exit_code(), 1);
         }

@@ -5,7 +5,7 @@
 //! once, [`APART`] apart. What stands there is read when this begins and whenever etcd has been away, so what an earlier
 //! run has left is put right. The keys are of no use to agents, so no node's view holds them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::edge::etcd::{Etcd, Outcome, Write, to_json};
+use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
 use crate::edge::wall_clock;
 use crate::model::fault::Fault;
 use crate::model::key::{EndpointKey, Key, endpoint_reports_of};
 use crate::model::name::HostName;
 use crate::model::report::{EndpointReport, Health, HostReport};
+use crate::model::roll_call::{RollAnswer, RollCall};
 use crate::part::agent::Programmed;
 use crate::part::network::Network;
 use crate::part::store::Store;
@@ -51,6 +52,7 @@ impl Reporter {
             () = stop.cancelled() => {}
             () = self.tell_of_host() => {}
             () = self.tell_of_endpoints() => {}
+            () = self.answer_roll_calls() => {}
         }
     }
 
@@ -91,6 +93,55 @@ impl Reporter {
             self.store.reported(revision);
         }
         Ok(())
+    }
+
+    /// Answers each roll call when this host's kernel holds what the datastore said when it was made.
+    async fn answer_roll_calls(&self) {
+        let (mut synced, mut programmed) = (self.store.synced(), self.programmed.clone());
+        let mut answered = BTreeSet::new();
+        loop {
+            synced.borrow_and_update();
+            programmed.borrow_and_update();
+            for (call, answer) in self.due_answers(&mut answered) {
+                if let Err(fault) = self.answer(call, &answer).await {
+                    tracing::debug!(%fault, "a roll call is not answered yet");
+                    sleep(RETRY).await;
+                    break;
+                }
+                answered.insert(call);
+            }
+            let ended = tokio::select! {
+                changed = synced.changed() => changed.is_err(),
+                changed = programmed.changed() => changed.is_err(),
+            };
+            if ended {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// The answers that can be given and are not among those which were.
+    fn due_answers(&self, answered: &mut BTreeSet<i64>) -> Vec<(i64, RollAnswer)> {
+        self.store.read(|snapshot| {
+            answered.retain(|call| snapshot.roll_calls.contains_key(call));
+            let open = snapshot.roll_calls.iter().filter(|(call, _)| !answered.contains(call));
+            let open: Vec<_> =
+                open.filter_map(|(call, record)| Some((*call, record.revision, record.readable()?))).collect();
+            let programmed = self.programmed.borrow();
+            let reached =
+                open.into_iter().filter(|(_, revision, _)| programmed.in_sync && programmed.revision >= *revision);
+            let faults_of = |call: &RollCall| {
+                let fault = |object: &String| Some((object.clone(), programmed.faults.get(object)?.clone()));
+                RollAnswer { faults: call.objects.iter().filter_map(fault).collect() }
+            };
+            reached.map(|(call, _, asked)| (call, faults_of(asked))).collect()
+        })
+    }
+
+    async fn answer(&self, call: i64, answer: &RollAnswer) -> Result<(), Fault> {
+        let write = Write::PutLeased(Key::RollAnswer(call, self.host.clone()), to_json(answer)?, call);
+        // Nobody waits any more if it is gone, and its lease with it.
+        self.etcd.transact("answer a roll call", &[When::Present(Key::RollCall(call))], &[write]).await.map(drop)
     }
 
     async fn tell_of_endpoints(&self) {

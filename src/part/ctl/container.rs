@@ -77,6 +77,16 @@ pub(super) enum ProfileChange {
     },
 }
 
+impl ProfileChange {
+    pub(super) fn profiles(&self) -> &[ProfileName] {
+        match self {
+            ProfileChange::Append { profiles }
+            | ProfileChange::Remove { profiles }
+            | ProfileChange::Set { profiles } => profiles,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum EndpointOf {
     /// Show it with its addresses and profiles

@@ -1,12 +1,15 @@
 //! The datastore as commands see it: load it, decide on an edit, write the edit if nothing it depends on has changed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::place::{EtcdPlace, Place};
 use crate::edge::etcd::{Etcd, Outcome, When, Write};
 use crate::model::fault::Fault;
-use crate::model::key::Key;
+use crate::model::key::{Key, answers_to};
+use crate::model::name::HostName;
 use crate::model::report::EndpointReport;
+use crate::model::roll_call::RollAnswer;
 use crate::model::snapshot::Snapshot;
 
 /// How often a command decides anew because somebody else was quicker.
@@ -50,6 +53,25 @@ impl Datastore {
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, Fault> {
         let found = self.etcd.get(key).await.map_err(|fault| with_advice(fault, &self.source))?;
         Ok(found.map(|found| found.value))
+    }
+
+    /// A new lease.
+    pub(crate) async fn lease(&self, lasts: Duration) -> Result<i64, Fault> {
+        self.etcd.lease(lasts).await.map_err(|fault| with_advice(fault, &self.source))
+    }
+
+    pub(crate) async fn end_lease(&self, lease: i64) -> Result<(), Fault> {
+        self.etcd.revoke(lease).await.map_err(|fault| with_advice(fault, &self.source))
+    }
+
+    /// The answers to a roll call, as far as they can be read.
+    pub(crate) async fn answers(&self, call: i64) -> Result<BTreeMap<HostName, RollAnswer>, Fault> {
+        let found = self.etcd.below(&answers_to(call)).await.map_err(|fault| with_advice(fault, &self.source))?;
+        let answers = found.into_iter().filter_map(|(path, value)| match Key::parse(&path) {
+            Some(Key::RollAnswer(_, host)) => Some((host, serde_json::from_slice(&value).ok()?)),
+            _ => None,
+        });
+        Ok(answers.collect())
     }
 
     /// What the nodes say of the endpoints below a path of reports, by the endpoint's id.

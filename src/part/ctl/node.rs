@@ -68,21 +68,22 @@ pub(super) async fn run(command: Node, place: &Place<'_>) -> Result<Answer, Fail
 
 /// What a node has last said of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct LastReport {
+pub(super) struct LastReport {
     /// When; `None`: never, or not in words that are understood.
     time: Option<String>,
     /// Whether the report still holds.
-    holds: bool,
+    pub(super) holds: bool,
 }
 
-async fn last_report(datastore: &Datastore, host: &HostName) -> Result<LastReport, Fault> {
+pub(super) async fn last_report(datastore: &Datastore, host: &HostName) -> Result<LastReport, Fault> {
     let holds = datastore.get(&Key::HostStatus(host.clone())).await?.is_some();
     let last = datastore.get(&Key::HostLastStatus(host.clone())).await?;
     let report = last.and_then(|value| serde_json::from_slice::<HostReport>(&value).ok());
     Ok(LastReport { time: report.map(|report| report.time), holds })
 }
 
-fn hosts(snapshot: &Snapshot) -> BTreeSet<HostName> {
+/// The hosts that a view knows.
+pub(super) fn hosts(snapshot: &Snapshot) -> BTreeSet<HostName> {
     let bgp = snapshot.bgp_ips.keys().map(|(host, _)| host);
     snapshot.host_ips.keys().chain(bgp).chain(snapshot.awaited.keys()).cloned().collect()
 }
