@@ -1,5 +1,6 @@
 //! Whatever becomes of etcd, the dataplane keeps standing, and is exact again afterwards.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -387,6 +388,44 @@ fn in_a_datastore_that_was_restored_no_address_is_given_out_before_every_host_ha
         wait_until("nobody waits any more", BACK * 2, || host.is_ready());
     }
     h1.run("eve", WEB);
+}
+
+/// Its host had said that the datastore has what it holds before it had, and the address was free as soon as the other host had
+/// found its container gone.
+#[test]
+fn who_has_an_address_that_the_backup_gives_to_another_hosts_destroyed_container_keeps_it() {
+    let lab = Lab::running(2);
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let (ann, old) = (h1.run("ann", WEB), h1.run("old", WEB));
+    let address = old.ip();
+    let backup = lab.etcd_folder().with_extension("old");
+    with_data(&lab, |data| copy(data, &backup));
+    lab.all_hosts().iter().for_each(comes_back);
+    old.remove();
+    let wish = format!("CALICO_IP={address}");
+    let bob = h2.run("bob", &format!("-e {wish} -e CALICO_PROFILE=web"));
+    ann.comes_to_reach(address);
+    lab.all_hosts().iter().for_each(Host::stop_node);
+    with_data(&lab, |data| copy(&backup, data));
+
+    lab.all_hosts().iter().for_each(|host| host.spawn_node(&[]));
+    let (mut tries, mut refusals) = (0, BTreeSet::new());
+    wait_until("both follow etcd", SOON * 2, || {
+        // Nobody answers while it starts.
+        if let Some(answer) = h1.try_create("thief", &[&wish], &json!({})) {
+            tries += 1;
+            assert_ne!(answer.status, 201, "the address was given to somebody else");
+            refusals.insert(answer.status);
+        }
+        lab.all_hosts().iter().all(Host::is_ready)
+    });
+    assert!(tries > 10 && refusals.contains(&503), "{tries} tries, refused with {refusals:?}");
+    assert_eq!(bob.ip(), address);
+    assert_eq!(h1.create("thief", &[&wish]).status, 409);
+    ann.comes_to_reach(address);
+    assert_eq!(lab.etcd().keys("/calico/v1/awaited/"), [""; 0]);
+    lab.assert_consistent();
+    lab.remove_everything();
 }
 
 /// Each host that noticed late had all others speak again, and one that was off by then kept the cluster without addresses.

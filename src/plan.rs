@@ -1,5 +1,6 @@
 //! The decisions: pure functions from typed values to typed values. No clock, no file, no network, no environment.
 
+pub(crate) mod account;
 pub(crate) mod address;
 #[cfg(test)]
 mod agreement;

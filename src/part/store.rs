@@ -73,6 +73,8 @@ pub(crate) struct Store {
     seen: Mutex<Option<Seen>>,
     /// Whether this process follows the datastore no more, and another may in its place.
     has_ended: AtomicBool,
+    /// Why this host does not say yet what it holds, though it is asked.
+    outstanding: RwLock<Option<String>>,
     /// The containers that are gone, of which something is kept here still.
     going: Mutex<HashSet<ContainerId>>,
 }
@@ -96,6 +98,7 @@ impl Store {
             doubt: RwLock::default(),
             seen: Mutex::default(),
             has_ended: AtomicBool::default(),
+            outstanding: RwLock::default(),
             going: Mutex::default(),
         }
     }
@@ -341,7 +344,7 @@ impl Store {
     async fn stand(&self, etcd: &Etcd, holdings: &Holdings, watch: &mut Watch, known: &mut Option<Standing>) -> Fault {
         tokio::select! {
             ended = self.heed(watch, known) => ended,
-            never = self.speak(etcd) => match never {},
+            never = self.speak(etcd, holdings) => match never {},
             never = self.keep_up(holdings) => match never {},
         }
     }

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::{MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
@@ -35,13 +35,19 @@ const MOST: usize = 100;
 /// How long to wait before this host says again that it has spoken, where that came to nothing.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How long to wait for what this host or another is about to mend: all containers are compared with the datastore, and what
+/// has failed is tried again, every ten seconds.
+const SETTLES: Duration = Duration::from_secs(15);
+
 /// How often it is kept on the disk how far the datastore has come.
 const KEEP_SEEN_EVERY: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Why no address may be given out: another host may hold it, and has not said so yet.
     pub(crate) fn withheld(&self) -> Option<String> {
-        self.read(|snapshot| standing::waits_for(snapshot.awaited.keys()))
+        let why = self.read(|snapshot| standing::waits_for(snapshot.awaited.keys()))?;
+        let own = self.outstanding.read().unwrap_or_else(PoisonError::into_inner);
+        Some(own.as_ref().map_or(why.clone(), |own| format!("{why}; on this host, {own}")))
     }
 
     /// Notes this host's report of itself.
@@ -114,24 +120,63 @@ impl Store {
         Ok(true)
     }
 
-    /// Says each time that this host is awaited that it has put back what it holds, as it has when it follows the datastore.
-    pub(super) async fn speak(&self, etcd: &Etcd) -> Infallible {
+    /// Says each time that this host is awaited that the datastore has what it holds, once it does.
+    pub(super) async fn speak(&self, etcd: &Etcd, holdings: &Holdings) -> Infallible {
         let mut synced = self.synced();
+        let mut since: Option<Instant> = None;
         loop {
             synced.borrow_and_update();
-            if let Some(revision) = self.read(|snapshot| Some(snapshot.awaited.get(&self.host)?.revision)) {
-                let key = Key::Awaited(self.host.clone());
-                // Of this word and no later one: whoever awaits it after that is to have an answer of his own.
-                let (when, spoken) = ([When::At(key.clone(), revision)], [Write::Delete(key)]);
-                if let Err(fault) = etcd.transact("say what this host holds", &when, &spoken).await {
-                    tracing::debug!(%fault, "the others are not told that this host has put back what it holds");
+            let awaited = self.read(|snapshot| Some(snapshot.awaited.get(&self.host)?.revision));
+            if let Some(revision) = awaited {
+                let waited = since.get_or_insert_with(Instant::now).elapsed();
+                let said = match self.missing(holdings, waited).await {
+                    Some(why) => Err(why),
+                    None => self.say(etcd, revision).await.map_err(|fault| fault.to_string()),
+                };
+                self.tell_outstanding(said.clone().err());
+                if said.is_err() {
                     tokio::time::sleep(AGAIN).await;
                     continue;
                 }
+            } else {
+                since = None;
+                self.tell_outstanding(None);
             }
             if synced.changed().await.is_err() {
                 return std::future::pending().await;
             }
+        }
+    }
+
+    /// What keeps this host from saying that the datastore has what it holds, when it has been awaited for so long.
+    async fn missing(&self, holdings: &Holdings, waited: Duration) -> Option<String> {
+        match self.outstanding(holdings).await {
+            // It is not to be had: the address is somebody else's by now, or in no pool. All others go on.
+            Ok(Some(why)) if waited >= SETTLES => {
+                tracing::warn!(
+                    why,
+                    "the other hosts are told that the datastore has what this one holds, though it has not"
+                );
+                None
+            }
+            Ok(outstanding) => outstanding,
+            Err(fault) => Some(fault.to_string()),
+        }
+    }
+
+    /// Says that the datastore has what this host holds.
+    async fn say(&self, etcd: &Etcd, revision: i64) -> Result<(), Fault> {
+        let key = Key::Awaited(self.host.clone());
+        // In answer to this word and no later one: whoever awaits it after that is to have an answer of his own.
+        let (when, spoken) = ([When::At(key.clone(), revision)], [Write::Delete(key)]);
+        etcd.transact("say what this host holds", &when, &spoken).await.map(drop)
+    }
+
+    fn tell_outstanding(&self, now: Option<String>) {
+        let before =
+            std::mem::replace(&mut *self.outstanding.write().unwrap_or_else(PoisonError::into_inner), now.clone());
+        if let Some(why) = now.filter(|now| before.as_ref() != Some(now)) {
+            tracing::warn!(why, "the other hosts are not told yet that the datastore has what this one holds");
         }
     }
 

@@ -15,13 +15,15 @@ use ipnet::IpNet;
 
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
+use crate::edge::reservations::Reservations;
 use crate::model::claim::{Claim, Owner, Successor};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
-use crate::model::name::{ContainerId, Orchestrator, ProfileName};
+use crate::model::name::{ContainerId, HostName, Orchestrator, ProfileName};
 use crate::model::snapshot::{Record, Snapshot};
 use crate::part::defaults;
+use crate::plan::account::outstanding;
 
 type Transaction = (Vec<When>, Vec<Write>);
 
@@ -38,7 +40,43 @@ fn absent(key: Key, value: Vec<u8>) -> Transaction {
     (vec![When::Absent(key.clone())], vec![Write::Put(key, value)])
 }
 
+/// The endpoints that are kept on a host's disk, of some containers. Blocks for as long as that is read.
+fn kept(reservations: &Reservations, host: &HostName, containers: &[ContainerId]) -> Vec<Kept> {
+    let mut kept = Vec::new();
+    for container in containers {
+        match reservations.read(container) {
+            Ok(reservation) => {
+                kept.extend(reservation.into_iter().flat_map(|one| {
+                    let waits = one.withheld.is_some();
+                    one.endpoints.into_iter().map(move |(id, endpoint)| {
+                        let (host, orchestrator) = (host.clone(), Orchestrator::docker());
+                        let key = EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id };
+                        Kept { key, endpoint, waits }
+                    })
+                }));
+            }
+            // Who settles the container says so.
+            Err(fault) => tracing::debug!(%fault, "what is kept of a container is not put back"),
+        }
+    }
+    kept
+}
+
 impl Store {
+    /// What this host holds otherwise than the view says.
+    pub(super) async fn outstanding(&self, holdings: &Holdings) -> Result<Option<String>, Fault> {
+        let (reservations, host) = (holdings.reservations.clone(), self.host.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let reserved = reservations.containers()?;
+            let kept = kept(&reservations, &host, &reserved);
+            Ok::<_, Fault>((reserved, kept))
+        });
+        let (reserved, kept) =
+            read.await.map_err(|error| Fault::World(format!("read what is kept of containers: {error}")))??;
+        let kept = kept.iter().map(|one| (&one.key, &one.endpoint));
+        Ok(self.read(|view| outstanding(view, &self.host, &reserved, kept)))
+    }
+
     /// Writes what the datastore `found` lacks of this host. Answers whether there was anything. `known`: the view is one
     /// of this datastore, as it was before.
     pub(super) async fn put_back(
@@ -49,25 +87,10 @@ impl Store {
         found: &Snapshot,
         known: bool,
     ) -> Result<bool, Fault> {
-        let mut kept = Vec::new();
         // Asked before the disk is looked at: a file goes before it is forgotten that its container is going.
         let going = self.going().clone();
-        for container in reserved.iter().filter(|container| !going.contains(*container)) {
-            match holdings.reservations.read(container) {
-                Ok(reservation) => {
-                    kept.extend(reservation.into_iter().flat_map(|one| {
-                        let waits = one.withheld.is_some();
-                        one.endpoints.into_iter().map(move |(id, endpoint)| {
-                            let (host, orchestrator) = (holdings.host.name.clone(), Orchestrator::docker());
-                            let key = EndpointKey { host, orchestrator, workload: container.workload(), endpoint: id };
-                            Kept { key, endpoint, waits }
-                        })
-                    }));
-                }
-                // Who settles the container says so.
-                Err(fault) => tracing::debug!(%fault, "what is kept of a container is not put back"),
-            }
-        }
+        let staying: Vec<ContainerId> = reserved.iter().filter(|one| !going.contains(*one)).cloned().collect();
+        let kept = kept(&holdings.reservations, &self.host, &staying);
         let transactions = self.read(|before| {
             let mut transactions = Loss { kept: &kept, reserved, before, found }.transactions()?;
             let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
