@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +47,7 @@ const STANDS: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How long to wait before reading all again where that has failed and what happens is followed all the same.
-const READ_AGAIN: Duration = Duration::from_mins(1);
+const READ_AGAIN: Duration = Duration::from_secs(10);
 
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,6 +75,8 @@ pub(crate) struct Store {
     has_ended: AtomicBool,
     /// Why this host does not say yet what it holds, though it is asked.
     outstanding: RwLock<Option<String>>,
+    /// The datastore has lost something of this host's containers: a load puts it back.
+    lacks: Notify,
     /// The containers that are gone, of which something is kept here still.
     going: Mutex<HashSet<ContainerId>>,
 }
@@ -99,6 +101,7 @@ impl Store {
             seen: Mutex::default(),
             has_ended: AtomicBool::default(),
             outstanding: RwLock::default(),
+            lacks: Notify::new(),
             going: Mutex::default(),
         }
     }
@@ -369,16 +372,21 @@ impl Store {
                 continue;
             }
             if let Some(address) = self.take_in(&changes) {
-                // The load that follows puts it back.
-                return Fault::Away(format!(
-                    "watch the datastore: the claim of {address} was taken away, and not its endpoint"
-                ));
+                tracing::warn!(%address, "the claim of an address was taken away, and not its endpoint: it is put back");
+                self.lacks.notify_one();
             }
         }
     }
 
-    /// Waits until all is to be read again, as the settings have it.
+    /// Waits until all is to be read again: as the settings have it, or because something is to be put back.
     async fn resync_due(&self) {
+        tokio::select! {
+            () = self.lacks.notified() => {}
+            () = self.resync_interval() => {}
+        }
+    }
+
+    async fn resync_interval(&self) {
         let (began, mut settings) = (Instant::now(), self.settings());
         loop {
             let due = settings.borrow_and_update().resync.map(|every| began + every);
