@@ -428,6 +428,45 @@ fn who_has_an_address_that_the_backup_gives_to_another_hosts_destroyed_container
     lab.remove_everything();
 }
 
+/// It had two endpoints then, and was dark until somebody removed one.
+#[test]
+fn a_container_that_was_taken_out_and_added_again_since_the_backup_keeps_its_new_network() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let (ann, bob, cat) = (h1.run("ann", WEB), h1.run("bob", WEB), h1.run("cat", WEB));
+    let backup = lab.etcd_folder().with_extension("old");
+    with_data(&lab, |data| copy(data, &backup));
+    comes_back(h1);
+    // One gets another address, the other the same again.
+    for (container, address) in [(&ann, "192.168.7.7".to_owned()), (&bob, bob.ip().to_string())] {
+        h1.calicoctl(&format!("container remove {}", container.name)).ok();
+        h1.calicoctl(&format!("container add {} {address}", container.name)).ok();
+        container.set_profiles("web");
+    }
+    reach_each_other(&[&ann, &bob, &cat]);
+    // No event of Docker's tells of the profiles that they were given.
+    for container in [&ann, &bob] {
+        let kept = h1.state_dir().join(format!("reservations/{}.json", container.id));
+        wait_until("its profile is kept", SOON * 2, || std::fs::read_to_string(&kept).unwrap().contains(r#"["web"]"#));
+    }
+    let before = h1.workload_keys();
+    for stops in [true, false] {
+        if stops {
+            h1.stop_node();
+        }
+        with_data(&lab, |data| copy(&backup, data));
+        if stops {
+            h1.spawn_node(&[]);
+        }
+        wait_until("the node follows etcd", BACK * 4, || h1.is_ready());
+        assert_eq!(h1.workload_keys(), before);
+        assert_eq!(ann.ip(), Ipv4Addr::new(192, 168, 7, 7));
+        reach_each_other(&[&ann, &bob, &cat]);
+        lab.assert_consistent();
+    }
+    lab.remove_everything();
+}
+
 /// Each host that noticed late had all others speak again, and one that was off by then kept the cluster without addresses.
 #[test]
 fn a_host_that_notices_a_restore_late_awaits_nobody_who_was_awaited_before() {

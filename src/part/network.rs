@@ -82,6 +82,8 @@ pub(crate) struct Network {
     wirer: Wirer,
     /// What each container of ours is wired with, on this host's disk.
     reservations: Reservations,
+    /// The revision of each container's newest record when what is kept of it was last brought up to date.
+    kept_at: Mutex<HashMap<ContainerId, i64>>,
     /// The creates that have not come to their end, there too.
     notes: Notes,
     /// The endpoints whose policy stands, as an earlier run may have left them.
@@ -164,6 +166,7 @@ impl Network {
     ) -> Result<Self, Fault> {
         Ok(Network {
             reservations: Reservations::in_state_dir(&ground.state_dir),
+            kept_at: Mutex::default(),
             notes: Notes::in_state_dir(&ground.state_dir),
             programmed_marks: Marks::programmed(&ground.run_dir),
             refused: Marks::refused(&ground.run_dir),

@@ -485,8 +485,8 @@ impl Work {
         Ok(())
     }
 
-    /// Finishes creates that were cut off, releases what belongs to none, and has claims follow renames: beside the events,
-    /// since dockerd and etcd may take their time over it.
+    /// Finishes creates that were cut off, releases what belongs to none, keeps what has changed of records, and has claims
+    /// follow renames: beside the events, since dockerd and etcd may take their time over it.
     fn tend_claims(&mut self, listed: Arc<Vec<Listed>>, listed_s: u64) {
         if std::mem::replace(&mut self.tending, true) {
             return;
@@ -499,6 +499,9 @@ impl Work {
                 unfinished.map(|fault| format!("a create that was cut off is not finished yet: {fault}")).collect();
             if let Err(fault) = network.release_orphans().await {
                 untended.insert(format!("a claim that belongs to no create is not released yet: {fault}"));
+            }
+            if let Err(fault) = network.keep_changed().await {
+                untended.insert(format!("what has changed of a container is not kept on the disk yet: {fault}"));
             }
             if let Err(fault) = network.follow_names(&listed).await {
                 untended.insert(format!("a claim does not say yet that its container was renamed: {fault}"));

@@ -1,8 +1,9 @@
 //! Reserving: what this host keeps of its containers beside the datastore, and what it makes of that when the datastore is
 //! away, or has lost them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::succession::has_lost_nothing;
 use super::{Network, Recorded};
@@ -131,8 +132,45 @@ impl Network {
     /// Keeps what a container is wired with on this host's disk. Where a record of it cannot be read, or there is none, what
     /// is kept stays: it is all that is known.
     pub(super) fn reserve(&self, id: &ContainerId) -> Result<(), Fault> {
-        let known = if self.is_loaded() { self.whole(id) } else { None };
-        known.map_or(Ok(()), |known| self.reservations.write(&known))
+        // First: what changes meanwhile is looked at again.
+        let newest = self.newest(id);
+        if let Some(known) = self.is_loaded().then(|| self.whole(id)).flatten() {
+            self.reservations.write(&known)?;
+        }
+        self.kept_at().insert(id.clone(), newest);
+        Ok(())
+    }
+
+    /// Keeps what has changed of containers' records since: who gives one other profiles writes to the datastore alone, and no
+    /// event of Docker's tells.
+    pub(super) async fn keep_changed(self: &Arc<Self>) -> Result<(), Fault> {
+        let mut ids = self.containers();
+        ids.retain(|id| self.kept_at().get(id) != Some(&self.newest(id)));
+        for id in ids {
+            let (network, serial) = (Arc::clone(self), self.lock(&id).lock_owned().await);
+            let kept = tokio::task::spawn_blocking(move || {
+                let _serial = serial;
+                network.reserve(&id)
+            });
+            kept.await.map_err(|error| Fault::World(format!("keep what has changed of a container: {error}")))??;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was kept when of a container that is ours no more.
+    pub(super) fn forget_kept_at(&self, id: &ContainerId) {
+        self.kept_at().remove(id);
+    }
+
+    fn kept_at(&self) -> MutexGuard<'_, HashMap<ContainerId, i64>> {
+        self.kept_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The revision of a container's newest record.
+    fn newest(&self, id: &ContainerId) -> i64 {
+        self.store
+            .read(|snapshot| self.endpoints_in(snapshot, id).map(|(_, record)| record.revision).max())
+            .unwrap_or(0)
     }
 
     /// The same of a container that has just been recorded, which was written aside already as it was likely to be.

@@ -205,11 +205,12 @@ impl Network {
         Ok(())
     }
 
-    /// Forgets what was known of the process of a container that is ours no more.
+    /// Forgets what this process knew of a container that is ours no more.
     pub(super) fn forget_process(&self, id: &ContainerId) {
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.set_beside(id, None);
+        self.forget_kept_at(id);
     }
 
     /// Whether an interface is that of another container: what somebody has written under a name like theirs is not theirs.

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
 use crate::edge::reservations::Reservations;
-use crate::model::claim::{Claim, Owner, Successor};
+use crate::model::claim::{Change, Claim, ClaimState, Owner, Successor};
 use crate::model::endpoint::Endpoint;
 use crate::model::fault::Fault;
 use crate::model::key::{AssignmentKey, EndpointKey, Key};
@@ -146,8 +146,8 @@ struct Return {
     pools: Vec<IpNet>,
     /// Whether it waits for an address, whose holder goes before.
     waits: bool,
-    /// Who had an address of its in a backup, and what is left to them.
-    bereft: BTreeMap<EndpointKey, (i64, Endpoint)>,
+    /// Who had an address of its in a backup, or was it, and what is left to them; `None`: nothing is.
+    bereft: BTreeMap<EndpointKey, (i64, Option<Endpoint>)>,
 }
 
 impl Return {
@@ -220,6 +220,9 @@ impl Loss<'_> {
             waits: false,
             bereft: BTreeMap::new(),
         };
+        if !self.replaces_others(key, endpoint, &mut back)? {
+            return Ok(None);
+        }
         for address in &endpoint.addresses {
             let pool = self.found.pool_of(*address).or_else(|| self.before.pool_of(*address));
             let Some(pool) = pool.map(|pool| pool.cidr) else { return Ok(None) };
@@ -235,9 +238,47 @@ impl Loss<'_> {
         for (owner, (revision, left)) in std::mem::take(&mut back.bereft) {
             let path = Key::Endpoint(owner);
             back.when.push(When::At(path.clone(), revision));
-            back.writes.push(Write::Put(path, to_json(&left)?));
+            back.writes.push(match left {
+                Some(left) => Write::Put(path, to_json(&left)?),
+                None => Write::Delete(path),
+            });
         }
         Ok(Some(back))
+    }
+
+    /// Has an endpoint take the place of what a backup has of its container: it was taken out since, and added again. Answers
+    /// whether it may.
+    fn replaces_others(&self, key: &EndpointKey, endpoint: &Endpoint, back: &mut Return) -> Result<bool, Fault> {
+        let of_container =
+            self.found.endpoints_of_workload(key.host.clone(), key.orchestrator.clone(), key.workload.clone());
+        for (other, record) in of_container.filter(|(other, _)| self.is_replaced(other)) {
+            back.bereft.insert(other.clone(), (record.revision, None));
+            for (claim, revision, held) in self.found.parts_of(&other.endpoint) {
+                // What it has from the other is claimed with the rest.
+                if endpoint.addresses.contains(&claim.address) {
+                    continue;
+                }
+                let path = Key::Assignment(claim.clone());
+                let write = match held.without(other) {
+                    Change::None => continue,
+                    Change::Free => Write::Delete(path.clone()),
+                    Change::Becomes(heir) if heir.state == ClaimState::Bound => {
+                        Write::Put(path.clone(), to_json(&*heir)?)
+                    }
+                    // Somebody's create is under way, and goes on from what stands there.
+                    Change::Becomes(_) => return Ok(false),
+                };
+                back.when.push(When::At(path, revision));
+                back.writes.push(write);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether an endpoint is one that its container, of which others are kept, has no more.
+    fn is_replaced(&self, key: &EndpointKey) -> bool {
+        let mut kept = self.kept.iter().filter(|one| one.key.workload == key.workload).peekable();
+        kept.peek().is_some() && kept.all(|one| one.key != *key)
     }
 
     /// Has an endpoint take the claim of its address that the datastore has. Answers whether it may.
@@ -277,6 +318,7 @@ impl Loss<'_> {
         let mut kept = self.kept.iter().filter(|one| owner.is(&one.key));
         kept.any(|one| !one.endpoint.addresses.contains(&address))
             || !self.reserved.iter().any(|id| id.workload() == *workload)
+            || owner.endpoint().is_some_and(|owner| self.is_replaced(&owner))
     }
 
     /// Takes an address from the record that a backup has of somebody who has lost it. Answers whether it can be read.
@@ -285,8 +327,10 @@ impl Loss<'_> {
         let Some(found) = record.readable() else { return false };
         // What is kept of it says to whom it has gone.
         let left = self.kept.iter().find(|one| one.key == owner).map_or(found, |one| &one.endpoint);
-        let (_, left) = back.bereft.entry(owner).or_insert_with(|| (record.revision, left.clone()));
-        left.addresses.remove(&address);
+        let (_, left) = back.bereft.entry(owner).or_insert_with(|| (record.revision, Some(left.clone())));
+        if let Some(left) = left {
+            left.addresses.remove(&address);
+        }
         true
     }
 
@@ -523,6 +567,42 @@ mod tests {
         assert!(serde_json::from_slice::<Claim>(claim).unwrap().owner.is(&new.key));
         assert_eq!(serde_json::from_slice::<Endpoint>(left).unwrap(), old.endpoint, "as it is kept");
         assert!(when.contains(&When::At(olds.clone(), found.endpoints[&old.key].revision)), "{when:?}");
+    }
+
+    /// It had two endpoints then, and was dark until somebody removed one.
+    #[test]
+    fn a_container_that_was_taken_out_and_added_again_since_the_backup_has_its_new_endpoint_alone() {
+        let [old] = <[Kept; 1]>::try_from(kept()).unwrap();
+        let found = with_claim(&Claim::bound_again(&old.key, "", String::new()));
+        let reserved = ["c".repeat(64).parse().unwrap()];
+        let mut new = old.clone();
+        new.key.endpoint = "b".repeat(32).parse().unwrap();
+        let (record, other) = (Key::Endpoint(old.key.clone()), "10.0.0.2".parse().unwrap());
+        // With the same address again, and with another one.
+        for addresses in [old.endpoint.addresses.clone(), BTreeSet::from([other])] {
+            new.endpoint.addresses.clone_from(&addresses);
+            let all = lacking(&[new.clone()], &reserved, &Snapshot::default(), &found).unwrap();
+            let [(when, writes)] = all.as_slice() else { panic!("{all:?}") };
+            assert!(when.contains(&When::At(record.clone(), found.endpoints[&old.key].revision)), "{when:?}");
+            assert!(writes.contains(&Write::Delete(record.clone())), "{writes:?}");
+            let claims = writes.iter().filter_map(|write| match write {
+                Write::Put(Key::Assignment(key), claim) => {
+                    assert!(serde_json::from_slice::<Claim>(claim).unwrap().owner.is(&new.key), "{writes:?}");
+                    Some((key.address, true))
+                }
+                Write::Delete(Key::Assignment(key)) => Some((key.address, false)),
+                _ => None,
+            });
+            let wanted = if addresses.contains(&other) {
+                BTreeMap::from([(other, true), ("10.0.0.1".parse().unwrap(), false)])
+            } else {
+                BTreeMap::from([("10.0.0.1".parse().unwrap(), true)])
+            };
+            assert_eq!(claims.collect::<BTreeMap<_, _>>(), wanted);
+        }
+        // One that is kept as well stays.
+        let both = lacking(&[old.clone(), new.clone()], &reserved, &Snapshot::default(), &found).unwrap();
+        assert!(both.iter().all(|(_, writes)| !writes.contains(&Write::Delete(record.clone()))), "{both:?}");
     }
 
     fn written(before: &Snapshot, found: &Snapshot) -> Vec<String> {
