@@ -327,15 +327,16 @@ impl Retry {
         Retry { next: None, backoff: RETRY }
     }
 
-    fn failed(&mut self) {
-        self.next = Some(Instant::now() + self.backoff.failed());
+    /// Notes how a try went.
+    fn came_to(&mut self, well: bool) {
+        if well {
+            *self = Retry::none();
+        } else {
+            self.next = Some(Instant::now() + self.backoff.failed());
+        }
     }
 
-    fn well(&mut self) {
-        *self = Retry::none();
-    }
-
-    /// There is something new, which may be just what was lacking.
+    /// It does not wait any longer.
     fn try_now(&mut self) {
         self.next = None;
     }
@@ -394,14 +395,14 @@ impl Agent {
             synced.mark_unchanged();
             self.metrics.beat();
             self.take_in();
-            let due = self.known.is_some() && !clocks.apply.waits();
+            let again = !clocks.apply.waits() || self.has_refused();
+            let due = self.known.is_some() && (again || self.has_pending());
             let rests = clocks.rests(self.is_pressing());
             if due && !rests {
                 let (news, began) = (self.has_news(), Instant::now());
-                if self.apply().await {
-                    clocks.apply.well();
-                } else {
-                    clocks.apply.failed();
+                let well = self.apply(again).await;
+                if again {
+                    clocks.apply.came_to(well);
                 }
                 clocks.applied(news);
                 if self.planes.iter().any(|plane| plane.kernel.looked_at_all()) {
@@ -459,8 +460,7 @@ impl Agent {
 
     async fn heed(&mut self, wake: Wake, clocks: &mut Clocks) -> Result<(), Fault> {
         match wake {
-            // News may be just what the failed apply lacked.
-            Wake::Snapshot | Wake::Retry => clocks.apply.try_now(),
+            Wake::Retry => clocks.apply.try_now(),
             Wake::Guard => clocks.guard.try_now(),
             Wake::Link(None) => {
                 return Err(Fault::World("listen to links: the kernel closed the socket".to_owned()));
@@ -471,7 +471,9 @@ impl Agent {
                     clocks.settings.ask();
                 }
                 self.heed_link(&event);
-                clocks.apply.try_now();
+                if event == LinkEvent::Lost {
+                    clocks.apply.try_now();
+                }
             }
             Wake::Ruleset => clocks.ruleset.ask(),
             Wake::Look => {
@@ -509,7 +511,7 @@ impl Agent {
                 self.may_be_strange = true;
                 clocks.audited = Instant::now();
             }
-            Wake::Rested | Wake::GuardFell(_) => {}
+            Wake::Snapshot | Wake::Rested | Wake::GuardFell(_) => {}
         }
         Ok(())
     }
@@ -518,10 +520,7 @@ impl Agent {
         let raised = Guard::raise(spawner).await;
         self.guard_lost = raised.as_ref().err().map(ToString::to_string);
         self.publish(BTreeSet::new());
-        match raised {
-            Ok(_) => retry.well(),
-            Err(_) => retry.failed(),
-        }
+        retry.came_to(raised.is_ok());
         raised.ok()
     }
 
@@ -554,18 +553,29 @@ impl Agent {
         self.planes.iter().any(|plane| plane.kernel.doubts() || plane.pending.is_pressing())
     }
 
+    /// Whether anything was touched since the last apply.
+    fn has_pending(&self) -> bool {
+        self.has_news() || self.planes.iter().any(|plane| plane.pending != Changes::default())
+    }
+
+    /// Whether something was touched that the kernel has refused.
+    fn has_refused(&self) -> bool {
+        self.planes.iter().any(|plane| plane.kernel.has_refused(&plane.pending))
+    }
+
     /// Whether a snapshot was taken in that is not yet told of as applied.
     fn has_news(&self) -> bool {
         self.known.is_some_and(|known| known != self.programmed.borrow().revision)
     }
 
-    /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published.
-    async fn apply(&mut self) -> bool {
+    /// Makes the kernel hold what is wanted; answers whether all went well. What came of it is published. `again`: what was
+    /// refused is tried once more.
+    async fn apply(&mut self, again: bool) -> bool {
         let (mut well, mut busy, mut touched) = (true, false, BTreeSet::new());
         let began = Instant::now();
         for Plane { desired, kernel, pending } in &mut self.planes {
             let pending = std::mem::take(pending);
-            well &= kernel.apply(desired, &pending, &mut self.ear).await;
+            well &= kernel.apply(desired, &pending, again, &mut self.ear).await;
             busy |= pending != Changes::default() || kernel.looked_at_all();
             touched.extend(pending.endpoints);
         }

@@ -41,7 +41,11 @@ pub(crate) const WHOLE: &str = "kernel state";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
     Start,
+    /// What was done is not known.
     Failed,
+    /// The kernel took some objects as they are wanted and others not: which, is known, and they are tried again in their own
+    /// time. What does not concern them goes on.
+    Refused,
     Clock,
     Links,
     Ruleset,
@@ -131,12 +135,20 @@ impl Kernel {
 
     /// The next apply looks at the kernel first.
     pub(super) fn doubt(&mut self, why: Why) {
-        self.doubt.get_or_insert(why);
+        if !self.doubts() {
+            self.doubt = Some(why);
+        }
     }
 
-    /// Whether the next apply looks at the kernel.
+    /// Whether the next apply looks at the kernel, whatever comes.
     pub(super) fn doubts(&self) -> bool {
-        self.doubt.is_some()
+        self.doubt.is_some_and(|why| why != Why::Refused)
+    }
+
+    /// Whether some changes are of what the kernel has refused, and may be what it lacked.
+    pub(super) fn has_refused(&self, changes: &Changes) -> bool {
+        changes.filter.iter().any(|chain| self.failed.contains(chain))
+            || changes.sets.keys().any(|set| self.spoiled.contains(set))
     }
 
     fn seen(&self, table: &str) -> &SeenTable {
@@ -219,9 +231,10 @@ impl Kernel {
         differs
     }
 
-    /// Brings the kernel to what is wanted. Answers whether all of it went well; if not, call again after a while.
-    pub(super) async fn apply(&mut self, desired: &Desired, changes: &Changes, ear: &mut Ear) -> bool {
-        let look = self.doubt.take();
+    /// Brings the kernel to what is wanted. Answers whether all of it went well; if not, call again after a while. `again`: what
+    /// was refused is tried once more.
+    pub(super) async fn apply(&mut self, desired: &Desired, changes: &Changes, again: bool, ear: &mut Ear) -> bool {
+        let look = self.doubt.take_if(|why| again || *why != Why::Refused);
         self.looked = look.is_some();
         self.rerouted.clear();
         self.flows.learn(desired, changes, look);
@@ -248,7 +261,7 @@ impl Kernel {
         }
         self.cut_flows(desired).await;
         if !well {
-            self.doubt(Why::Failed);
+            self.doubt(if self.is_known() { Why::Refused } else { Why::Failed });
         }
         well && routed
     }

@@ -84,7 +84,7 @@ fn hands(family: Family) -> Hands {
 
 impl Hands {
     async fn apply(&mut self, desired: &Desired, changes: &Changes) -> bool {
-        self.kernel.apply(desired, changes, &mut self.ear).await
+        self.kernel.apply(desired, changes, true, &mut self.ear).await
     }
 
     /// What is left to do, of every kind.
@@ -358,6 +358,40 @@ fn no_chain_is_written_while_ipset_is_away_and_starts_wait() {
         assert!(kernel.apply(&wanted, &Changes::default()).await);
         assert_eq!(left(&wanted).await, "");
         assert_eq!((stands(&kernel, "five"), stands(&kernel, "free")), (true, true));
+    });
+}
+
+/// Every change of the cluster, of whatever host, led to a look at the whole kernel as long as anything was refused.
+#[test]
+fn what_the_kernel_refuses_is_tried_again_in_its_own_time_and_the_rest_goes_on() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        // Somebody uses a set of ours, which is not wanted any more.
+        sh("iptables -N theirs; iptables -A theirs -m set --match-set calico4-t-web src").await;
+        let without =
+            SMALL.replace(r#""/calico/v1/policy/profile/web/tags": ["web"],"#, "").replace(r#""src_tag": "web", "#, "");
+        assert_ne!(without, SMALL);
+        let changes = wanted.update(&from_json(&without), &News::All);
+        assert!(!kernel.apply(&wanted, &changes).await);
+        let faults: Vec<_> = kernel.kernel.faults().map(|(object, _)| object.clone()).collect();
+        assert_eq!((faults, kernel.kernel.is_known()), (vec!["set calico4-t-web".to_owned()], true));
+        // What comes meanwhile is programmed without a look at the rest.
+        let more = r#"{"/calico/v1/host/h1/workload/docker/c5/endpoint/five": {"state": "inactive", "name": "califive", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.5/32"]},"#;
+        let changes = wanted.update(&from_json(&without.replacen('{', more, 1)), &News::All);
+        assert!(!kernel.kernel.has_refused(&changes) && !kernel.kernel.doubts());
+        assert!(kernel.kernel.apply(&wanted, &changes, false, &mut kernel.ear).await);
+        assert!(!kernel.kernel.looked_at_all() && kernel.kernel.faults().count() == 1);
+        assert!(sh("iptables -S").await.contains("califive"));
+        // It is tried again, and once it can be done nothing is left.
+        for tries in [false, true] {
+            assert_eq!(kernel.apply(&wanted, &Changes::default()).await, tries);
+            assert!(kernel.kernel.looked_at_all());
+            sh("iptables -F theirs").await;
+        }
+        assert_eq!((left(&wanted).await.as_str(), kernel.kernel.faults().count()), ("", 0));
     });
 }
 
