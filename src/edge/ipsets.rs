@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::exec::run;
+use super::exec::{run, run_long};
 use super::multicast::number;
 use super::nfnetlink::{NLA_F_NET_BYTEORDER, NLM_F_DUMP, Netfilter, attribute, message, put};
 use crate::model::fault::Fault;
@@ -30,7 +30,7 @@ const ELEMENTS: u16 = 24;
 
 /// The sets of a family that are ours, with all members.
 pub(crate) async fn observe(family: Family) -> Result<Sets, Fault> {
-    Ok(parse(family, &run("ipset", &["save"], "").await?))
+    Ok(parse(family, &run_long("ipset", &["save"]).await?))
 }
 
 /// How many members each set of ours has, in both families; far cheaper than to see them all.

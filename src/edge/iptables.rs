@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::try_join_all;
 
-use super::exec::run;
+use super::exec::{run, run_long};
 use crate::model::fault::Fault;
 use crate::model::pool::Family;
 use crate::plan::chain::CHAIN_PREFIX;
@@ -37,7 +37,7 @@ fn tool(family: Family, verb: &str) -> String {
 }
 
 async fn save(family: Family, table: &[&str]) -> Result<BTreeMap<String, SeenTable>, Fault> {
-    let saved = run(&tool(family, "save"), table, "").await?;
+    let saved = run_long(&tool(family, "save"), table).await?;
     check_shown(family, &saved)?;
     Ok(parse(&saved))
 }
