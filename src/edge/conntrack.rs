@@ -58,14 +58,16 @@ pub(crate) async fn cut(family: Family, mut picks: impl FnMut(&Flow) -> bool) ->
         }
     };
     kernel.ask(&message(GET, NLM_F_DUMP, number_of(family), &[]), hear).await.map_err(|error| error.during(LOOKING))?;
+    let mut failed = None;
     for Named(attributes) in &picked {
         match kernel.ask(&message(DELETE, NLM_F_ACK, number_of(family), attributes), |_, _| {}).await {
             // It has ended meanwhile.
             Err(Refused::Errno(Errno::ENOENT)) | Ok(()) => {}
-            Err(error) => return Err(error.during("cut a flow")),
+            // One that the kernel keeps, as it may one that hardware forwards, keeps no other.
+            Err(error) => failed = Some(error.during("cut a flow")),
         }
     }
-    Ok(picked.len())
+    failed.map_or(Ok(picked.len()), Err)
 }
 
 fn number_of(family: Family) -> u8 {

@@ -197,8 +197,12 @@ fn link_name(link: &LinkMessage) -> Option<String> {
 impl KernelRoutes {
     /// A socket in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Self, Fault> {
-        let (connection, handle, _) = rtnetlink::new_connection()
+        let (mut connection, handle, _) = rtnetlink::new_connection()
             .map_err(|error| Fault::World(format!("open a netlink socket for routes: {error}")))?;
+        // The kernel then heeds whose routes are asked for (Linux 4.20): BIRD's may be a hundred thousand.
+        if let Err(error) = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true) {
+            tracing::debug!(%error, "all routes are looked at, and not only those of ours");
+        }
         Ok(KernelRoutes { handle, serving: tokio::spawn(connection) })
     }
 
@@ -263,11 +267,15 @@ impl KernelRoutes {
     }
 }
 
+/// What asks for the routes of ours, in whatever table. A kernel that checks it takes nothing else in it.
 fn query(family: Family) -> RouteMessage {
-    match family {
-        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    }
+    let mut message = RouteMessage::default();
+    message.header.address_family = match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    };
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message
 }
 
 /// A route of ours from the kernel's message.
