@@ -31,6 +31,7 @@ pub(crate) mod network_lock;
 mod nfnetlink;
 pub(crate) mod notes;
 pub(crate) mod pipe;
+pub(crate) mod random;
 pub(crate) mod relay;
 pub(crate) mod reservations;
 pub(crate) mod ruleset;

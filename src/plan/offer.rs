@@ -5,7 +5,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -179,6 +179,20 @@ impl Offer<'_> {
     }
 }
 
+/// Has the next automatic choice from a pool step over so many addresses behind this one.
+pub(crate) fn step_over(cursors: &mut Cursors, from: &AssignmentKey, addresses: u16) {
+    let behind = match from.address {
+        IpAddr::V4(address) => {
+            address.to_bits().checked_add(addresses.into()).map(|bits| Ipv4Addr::from_bits(bits).into())
+        }
+        IpAddr::V6(address) => {
+            address.to_bits().checked_add(addresses.into()).map(|bits| Ipv6Addr::from_bits(bits).into())
+        }
+    };
+    // From behind a pool's end the choice begins anew.
+    cursors.insert(from.pool, behind.unwrap_or(from.address));
+}
+
 /// The newest claim of a pool: where an automatic choice goes on after a restart.
 fn last_given(snapshot: &Snapshot, pool: IpNet) -> Option<IpAddr> {
     let of_pool = snapshot.claims_of_pool(pool, pool.network());
@@ -278,6 +292,18 @@ mod tests {
     fn after_a_restart_automatic_addresses_go_on_behind_the_newest_claim() {
         assert_eq!(case(with(&[("10.1.0.4", 9), ("10.1.0.5", 3)])).say("auto"), "10.1.0.6");
         assert_eq!(case(with(&[("10.1.0.4", 3), ("10.1.0.6", 9)])).say("auto"), "10.1.0.1");
+    }
+
+    /// All hosts of a cluster chose the same address each time, and one of them got it.
+    #[test]
+    fn who_steps_aside_goes_on_behind_the_addresses_that_it_steps_over_and_from_the_start_behind_the_last() {
+        let mut case = case(from_json(r#"{"/calico/v1/ipam/v4/pool/10.1.0.0-24": {"cidr": "10.1.0.0/24"}}"#));
+        let first = case.chosen("auto").unwrap().remove(0).key;
+        assert_eq!(first.address.to_string(), "10.1.0.1");
+        for (by, next) in [(0, "10.1.0.2"), (100, "10.1.0.102"), (1000, "10.1.0.1"), (u16::MAX, "10.1.0.1")] {
+            step_over(&mut case.cursors, &first, by);
+            assert_eq!(case.say("auto"), next);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Network, Recorded};
 use crate::edge::docker::Listed;
 use crate::edge::etcd::{Outcome, When, Write, to_json};
 use crate::edge::fail_point::fail_point;
-use crate::edge::wall_clock;
+use crate::edge::{random, wall_clock};
 use crate::model::claim::{Change, Claim, ClaimState, Owner};
 use crate::model::endpoint::{Endpoint, State};
 use crate::model::fault::Fault;
@@ -23,7 +23,7 @@ use crate::model::profile::{default_rules, default_tags};
 use crate::model::wish::AddressWish;
 use crate::plan::address::Reserved;
 use crate::plan::body::Ask;
-use crate::plan::offer::{Chosen, Inheritance, Offer, taken};
+use crate::plan::offer::{Chosen, Inheritance, Offer, step_over, taken};
 
 /// How long a claim outlives a node that dies in the middle of a create (decided: 60 s), and how often it is renewed.
 const LEASE: Duration = Duration::from_mins(1);
@@ -34,6 +34,11 @@ const RENEWED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a transaction that lost a race is tried again before the address is called taken.
 const ATTEMPTS: usize = 100;
+
+/// How many addresses a create loses to others before it goes on elsewhere, and how far away at most: all hosts choose the next one
+/// that is free, so of those who begin at once each time one gets on.
+const PATIENCE: usize = 3;
+const ASIDE: u16 = 1024;
 
 /// Addresses that are claimed for a create that is under way.
 #[derive(Debug)]
@@ -53,13 +58,6 @@ struct Claimed {
     key: AssignmentKey,
     revision: i64,
     claim: Claim,
-}
-
-/// Random bytes of the kernel.
-fn random<const N: usize>() -> Result<[u8; N], Fault> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| Fault::World(format!("draw random bytes: {error}")))?;
-    Ok(bytes)
 }
 
 /// The names of an endpoint's two ends.
@@ -149,7 +147,7 @@ impl Network {
     /// `Refusal` for a wish that can never be met, `Conflict` for an address that is taken or a pool that is full,
     /// `Away` without etcd. Nothing is left claimed.
     pub(crate) async fn prepare(&self, ask: Ask) -> Result<Prepared, Fault> {
-        let request = hex(&random::<8>()?);
+        let request = hex(&random::bytes::<8>()?);
         self.begin(&request);
         let prepared = match self.claim(ask, &request).await {
             Ok(prepared) => match self.note(&request, &prepared.ask, prepared.addresses().collect()) {
@@ -179,7 +177,7 @@ impl Network {
         }
         let families: BTreeSet<Family> = ask.wish.addresses.iter().map(AddressWish::family).collect();
         let reserved = self.reserved(families).await?;
-        let endpoint = EndpointId::from_random(random()?);
+        let endpoint = EndpointId::from_random(random::bytes()?);
         let owner = Owner {
             host: self.ground.host.name.clone(),
             orchestrator: Orchestrator::docker(),
@@ -231,9 +229,22 @@ impl Network {
                 fail_point("create: the claim is pending");
                 return Prepared::of(ask, request, endpoint, claimed);
             }
+            let losses = lost.len();
             self.find_lost(&chosen, &mut lost).await?;
+            if lost.len() > losses && losses >= PATIENCE {
+                self.step_aside(&chosen)?;
+            }
         }
         Err(Fault::Conflict(format!("claim an address: lost the race for one {ATTEMPTS} times; try again")))
+    }
+
+    /// Has automatic choices go on some way behind those that were lost.
+    fn step_aside(&self, chosen: &[Chosen]) -> Result<(), Fault> {
+        let mut cursors = self.cursors.lock().unwrap_or_else(PoisonError::into_inner);
+        for one in chosen.iter().filter(|one| !one.exactly) {
+            step_over(&mut cursors, &one.key, u16::from_ne_bytes(random::bytes()?) % ASIDE);
+        }
+        Ok(())
     }
 
     /// The endpoint of a create that is under way, and its claims, as the view has them.
@@ -610,7 +621,7 @@ impl Network {
 impl Prepared {
     fn of(ask: Ask, request: &str, endpoint: EndpointId, claimed: Vec<Claimed>) -> Result<Self, Fault> {
         let (interface, container_interface) = interfaces_of(&endpoint)?;
-        let (request, mac) = (request.to_owned(), Mac::from_random(random()?));
+        let (request, mac) = (request.to_owned(), Mac::from_random(random::bytes()?));
         Ok(Prepared { ask, request, endpoint, mac, interface, container_interface, claimed })
     }
 
