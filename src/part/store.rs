@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::edge::etcd::{CALL_TIMEOUT, Etcd, Watch};
 use crate::edge::kept_file::KeptFile;
+use crate::edge::random;
 use crate::edge::reservations::Reservations;
 use crate::model::fault::Fault;
 use crate::model::host::Host;
@@ -48,6 +49,10 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long to wait before reading all again where that has failed and what happens is followed all the same.
 const READ_AGAIN: Duration = Duration::from_secs(10);
+
+/// What a record adds to the time within which hosts begin to load a datastore again, and the most that it comes to.
+const LOAD_RECORD: Duration = Duration::from_micros(25);
+const LOAD_MOST: Duration = Duration::from_secs(5);
 
 /// How far the view has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -386,10 +391,12 @@ impl Store {
         }
     }
 
+    /// Waits for between half of the interval and all of it: hosts that began at once, after a cut, do not go on so.
     async fn resync_interval(&self) {
         let (began, mut settings) = (Instant::now(), self.settings());
+        let share = random::part_of(Duration::from_secs(1)).as_secs_f64();
         loop {
-            let due = settings.borrow_and_update().resync.map(|every| began + every);
+            let due = settings.borrow_and_update().resync.map(|every| began + every / 2 + (every / 2).mul_f64(share));
             let slept = or_never(due.map(tokio::time::sleep_until));
             tokio::select! {
                 () = slept => return,
@@ -454,6 +461,9 @@ impl Store {
         let reserved = holdings.reservations.containers()?;
         let count = reserved.len();
         self.check(etcd, known, own, count, &etcd.standing().await?).await?;
+        if !followed {
+            tokio::time::sleep(random::part_of(self.read(load_time))).await;
+        }
         let (mut standing, mut snapshot) = etcd.load_into(Snapshot::of(self.host.clone())).await?;
         self.check(etcd, known, own, count, &standing).await?;
         let went_back = self.heed_going_back(etcd, holdings, seen, standing.cluster, &snapshot).await?;
@@ -469,6 +479,13 @@ impl Store {
         }
         Ok((standing, snapshot, watch))
     }
+}
+
+/// Within what time hosts that have lost a datastore of this size at once begin to load it, each at its own moment: all of
+/// them have a record each of all endpoints and claims to ask for.
+fn load_time(view: &Snapshot) -> Duration {
+    let records = u32::try_from(view.remote.len() + view.claims.len()).unwrap_or(u32::MAX);
+    (LOAD_RECORD * records).min(LOAD_MOST)
 }
 
 /// The claims that some changes take away from endpoints of this host, with the endpoints.

@@ -21,6 +21,7 @@ use super::{Holdings, Store};
 use crate::edge::etcd::{Etcd, Outcome, When, Write, to_json};
 use crate::edge::wall_clock;
 use crate::model::fault::Fault;
+use crate::model::gone_back::GoneBack;
 use crate::model::key::Key;
 use crate::model::name::HostName;
 use crate::model::snapshot::{Record, Snapshot};
@@ -31,6 +32,9 @@ const AWAIT: &str = "tell that the datastore has gone back";
 
 /// How many hosts one transaction speaks of, below etcd's limit of 128.
 const MOST: usize = 100;
+
+/// How often it is tried while others tell it too.
+const TRIES: usize = 100;
 
 /// How long to wait before this host says again that it has spoken, where that came to nothing.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -95,29 +99,50 @@ impl Store {
             self.seen().get_or_insert(before.going_on(found));
             return Ok(false);
         }
-        let told = snapshot.gone_back.as_ref();
-        let (hosts, tells) = before.await_in(&found, told.and_then(Record::readable));
-        let since = wall_clock::now();
-        let awaited = to_json(&serde_json::json!({"by": self.host, "since": since}))?;
-        let writes: Vec<Write> =
-            hosts.iter().map(|host| Write::Put(Key::Awaited(host.clone()), awaited.clone())).collect();
-        for writes in writes.chunks(MOST) {
-            etcd.transact(AWAIT, &[], writes).await?;
-        }
-        // Last, so that who reads it finds them awaited; if somebody else was quicker, what he tells is read first.
-        let path = Key::GoneBack;
-        let when = told.map_or_else(|| When::Absent(path.clone()), |told| When::At(path.clone(), told.revision));
-        found.number = tells.number;
-        if etcd.transact(AWAIT, &[when], &[Write::Put(path, to_json(&tells)?)]).await? == Outcome::Lost {
-            return Err(Fault::Away(format!("{AWAIT}: another host has told it meanwhile")));
-        }
+        let (hosts, number) = self.tell_going_back(etcd, &before, &found).await?;
         tracing::warn!(
             ?hosts,
             "the datastore has gone back, is another one, or this host was taken out of it: these hosts are to say what they hold"
         );
+        found.number = number;
         found.hosts.extend(hosts);
         *self.seen() = Some(found);
         Ok(true)
+    }
+
+    /// Has the hosts awaited that are to be, and tells in the datastore that it has gone back, if that is news. Answers who is
+    /// awaited from now on, and how many times it has gone back.
+    async fn tell_going_back(
+        &self,
+        etcd: &Etcd,
+        before: &Seen,
+        found: &Seen,
+    ) -> Result<(BTreeSet<HostName>, u64), Fault> {
+        let path = Key::GoneBack;
+        let awaited = to_json(&serde_json::json!({"by": self.host, "since": wall_clock::now()}))?;
+        for _ in 0..TRIES {
+            // Asked anew each time: of all hosts, which notice within a second, one is the first.
+            let told = etcd.get(&path).await?;
+            let when =
+                told.as_ref().map_or_else(|| When::Absent(path.clone()), |told| When::At(path.clone(), told.revision));
+            let when = std::slice::from_ref(&when);
+            let told: Option<GoneBack> = told.and_then(|told| serde_json::from_slice(&told.value).ok());
+            let (hosts, tells) = before.await_in(found, told.as_ref());
+            let mut writes: Vec<Write> =
+                hosts.iter().map(|host| Write::Put(Key::Awaited(host.clone()), awaited.clone())).collect();
+            if told.as_ref() != Some(&tells) {
+                // Last, so that who reads it finds them awaited.
+                writes.push(Write::Put(path.clone(), to_json(&tells)?));
+            }
+            let mut is_told = true;
+            for writes in writes.chunks(MOST) {
+                is_told = is_told && etcd.transact(AWAIT, when, writes).await? != Outcome::Lost;
+            }
+            if is_told {
+                return Ok((hosts, tells.number));
+            }
+        }
+        Err(Fault::Away(format!("{AWAIT}: other hosts kept telling it")))
     }
 
     /// Says each time that this host is awaited that the datastore has what it holds, once it does.

@@ -63,16 +63,17 @@ fn kept(reservations: &Reservations, host: &HostName, containers: &[ContainerId]
 }
 
 impl Store {
+    /// The endpoints that this host keeps of some containers.
+    async fn kept(&self, holdings: &Holdings, containers: Vec<ContainerId>) -> Result<Vec<Kept>, Fault> {
+        let (reservations, host) = (holdings.reservations.clone(), self.host.clone());
+        let read = tokio::task::spawn_blocking(move || kept(&reservations, &host, &containers));
+        read.await.map_err(|error| Fault::World(format!("read what is kept of containers: {error}")))
+    }
+
     /// What this host holds otherwise than the view says.
     pub(super) async fn outstanding(&self, holdings: &Holdings) -> Result<Option<String>, Fault> {
-        let (reservations, host) = (holdings.reservations.clone(), self.host.clone());
-        let read = tokio::task::spawn_blocking(move || {
-            let reserved = reservations.containers()?;
-            let kept = kept(&reservations, &host, &reserved);
-            Ok::<_, Fault>((reserved, kept))
-        });
-        let (reserved, kept) =
-            read.await.map_err(|error| Fault::World(format!("read what is kept of containers: {error}")))??;
+        let reserved = holdings.reservations.containers()?;
+        let kept = self.kept(holdings, reserved.clone()).await?;
         let kept = kept.iter().map(|one| (&one.key, &one.endpoint));
         Ok(self.read(|view| outstanding(view, &self.host, &reserved, kept)))
     }
@@ -90,7 +91,7 @@ impl Store {
         // Asked before the disk is looked at: a file goes before it is forgotten that its container is going.
         let going = self.going().clone();
         let staying: Vec<ContainerId> = reserved.iter().filter(|one| !going.contains(*one)).cloned().collect();
-        let kept = kept(&holdings.reservations, &self.host, &staying);
+        let kept = self.kept(holdings, staying).await?;
         let transactions = self.read(|before| {
             let mut transactions = Loss { kept: &kept, reserved, before, found }.transactions()?;
             let recorded = found.host_ips.get(&holdings.host.name).and_then(Record::readable);
