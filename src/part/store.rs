@@ -324,6 +324,8 @@ impl Store {
                 }
                 (Err(fault), _) => return fault,
             };
+            // It is not read any more, and etcd would keep for it what it does not take.
+            drop(followed.take());
             let revision = snapshot.revision;
             *known = Some(Standing { ready: snapshot.is_ready(), ..standing });
             since.get_or_insert_with(Instant::now);
