@@ -73,8 +73,10 @@ const LOOKS_SHARE: u32 = 10;
 /// How far apart the applies are that only endpoints of other hosts lead to: each is a run of ipset.
 const REST: Duration = Duration::from_millis(20);
 
-/// How long to wait after an apply that failed, or a guard that could not be raised.
+/// How long to wait after an apply that failed, or a guard that could not be raised; and how long at most before an apply
+/// for which somebody waits.
 const RETRY: Backoff = Backoff::between(Duration::from_millis(200), Duration::from_secs(10));
+const HASTE: Duration = Duration::from_secs(1);
 
 /// What the frame tells the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -320,20 +322,28 @@ struct Clocks {
 struct Retry {
     next: Option<Instant>,
     backoff: Backoff,
+    /// When it was tried the last time.
+    tried: Instant,
 }
 
 impl Retry {
     fn none() -> Self {
-        Retry { next: None, backoff: RETRY }
+        Retry { next: None, backoff: RETRY, tried: Instant::now() }
     }
 
     /// Notes how a try went.
     fn came_to(&mut self, well: bool) {
+        self.tried = Instant::now();
+        self.next = if well { None } else { Some(self.tried + self.backoff.failed()) };
         if well {
-            *self = Retry::none();
-        } else {
-            self.next = Some(Instant::now() + self.backoff.failed());
+            self.backoff.well();
         }
+    }
+
+    /// Somebody waits for it: it does not wait as long as it might, where it has been tried in vain many times.
+    fn hasten(&mut self) {
+        let soonest = self.tried + HASTE;
+        self.next = self.next.map(|next| next.min(soonest));
     }
 
     /// It does not wait any longer.
@@ -396,7 +406,10 @@ impl Agent {
             self.metrics.beat();
             self.take_in();
             let again = !clocks.apply.waits() || self.has_refused();
-            let due = self.known.is_some() && (again || self.has_pending());
+            let due = self.known.is_some() && (again || self.has_pending() && !self.is_lost());
+            if !due && self.is_pressing() {
+                clocks.apply.hasten();
+            }
             let rests = clocks.rests(self.is_pressing());
             if due && !rests {
                 let (news, began) = (self.has_news(), Instant::now());
@@ -422,11 +435,12 @@ impl Agent {
                 () = clocks.ruleset.due() => Wake::Look,
                 () = clocks.settings.due() => Wake::LookAtSettings,
                 () = clocks.guard.due() => Wake::Guard,
+                () = clocks.apply.due() => Wake::Retry,
+                event = links.next() => Wake::Link(event),
                 changed = synced.changed() => match changed {
                     Ok(()) => Wake::Snapshot,
                     Err(_) => return Ok(()),
                 },
-                event = links.next() => Wake::Link(event),
                 changed = self.ear.changed() => {
                     changed?;
                     Wake::Ruleset
@@ -436,7 +450,6 @@ impl Agent {
                     changed?;
                     Wake::Settings
                 }
-                () = clocks.apply.due() => Wake::Retry,
                 () = sleep_until(clocks.rested), if due && rests => Wake::Rested,
             };
             if let Wake::GuardFell(how) = &wake {
@@ -556,6 +569,11 @@ impl Agent {
     /// Whether anything was touched since the last apply.
     fn has_pending(&self) -> bool {
         self.has_news() || self.planes.iter().any(|plane| plane.pending != Changes::default())
+    }
+
+    /// Whether nothing can be done before the kernel was looked at.
+    fn is_lost(&self) -> bool {
+        self.planes.iter().any(|plane| plane.kernel.is_lost())
     }
 
     /// Whether something was touched that the kernel has refused.

@@ -215,6 +215,25 @@ pub(crate) fn apart(steps: Vec<SetStep>) -> BTreeMap<SetName, Vec<SetStep>> {
     each
 }
 
+/// Parts steps into those that go before the chains which are written with them and those that go behind.
+///
+/// Chains and members that change at once may be of several changes of the datastore, of which each state was closed. Members
+/// that come before the chains could open what the chains still say, and the other way round. So what cannot open goes
+/// before, with all sets that no chain speaks of yet, and what can goes behind: an address that comes to a set that `stands`,
+/// unless chains deny by it (`shuts`), and one that goes from a set by which they did or do deny (`shut_or_shuts`).
+pub(crate) fn around_chains(
+    steps: Vec<SetStep>,
+    stands: impl Fn(&SetName) -> bool,
+    shuts: impl Fn(&SetName) -> bool,
+    shut_or_shuts: impl Fn(&SetName) -> bool,
+) -> (Vec<SetStep>, Vec<SetStep>) {
+    steps.into_iter().partition(|step| match step {
+        SetStep::Add(name, _) => !stands(name) || shuts(name),
+        SetStep::Remove(name, _) => !shut_or_shuts(name),
+        SetStep::Create(..) | SetStep::Swap(..) | SetStep::Destroy(_) => true,
+    })
+}
+
 impl IpSet {
     /// Whether it has more members than the kernel's set may have. No chain that is written speaks of it then, and it is left as
     /// it is.
@@ -416,6 +435,26 @@ mod tests {
 
     fn name(tag: &str) -> SetName {
         SetName::tag(Family::V4, &tag.parse().unwrap())
+    }
+
+    /// An address got a tag a moment after a rule that allowed the tag was taken away, and was let in until the chain was written.
+    #[test]
+    fn what_could_open_by_the_chains_that_stand_goes_behind_those_that_are_written_and_the_rest_before_them() {
+        let net = || vec!["10.0.0.1/32".parse().unwrap()];
+        let add = |tag: &str| SetStep::Add(name(tag), net());
+        let remove = |tag: &str| SetStep::Remove(name(tag), net());
+        let create = SetStep::Create(name("new"), SetType::new(Kind::Addresses, Family::V4, MEMBERS_MOST), 1);
+        let steps = [
+            vec![create.clone()],
+            ["new", "allows", "denies", "denied"].map(add).to_vec(),
+            ["allows", "denies", "denied"].map(remove).to_vec(),
+        ]
+        .concat();
+        let shuts = |set: &SetName| *set == name("denies");
+        let shut_or_shuts = |set: &SetName| shuts(set) || *set == name("denied");
+        let (before, behind) = around_chains(steps, |set| *set != name("new"), shuts, shut_or_shuts);
+        assert_eq!(before, [create, add("new"), add("denies"), remove("allows")]);
+        assert_eq!(behind, [add("allows"), add("denied"), remove("denies"), remove("denied")]);
     }
 
     #[test]

@@ -37,6 +37,9 @@ use flows::Flows;
 /// The object under which it is told that the kernel cannot be seen at all.
 pub(crate) const WHOLE: &str = "kernel state";
 
+/// The object under which it is told that the kernel could not be looked at; what was left there is believed meanwhile.
+const LOOK: &str = "kernel state, which cannot be looked at";
+
 /// Why the kernel is looked at in whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
@@ -53,7 +56,7 @@ pub(super) enum Why {
 }
 
 impl Why {
-    /// Whether steps that are found must have been caused by somebody else.
+    /// Whether steps that are found must have been caused by somebody else, and so what was left there is likely there still.
     fn is_drift(self) -> bool {
         matches!(self, Why::Clock | Why::Links | Why::Ruleset | Why::Sizes)
     }
@@ -145,6 +148,11 @@ impl Kernel {
         self.doubt.is_some_and(|why| why != Why::Refused)
     }
 
+    /// Whether nothing can be done before a look.
+    pub(super) fn is_lost(&self) -> bool {
+        self.doubt.is_some_and(|why| matches!(why, Why::Start | Why::Failed))
+    }
+
     /// Whether some changes are of what the kernel has refused, and may be what it lacked.
     pub(super) fn has_refused(&self, changes: &Changes) -> bool {
         changes.filter.iter().any(|chain| self.failed.contains(chain))
@@ -232,29 +240,36 @@ impl Kernel {
     }
 
     /// Brings the kernel to what is wanted. Answers whether all of it went well; if not, call again after a while. `again`: what
-    /// was refused is tried once more.
+    /// has failed is tried once more; else, while [`Kernel::is_lost`] says no, what has changed is brought there and nothing else.
     pub(super) async fn apply(&mut self, desired: &Desired, changes: &Changes, again: bool, ear: &mut Ear) -> bool {
-        let look = self.doubt.take_if(|why| again || *why != Why::Refused);
-        self.looked = look.is_some();
+        let mut look = self.doubt.take_if(|_| again);
         self.rerouted.clear();
         self.flows.learn(desired, changes, look);
-        if look.is_some() {
-            if let Err(fault) = self.observe().await {
+        let seen = if look.is_some() { self.observe().await } else { Ok(()) };
+        self.looked = look.is_some() && seen.is_ok();
+        if let Err(fault) = &seen {
+            self.doubt = look.take();
+            if self.is_lost() {
                 self.blame(WHOLE, fault.to_string());
-                (self.doubt, self.looked) = (look, false);
                 self.failed.extend(changes.filter.iter().cloned());
                 return false;
             }
+            self.blame(LOOK, fault.to_string());
+        } else if self.looked {
             self.faults.clear();
             self.failed.clear();
             self.spoiled.clear();
         }
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
-        let filled = self.apply_sets(desired, &scope).await;
+        let (before, behind) = self.set_steps(desired, &scope);
+        let filled = self.carry_out_sets(before).await;
         let mut well = match &filled {
             Ok(well) => well & self.apply_chains(desired, &scope, ear).await,
             Err(fault) => self.keep_chains(desired, &scope, fault),
         };
+        if self.is_known() {
+            well &= self.open_sets(behind, &scope).await;
+        }
         let routed = self.apply_routes(desired, &scope).await;
         if self.is_known() {
             well &= self.remove_sets(desired, &scope).await;
@@ -263,7 +278,7 @@ impl Kernel {
         if !well {
             self.doubt(if self.is_known() { Why::Refused } else { Why::Failed });
         }
-        well && routed
+        well && routed && seen.is_ok()
     }
 
     async fn observe(&mut self) -> Result<(), Fault> {

@@ -361,6 +361,30 @@ fn no_chain_is_written_while_ipset_is_away_and_starts_wait() {
     });
 }
 
+/// One rule of somebody else's, which the tool does not show, kept every container of the host from starting.
+#[test]
+fn where_the_kernel_cannot_be_looked_at_any_more_what_was_left_there_is_believed_and_news_go_on() {
+    in_own_network(|| async {
+        sh(LINK).await;
+        let mut wanted = desired(SMALL);
+        let mut kernel = kernel();
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        sh("nft add chain ip filter theirs; nft add rule ip filter theirs meta mark set ct mark").await;
+        let more = r#"{"/calico/v1/host/h1/workload/docker/c5/endpoint/five": {"state": "inactive", "name": "califive", "profile_ids": ["web"], "ipv4_nets": ["192.168.0.5/32"]},"#;
+        let changes = wanted.update(&from_json(&SMALL.replacen('{', more, 1)), &News::All);
+        kernel.kernel.doubt(Why::Clock);
+        assert!(!kernel.apply(&wanted, &changes).await);
+        let faults: Vec<_> = kernel.kernel.faults().map(|(object, why)| format!("{object}: {why}")).collect();
+        assert!(matches!(faults.as_slice(), [one] if one.contains("does not show its table filter")), "{faults:?}");
+        assert!(sh("nft list table ip filter").await.contains("\"califive\""));
+        assert!(sh_succeeds("ipset test calico4-t-web 192.168.0.5").await);
+        assert!(kernel.kernel.is_known() && !kernel.kernel.is_lost() && kernel.kernel.doubts());
+        sh("nft delete chain ip filter theirs").await;
+        assert!(kernel.apply(&wanted, &Changes::default()).await);
+        assert_eq!((left(&wanted).await.as_str(), kernel.kernel.faults().count()), ("", 0));
+    });
+}
+
 /// Every change of the cluster, of whatever host, led to a look at the whole kernel as long as anything was refused.
 #[test]
 fn what_the_kernel_refuses_is_tried_again_in_its_own_time_and_the_rest_goes_on() {

@@ -34,6 +34,8 @@ pub(super) struct Flows {
     has_looked: bool,
     /// The sets whose growing can forbid what was allowed.
     shutting: BTreeSet<SetName>,
+    /// Those that were, by the chains that stand until an apply has written others.
+    shut: BTreeSet<SetName>,
 }
 
 impl Flows {
@@ -42,9 +44,20 @@ impl Flows {
         self.left.extend(&changes.left);
         self.forbidden |= look == Some(Why::Start);
         self.has_looked = look.is_some();
+        self.shut.clone_from(&self.shutting);
         if look.is_some() || changes.filter.iter().any(filter::is_profile) {
             self.shutting = desired.shutting_sets();
         }
+    }
+
+    /// Whether chains that are wanted deny by a set.
+    pub(super) fn shuts(&self, set: &SetName) -> bool {
+        self.shutting.contains(set)
+    }
+
+    /// Whether chains did before this apply.
+    pub(super) fn shut(&self, set: &SetName) -> bool {
+        self.shut.contains(set)
     }
 
     /// Notes members that come and go.

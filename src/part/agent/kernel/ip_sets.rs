@@ -1,17 +1,15 @@
-//! Sets: members first, before any chain speaks of them; sets that no chain speaks of any more last.
+//! Sets: members first, before any chain speaks of them, but for those that could open what chains still say; sets that no
+//! chain speaks of any more last.
 
 use super::{Kernel, Scope, WHOLE};
 use crate::edge::ipsets;
 use crate::model::fault::Fault;
 use crate::plan::desired::Desired;
-use crate::plan::sets::{self, SetStep};
+use crate::plan::sets::{self, SetName, SetStep};
 
 impl Kernel {
-    /// Answers whether all went well.
-    ///
-    /// # Errors
-    /// `Away`: how much was done is not known.
-    pub(super) async fn apply_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> Result<bool, Fault> {
+    /// The steps of all sets that are wanted: those before the chains that are written with them, and those behind.
+    pub(super) fn set_steps(&mut self, desired: &Desired, scope: &Scope<'_>) -> (Vec<SetStep>, Vec<SetStep>) {
         let mut steps = Vec::new();
         if scope.look.is_some() {
             steps = sets::steps(&desired.sets, &self.sets);
@@ -24,7 +22,22 @@ impl Kernel {
         }
         scope.tell_drift(steps.iter().map(|step| format!("set {}", step.set())));
         self.flows.heed_sets(&steps);
-        self.carry_out_sets(steps).await
+        if scope.look.is_none() && scope.changes.filter.is_empty() {
+            return (steps, Vec::new());
+        }
+        let (stands, flows) = (|name: &SetName| self.sets.contains_key(name), &self.flows);
+        sets::around_chains(steps, stands, |name| flows.shuts(name), |name| flows.shut(name) || flows.shuts(name))
+    }
+
+    /// Carries out what had to wait for the chains. Where it is not known how much of that was done, none of them counts as
+    /// standing.
+    pub(super) async fn open_sets(&mut self, steps: Vec<SetStep>, scope: &Scope<'_>) -> bool {
+        let opened = self.carry_out_sets(steps).await;
+        opened.unwrap_or_else(|fault| {
+            self.blame(WHOLE, fault.to_string());
+            self.failed.extend(scope.changes.filter.iter().cloned());
+            false
+        })
     }
 
     pub(super) async fn remove_sets(&mut self, desired: &Desired, scope: &Scope<'_>) -> bool {
@@ -40,7 +53,11 @@ impl Kernel {
         })
     }
 
-    async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> Result<bool, Fault> {
+    /// Answers whether all went well.
+    ///
+    /// # Errors
+    /// `Away`: how much was done is not known.
+    pub(super) async fn carry_out_sets(&mut self, steps: Vec<SetStep>) -> Result<bool, Fault> {
         match ipsets::apply(&steps).await {
             Ok(()) => {
                 sets::carried_out(&mut self.sets, &steps);
