@@ -3,6 +3,9 @@
 //! Ours stands in front of the one that does the work: runc, or another of the kind that dockerd calls by its path. One
 //! that containerd brings itself (a shim by its name) cannot be called that way, so a container that asks for such a one
 //! keeps it, and is wired by the node.
+//!
+//! Limits: what makes a network stack of its own out of the namespace that it finds (Kata Containers, gVisor) sees nothing of
+//! what comes there later; and gVisor, called by its path, takes the addresses off the interface, where ours are put back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -69,7 +72,10 @@ impl Runtimes {
         }
         match self.known.get(name).filter(|runtime| runtime.path.starts_with('/')) {
             Some(runtime) => Way::Runtime(Some(runtime.clone())),
-            None => Way::Node(format!("runtime {name} is none that {RUNTIME} can call by its path")),
+            None => Way::Node(format!(
+                "runtime {name} is none that {RUNTIME} can call by its path; one that makes a machine or a kernel of its own, as \
+                 Kata Containers and gVisor do, does not see an interface that comes later"
+            )),
         }
     }
 }
