@@ -280,9 +280,11 @@ impl Network {
             if wired && stood {
                 self.metrics.count_drift(&format!("link {}", one.endpoint.interface));
             }
-            // What runs already may have changed the file on purpose, and is not taken from the network for it.
+            // What runs already may have changed the file on purpose, and is not taken from the network for it. Behind the hook,
+            // which has written it before that, dockerd may have made it anew (from 26 on).
             let runs = stood || one.endpoint.is_active();
-            if let Some(path) = container.hosts_path.as_deref().filter(|_| wired || !runs) {
+            let may_lack = wired || !runs || !stood && self.was_hooked(id);
+            if let Some(path) = container.hosts_path.as_deref().filter(|_| may_lack) {
                 let addresses: Vec<IpAddr> = one.endpoint.addresses.iter().copied().collect();
                 match add_hosts_lines(Path::new(path), id, &addresses, &container.hostname) {
                     Err(fault) if runs => {
@@ -364,8 +366,11 @@ impl Network {
     async fn give_up(&self, container: &Container, fault: Fault, who: Waits) -> Result<(), Fault> {
         let id = &container.id;
         let mut undo = Vec::new();
-        // What cannot be had now says nothing against what stands, and policy keeps dark what does not.
-        let stays = who != Waits::Start && matches!(fault, Fault::Away(_)) && !self.has_exited(container).await;
+        // What cannot be had now says nothing against what stands, and policy keeps dark what does not; and what is there by now
+        // may be the next process's, of which nothing is known here.
+        let ended = self.end_of(container).await;
+        let waits = who != Waits::Start && matches!(fault, Fault::Away(_)) && ended.is_none();
+        let stays = waits || matches!(ended, Some(Some(_)));
         let undone = async { if stays { Ok(true) } else { self.darken(&self.find(id).await?).await } };
         match undone.await {
             Ok(true) => {}
@@ -373,7 +378,7 @@ impl Network {
             Err(fault) => undo.push(fault.to_string()),
         }
         // A process that ended before it could be wired has not failed to be wired.
-        if self.has_exited(container).await {
+        if ended.is_some() || self.end_of(container).await.is_some() {
             tracing::info!(container = id.short(), %fault, "the container exited before it was wired");
             return Ok(());
         }
@@ -390,20 +395,28 @@ impl Network {
         Err(fault.during(&doing))
     }
 
-    /// Whether the process of a container has ended for certain: it is not to be seen, and dockerd says so too, which may hear
-    /// of it a moment later. A node that is kept from looking sees no process either.
-    async fn has_exited(&self, container: &Container) -> bool {
-        let Some(pid) = container.pid else { return true };
+    /// The process that a container has by now, if any, where the one that it had has ended for certain; else `None`. It is not
+    /// to be seen then, and dockerd says so too, which may hear of it a moment later. A node that is kept from looking sees no
+    /// process either.
+    async fn end_of(&self, container: &Container) -> Option<Option<i32>> {
+        let Some(pid) = container.pid else { return Some(None) };
         if !matches!(Netns::of_container(&container.id, pid), Ok(None)) {
-            return false;
+            return None;
         }
         let ended = async {
-            let id = container.id.as_str();
-            while !self.docker.inspect(id).await.is_ok_and(|now| now.is_none_or(|now| now.pid != Some(pid))) {
-                tokio::time::sleep(LOOK_EVERY).await;
+            loop {
+                match self.docker.inspect(container.id.as_str()).await.map(|now| now.and_then(|now| now.pid)) {
+                    Ok(now) if now != Some(pid) => return now,
+                    _ => tokio::time::sleep(LOOK_EVERY).await,
+                }
             }
         };
-        tokio::time::timeout(END_IS_KNOWN, ended).await.is_ok()
+        tokio::time::timeout(END_IS_KNOWN, ended).await.ok()
+    }
+
+    /// Whether the hook has wired a container since this node runs.
+    fn was_hooked(&self, id: &ContainerId) -> bool {
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
     }
 
     /// Puts another record in the place of one; `None` if somebody has changed it meanwhile.
