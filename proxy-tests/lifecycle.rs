@@ -318,6 +318,28 @@ fn a_container_that_was_taken_out_stays_out_though_the_node_dies_right_after_tha
     lab.remove_everything();
 }
 
+/// Its way out by Docker's network was gone with ours until it was started anew.
+#[test]
+fn a_container_of_dockers_that_was_added_has_its_own_way_out_again_when_it_is_removed() {
+    let lab = Lab::bridged();
+    let h1 = lab.host(1);
+    h1.start_node();
+    h1.raw_docker_run(&["run", "-d", "--name=ann", "busybox", "sh", "-c", IDLE]).run().ok();
+    let ann = h1.container("ann");
+    let routes = || {
+        let told = Run::new("nsenter").arg(format!("--net={}", ann.space().path())).args(["ip", "route"]).run().ok();
+        told.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>()
+    };
+    let before = routes();
+    assert!(before.iter().any(|route| route.starts_with("default via 172.17.")), "{before:?}");
+    h1.calicoctl("container add ann 192.168.1.1").ok();
+    assert!(routes().iter().any(|route| route.starts_with("default via 172.25.")), "{:?}", routes());
+    h1.calicoctl("container remove ann").ok();
+    assert_eq!(routes(), before);
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 /// It was said not to be added, and was given its network seconds later.
 #[test]
 fn a_container_of_which_it_is_said_that_it_could_not_be_added_is_not_added() {

@@ -4,6 +4,7 @@
 //! dockerd answers in its own, also one that takes the place of another under a node that runs.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bollard::query_parameters::{
@@ -65,6 +66,8 @@ pub(crate) struct Container {
     pub(crate) runtime: String,
     /// Docker's networks that it is in, each with its id; `none` is no network.
     pub(crate) networks: BTreeMap<String, String>,
+    /// The next hops of its way out by these.
+    pub(crate) gateways: Vec<IpAddr>,
 }
 
 impl Container {
@@ -127,6 +130,15 @@ struct InspectedNetworkSettings {
 struct InspectedEndpoint {
     #[serde(rename = "NetworkID")]
     network_id: Option<String>,
+    gateway: Option<String>,
+    #[serde(rename = "IPv6Gateway")]
+    ipv6_gateway: Option<String>,
+}
+
+impl InspectedEndpoint {
+    fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        [&self.gateway, &self.ipv6_gateway].into_iter().flatten().filter_map(|text| text.parse().ok())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -213,6 +225,10 @@ impl Inspected {
         let (state, config) = (self.state.unwrap_or_default(), self.config.unwrap_or_default());
         let host = self.host_config.unwrap_or_default();
         let networks = self.network_settings.unwrap_or_default().networks.into_iter().flatten();
+        let networks: Vec<(String, InspectedEndpoint)> = networks
+            .filter(|(name, _)| name != "none")
+            .map(|(name, network)| (name, network.unwrap_or_default()))
+            .collect();
         let policy = host.restart_policy.and_then(|policy| policy.name);
         Ok(Container {
             id,
@@ -226,9 +242,10 @@ impl Inspected {
             labels: config.labels.into_iter().flatten().collect(),
             restarts: policy.is_some_and(|policy| !matches!(policy.as_str(), "" | "no")),
             runtime: host.runtime.unwrap_or_default(),
+            gateways: networks.iter().flat_map(|(_, network)| network.gateways()).collect(),
             networks: networks
-                .filter(|(name, _)| name != "none")
-                .map(|(name, network)| (name, network.unwrap_or_default().network_id.unwrap_or_default()))
+                .into_iter()
+                .map(|(name, network)| (name, network.network_id.unwrap_or_default()))
                 .collect(),
         })
     }

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -69,6 +69,10 @@ pub(crate) struct Link {
     /// Whether packets pass: it is up, and the kernel has taken notice that its other end is too.
     pub(crate) operates: bool,
 }
+
+/// Whose dockerd says that its routes in containers are. Source: moby libnetwork, which says nothing, and vishvananda/netlink, which
+/// says this then.
+const DOCKERS: RouteProtocol = RouteProtocol::Boot;
 
 /// The error number of a kernel's refusal, positive; `None` for other errors.
 fn errno(error: &rtnetlink::Error) -> Option<i32> {
@@ -253,6 +257,26 @@ impl Netlink {
             let default =
                 RouteMessageBuilder::<Ipv6Addr>::new().gateway(HOST_LINK_LOCAL).output_interface(link.index).build();
             self.route(default, format!("route everything through {HOST_LINK_LOCAL} on {name}")).await?;
+        }
+        Ok(())
+    }
+
+    /// Routes everything through one of some next hops, in each family that has no such route. To be called on a socket inside
+    /// the container's namespace.
+    pub(crate) async fn restore_default(&self, gateways: &[IpAddr]) -> Result<(), Fault> {
+        for gateway in gateways {
+            let message = match gateway {
+                IpAddr::V4(gateway) => {
+                    RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).protocol(DOCKERS).build()
+                }
+                IpAddr::V6(gateway) => {
+                    RouteMessageBuilder::<Ipv6Addr>::new().gateway(*gateway).protocol(DOCKERS).build()
+                }
+            };
+            match self.handle.route().add(message).execute().await {
+                Err(error) if is(&error, Errno::EEXIST) => {}
+                added => added.map_err(fault(format!("route everything through {gateway} again")))?,
+            }
         }
         Ok(())
     }

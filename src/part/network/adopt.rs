@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use super::claims::with_undo;
 use super::settle::Waits;
 use super::{Network, Recorded};
+use crate::edge::links::Netlink;
+use crate::edge::netns::Netns;
 use crate::model::endpoint::Requested;
 use crate::model::fault::Fault;
 use crate::model::name::{ContainerId, IfName};
@@ -82,7 +84,8 @@ impl Network {
         }
     }
 
-    /// Takes interface, record and addresses of a container away; it need not exist any more.
+    /// Takes interface, record and addresses of a container away; it need not exist any more. Where it is on a network of
+    /// Docker's too, that has been the way out before, and is again.
     pub(crate) async fn release(&self, name: &str) -> Result<ContainerId, Fault> {
         let id = self.resolve(name).await?;
         let lock = self.lock(&id);
@@ -112,7 +115,21 @@ impl Network {
             return Err(with_undo(fault, kept_again.and(self.released.clear(id.as_str()))));
         }
         self.forget_process(&id);
+        self.give_way_out_back(&id)
+            .await
+            .map_err(|fault| fault.during(&format!("remove container {name}: it is out")))?;
         Ok(id)
+    }
+
+    /// Has everything leave a container by Docker's networks again, if it is on any: with our interface the route has gone
+    /// that had taken the place of theirs.
+    async fn give_way_out_back(&self, id: &ContainerId) -> Result<(), Fault> {
+        let Some(container) = self.docker.inspect(id.as_str()).await? else { return Ok(()) };
+        let Some(pid) = container.pid.filter(|_| !container.gateways.is_empty()) else { return Ok(()) };
+        match Netns::of_container(id, pid)? {
+            Some(netns) => Netlink::open_in(&netns)?.restore_default(&container.gateways).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes out what an operator has taken out before, and is recorded still: a node ended in the midst of it, or the datastore
