@@ -51,10 +51,10 @@ pub(crate) async fn cut(family: Family, mut picks: impl FnMut(&Flow) -> bool) ->
     let mut picked = Vec::new();
     let hear = |kind, body: &[u8]| {
         if kind == NEW
-            && let Some((flow, named)) = read(family, body)
+            && let Some(flow) = read(family, body)
             && picks(&flow)
         {
-            picked.push(named);
+            picked.push(name(body));
         }
     };
     kernel.ask(&message(GET, NLM_F_DUMP, number_of(family), &[]), hear).await.map_err(|error| error.during(LOOKING))?;
@@ -105,16 +105,21 @@ fn tuple(family: Family, bytes: &[u8]) -> Option<Tuple> {
     })
 }
 
-/// A flow of the kernel's table; `None` if it is none that we understand.
-fn read(family: Family, body: &[u8]) -> Option<(Flow, Named)> {
-    let original = tuple(family, attribute(body, TUPLE_ORIGINAL)?)?;
-    let reply = tuple(family, attribute(body, TUPLE_REPLY)?)?;
+/// What names a flow to the kernel.
+fn name(body: &[u8]) -> Named {
     let mut named = Vec::new();
     for (_, _, whole) in attributes(body).filter(|(kind, ..)| matches!(*kind, TUPLE_ORIGINAL | ZONE | ID)) {
         named.extend_from_slice(whole);
         named.resize(named.len().div_ceil(4) * 4, 0);
     }
-    let flow = Flow {
+    Named(named)
+}
+
+/// A flow of the kernel's table; `None` if it is none that we understand.
+fn read(family: Family, body: &[u8]) -> Option<Flow> {
+    let original = tuple(family, attribute(body, TUPLE_ORIGINAL)?)?;
+    let reply = tuple(family, attribute(body, TUPLE_REPLY)?)?;
+    Some(Flow {
         protocol: original.protocol,
         src: original.src,
         // Who answers is who was reached.
@@ -122,8 +127,7 @@ fn read(family: Family, body: &[u8]) -> Option<(Flow, Named)> {
         ports: (original.ports.0, reply.ports.0),
         icmp: original.icmp,
         outer: (original.dst, reply.dst),
-    };
-    Some((flow, Named(named)))
+    })
 }
 
 #[cfg(test)]

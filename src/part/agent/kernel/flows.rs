@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{Kernel, Why};
 use crate::edge::conntrack;
 use crate::edge::iptables::Steps;
@@ -28,6 +30,8 @@ pub(super) struct Flows {
     forbidden: bool,
     /// The same, within a second.
     soon: bool,
+    /// The same of flows of these addresses: they have come to sets or gone from them, which says nothing of others.
+    moved: BTreeSet<IpAddr>,
     /// Those of these addresses are to be cut now, whatever policy says.
     left: BTreeSet<IpAddr>,
     /// Whether the kernel was looked at: what is missing there now may have been missing for a while, and let flows begin.
@@ -62,11 +66,20 @@ impl Flows {
 
     /// Notes members that come and go.
     pub(super) fn heed_sets(&mut self, steps: &[SetStep]) {
-        self.soon |= steps.iter().any(|step| match step {
-            SetStep::Add(set, _) => self.shutting.contains(set),
-            SetStep::Remove(..) | SetStep::Swap(..) => true,
-            SetStep::Create(..) | SetStep::Destroy(_) => false,
-        });
+        for step in steps {
+            match step {
+                SetStep::Add(set, nets) if self.shutting.contains(set) => self.move_all(nets),
+                SetStep::Remove(_, nets) => self.move_all(nets),
+                SetStep::Swap(..) => self.soon = true,
+                SetStep::Add(..) | SetStep::Create(..) | SetStep::Destroy(_) => {}
+            }
+        }
+    }
+
+    fn move_all(&mut self, nets: &[IpNet]) {
+        let is_address = |net: &IpNet| net.prefix_len() == net.max_prefix_len();
+        self.soon |= !nets.iter().all(is_address);
+        self.moved.extend(nets.iter().filter(|net| is_address(net)).map(IpNet::addr));
     }
 
     /// Notes chains that are written in the place of others.
@@ -82,15 +95,21 @@ impl Flows {
 impl Kernel {
     /// Cuts what is to be cut now.
     pub(super) async fn cut_flows(&mut self, desired: &Desired) {
-        if !self.flows.forbidden && self.flows.left.is_empty() {
+        self.cut_now(desired, BTreeSet::new()).await;
+    }
+
+    /// The same, and what is forbidden of the flows of some addresses.
+    async fn cut_now(&mut self, desired: &Desired, moved: BTreeSet<IpAddr>) {
+        if !self.flows.forbidden && self.flows.left.is_empty() && moved.is_empty() {
             return;
         }
         let left = std::mem::take(&mut self.flows.left);
         let forbidden = std::mem::take(&mut self.flows.forbidden);
         if forbidden {
             self.flows.soon = false;
+            self.flows.moved.clear();
         }
-        match self.cut(desired, forbidden, &left).await {
+        match self.cut(desired, forbidden, &moved, &left).await {
             Ok(count) => {
                 self.faults.remove(OBJECT);
                 if count > 0 {
@@ -102,6 +121,7 @@ impl Kernel {
                 self.blame(OBJECT, fault.to_string());
                 self.flows.left.extend(left);
                 self.flows.soon |= forbidden;
+                self.flows.moved.extend(moved);
             }
         }
     }
@@ -109,12 +129,23 @@ impl Kernel {
     /// Cuts what was gathered; called once a second.
     pub(in crate::part::agent) async fn recheck_flows(&mut self, desired: &Desired) {
         self.flows.forbidden |= std::mem::take(&mut self.flows.soon);
-        self.cut_flows(desired).await;
+        let moved = std::mem::take(&mut self.flows.moved);
+        self.cut_now(desired, moved).await;
     }
 
-    async fn cut(&self, desired: &Desired, forbidden: bool, left: &BTreeSet<IpAddr>) -> Result<usize, Fault> {
-        let own = if forbidden { Netlink::open()?.own_addresses(self.family).await? } else { BTreeSet::new() };
+    /// Cuts the flows of the addresses that have `left`, and of all flows, or of those of the addresses that have `moved`, what
+    /// policy forbids.
+    async fn cut(
+        &self,
+        desired: &Desired,
+        all: bool,
+        moved: &BTreeSet<IpAddr>,
+        left: &BTreeSet<IpAddr>,
+    ) -> Result<usize, Fault> {
+        let judges = all || !moved.is_empty();
+        let own = if judges { Netlink::open()?.own_addresses(self.family).await? } else { BTreeSet::new() };
         let mut judge = desired.judge(own);
-        conntrack::cut(self.family, |flow| flow.touches(left) || forbidden && !judge.allows(flow)).await
+        conntrack::cut(self.family, |flow| flow.touches(left) || (all || flow.touches(moved)) && !judge.allows(flow))
+            .await
     }
 }
