@@ -412,7 +412,7 @@ fn start_followers(
         Ok(())
     });
     parts.keep("the lease", |stop| async move { leasing.keep_lease(&stop).await });
-    parts.keep("the reconciler", |stop| async move { reconciling.reconcile(&stop).await });
+    parts.start("the reconciler", |stop| async move { reconciling.reconcile(&stop).await });
 }
 
 /// Starts the parts that tell: in the datastore, and in the log as much as the datastore wants, unless a flag says.

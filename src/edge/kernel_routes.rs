@@ -206,6 +206,11 @@ impl KernelRoutes {
         Ok(KernelRoutes { handle, serving: tokio::spawn(connection) })
     }
 
+    /// Whether the socket is not served any more: nothing will ever be answered.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.serving.is_finished()
+    }
+
     /// The routes that carry our protocol number, in whatever table.
     pub(crate) async fn observe(&self, family: Family) -> Result<BTreeSet<Route>, Fault> {
         let mut found = self.handle.route().get(query(family)).execute();

@@ -119,6 +119,11 @@ impl Netlink {
         Ok(there)
     }
 
+    /// Whether the socket is not served any more: nothing will ever be answered.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// A link by name; `None` if there is none.
     pub(crate) async fn link(&self, name: &IfName) -> Result<Option<Link>, Fault> {
         let mut found = self.handle.link().get().match_name(name.to_string()).execute();

@@ -35,6 +35,15 @@ impl Wirer {
         Ok(Wirer { links: Netlink::open()?, routes: KernelRoutes::open()? })
     }
 
+    /// # Errors
+    /// `World`: the kernel is not heard any more, and nothing can be wired by this again.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        if self.links.has_ended() || self.routes.has_ended() {
+            return Err(Fault::World("wire containers: the netlink socket has broken".to_owned()));
+        }
+        Ok(())
+    }
+
     /// Wires one endpoint into a container's namespace; answers whether there was anything to do.
     ///
     /// # Errors

@@ -519,6 +519,9 @@ impl Agent {
                 clocks.sizes = Instant::now() + SIZES_EVERY;
             }
             Wake::Audit => {
+                if self.routes.has_ended() {
+                    return Err(Fault::World("program routes: the netlink socket has broken".to_owned()));
+                }
                 self.doubt(Why::Clock);
                 clocks.apply.try_now();
                 self.may_be_strange = true;

@@ -26,7 +26,7 @@ use crate::plan::desired::{Changes, Desired, endpoint_object};
 use crate::plan::diff::{FILTER, SeenTable};
 use crate::plan::filter::{self, Way};
 use crate::plan::routes::{self, Route, RouteStep, Routes};
-use crate::plan::sets::{SetName, Sets};
+use crate::plan::sets::{Extent, SetName, Sets};
 
 mod chains;
 mod flows;
@@ -153,10 +153,12 @@ impl Kernel {
         self.doubt.is_some_and(|why| matches!(why, Why::Start | Why::Failed))
     }
 
-    /// Whether some changes are of what the kernel has refused, and may be what it lacked.
+    /// Whether some changes are of what the kernel has refused, and may be what it lacked. Members, which may come and go all the
+    /// time, are not.
     pub(super) fn has_refused(&self, changes: &Changes) -> bool {
+        let mut whole = changes.sets.iter().filter(|(_, extent)| **extent == Extent::Whole);
         changes.filter.iter().any(|chain| self.failed.contains(chain))
-            || changes.sets.keys().any(|set| self.spoiled.contains(set))
+            || whole.any(|(set, _)| self.spoiled.contains(set))
     }
 
     fn seen(&self, table: &str) -> &SeenTable {

@@ -95,7 +95,10 @@ async fn until(at: Option<Instant>) {
 
 impl Network {
     /// Follows Docker until told to stop.
-    pub(crate) async fn reconcile(self: &Arc<Self>, stop: &CancellationToken) {
+    ///
+    /// # Errors
+    /// What no retry can mend: nothing can be wired any more.
+    pub(crate) async fn reconcile(self: &Arc<Self>, stop: &CancellationToken) -> Result<(), Fault> {
         let mut work = Work {
             network: Arc::clone(self),
             tasks: JoinSet::new(),
@@ -113,6 +116,7 @@ impl Network {
                 () = stop.cancelled() => break,
                 ended = work.follow(&mut backoff) => ended,
             };
+            self.wirer.check()?;
             self.forget_engine();
             if self.docker_up.send_replace(false) || backoff.is_well() {
                 tracing::warn!(fault = %ended, "dockerd is away: what is wired stays");
@@ -135,6 +139,7 @@ impl Network {
         while let Some(done) = work.tasks.join_next().await {
             joined(done);
         }
+        Ok(())
     }
 
     /// Frees the addresses of containers that dockerd says are gone, those that are ours.
@@ -415,6 +420,9 @@ impl Work {
                     }
                 }
                 _ = audit.tick(), if network.store.is_connected() => {
+                    if let Err(fault) = network.wirer.check() {
+                        return fault;
+                    }
                     match self.compare(first).await {
                         Ok(()) => {
                             first = false;
