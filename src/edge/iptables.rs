@@ -128,10 +128,30 @@ pub(crate) async fn mix(family: Family) -> Result<Option<String>, Fault> {
     }))
 }
 
-/// Checks that packets still come to our chains first: the policy in them is of use only then.
+/// What a rule may do that stands before a jump of ours: it lets no packet past. dockerd puts its first two chains on top of
+/// whatever is there when it starts, and accepts nothing in them.
+const LETS_NOTHING_PAST: [&str; 8] =
+    ["DROP", "REJECT", "LOG", "NFLOG", "CT", "NOTRACK", "DOCKER-USER", "DOCKER-ISOLATION-STAGE-1"];
+
+/// The rule, as the tool shows it, that stands before the first jump to a chain and may let packets past it; `Err`: there is
+/// no such jump.
+fn before_jump<'r>(rules: &'r str, chain: &str) -> Result<Option<&'r str>, ()> {
+    let mut before = None;
+    for rule in rules.lines().filter(|rule| rule.starts_with("-A ")) {
+        let mut words = rule.split(' ').skip_while(|word| !matches!(*word, "-j" | "-g"));
+        let Some(target) = words.nth(1) else { continue };
+        if target == chain && words.next().is_none() {
+            return Ok(before);
+        }
+        before = before.or_else(|| (!LETS_NOTHING_PAST.contains(&target)).then_some(rule));
+    }
+    Err(())
+}
+
+/// Checks that packets still come to our chains, and what is forwarded to them first: the policy in them is of use only then.
 ///
 /// # Errors
-/// `World`, naming the chain whose jump is not there.
+/// `World`, naming the chain whose jump is not there, or the rule that stands before it.
 pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
     let program = program(family);
     let (filter, raw) = (base_table(family, &Settings::default()), desired_raw(family, &BTreeSet::new()));
@@ -140,9 +160,16 @@ pub(crate) async fn has_jumps(family: Family) -> Result<(), Fault> {
     {
         let rules = run(program, &["-w", "-t", table, "-S", kernel], "").await?;
         let chain = format!("{CHAIN_PREFIX}{kernel}");
-        if !rules.lines().any(|rule| rule.starts_with("-A") && rule.ends_with(&format!("-j {chain}"))) {
-            let checked = format!("check chain {kernel} of {program}'s table {table}");
-            return Err(Fault::World(format!("{checked}: nothing in it leads to {chain}")));
+        let checked = format!("check chain {kernel} of {program}'s table {table}");
+        match before_jump(&rules, &chain) {
+            // What containers reach of their host is for the host's own rules too, of which tools put some on top all the time.
+            Ok(Some(rule)) if *kernel == "FORWARD" => {
+                return Err(Fault::World(format!(
+                    "{checked}: {rule} stands before what leads to {chain}, and may let packets past policy"
+                )));
+            }
+            Ok(_) => {}
+            Err(()) => return Err(Fault::World(format!("{checked}: nothing in it leads to {chain}"))),
         }
     }
     Ok(())
@@ -155,6 +182,29 @@ mod tests {
 
     use super::*;
     use crate::edge::testnet::{in_own_network, sh};
+
+    /// A network that dockerd makes is accepted on top of all; a container that was started then, without a node, was open to it.
+    #[test]
+    fn a_rule_that_may_accept_before_our_jump_is_found_and_those_of_docker_that_accept_nothing_are_not() {
+        let ours = "-A FORWARD -j calico-FORWARD";
+        let found =
+            |rules: &[&str]| before_jump(&rules.join("\n"), "calico-FORWARD").map(|rule| rule.map(str::to_owned));
+        let accepts = "-A FORWARD -i br-x ! -o br-x -j ACCEPT";
+        for (rules, wanted) in [
+            (vec!["-P FORWARD DROP", ours, accepts], Ok(None)),
+            (
+                vec!["-A FORWARD -j DOCKER-USER", "-A FORWARD -j DOCKER-ISOLATION-STAGE-1", "-A FORWARD -i x", ours],
+                Ok(None),
+            ),
+            (vec!["-A FORWARD -i x -j REJECT --reject-with icmp-port-unreachable", ours], Ok(None)),
+            (vec![accepts, ours], Ok(Some(accepts.to_owned()))),
+            (vec!["-A FORWARD -j DOCKER-FORWARD", ours], Ok(Some("-A FORWARD -j DOCKER-FORWARD".to_owned()))),
+            (vec!["-A FORWARD -g theirs", ours], Ok(Some("-A FORWARD -g theirs".to_owned()))),
+            (vec!["-P FORWARD ACCEPT", accepts], Err(())),
+        ] {
+            assert_eq!(found(&rules), wanted, "{rules:?}");
+        }
+    }
     use crate::model::snapshot::News;
     use crate::plan::desired::Desired;
     use crate::plan::desired::tests::{datastore, host, read};
