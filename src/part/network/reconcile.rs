@@ -281,17 +281,15 @@ impl Network {
         if !self.refused.is_set(id.as_str()) {
             return Ok(());
         }
-        // While dockerd says nothing of it, it stays so.
-        let found = self.docker.inspect(id.as_str()).await?;
-        // Whatever comes of it: a hook that refuses again says so again.
-        self.refused.clear(id.as_str())?;
-        match found {
-            Some(container) if container.restarts && !container.is_up => {
-                tracing::info!(container = id.short(), "starting it: its start was refused before");
-                self.docker.start(id).await
-            }
-            _ => Ok(()),
+        // Whatever fails, dockerd does not try it again by itself: so it stays refused until it is up, or is not to be.
+        if let Some(container) = self.docker.inspect(id.as_str()).await?
+            && container.restarts
+            && !container.is_up
+        {
+            tracing::info!(container = id.short(), "starting it: its start was refused before");
+            self.docker.start(id).await?;
         }
+        self.refused.clear(id.as_str())
     }
 
     /// Tells of a container that is not ours though its environment says so: it was created around the proxy, or its
