@@ -66,6 +66,33 @@ fn a_dockerd_that_has_lost_all_containers_frees_none_of_their_addresses_until_an
     lab.remove_everything();
 }
 
+/// It has the same network and says nothing of the containers that are in its other driver: all were taken for destroyed.
+#[test]
+fn a_dockerd_with_another_storage_driver_frees_nothing_of_the_containers_that_it_does_not_show() {
+    let lab = Lab::running(1);
+    let h1 = lab.host(1);
+    let ann = h1.run("ann", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
+    let (claims, driver) = (lab.etcd().keys(CLAIMS), h1.raw_docker("info --format {{.Driver}}").ok());
+    let other = if driver == "vfs" { "overlay2" } else { "vfs" };
+    let readyz = || h1.sh("curl -s http://127.0.0.1:9091/readyz || true");
+    h1.stop_dockerd();
+    h1.spawn_dockerd_with(&["--storage-driver", other]);
+    h1.await_dockerd();
+    assert_eq!(h1.raw_docker("info --format {{.Driver}}").ok(), other);
+    let why = format!("its storage driver is {other}, and was {driver}");
+    wait_until("the node doubts it", SOON * 2, || readyz().contains(&why));
+    assert_eq!(h1.create("thief", &["CALICO_IP=192.168.1.1"]).status, 503);
+    assert_eq!(lab.etcd().keys(CLAIMS), claims);
+    h1.stop_dockerd();
+    h1.spawn_dockerd();
+    h1.await_dockerd();
+    h1.await_ready();
+    h1.docker("start ann").ok();
+    assert_eq!(ann.ip().to_string(), "192.168.1.1");
+    lab.assert_consistent();
+    lab.remove_everything();
+}
+
 /// Listens at a path and hands on to dockerd all but questions about its networks, one request a connection.
 fn without_networks(at: &Path, dockerd: PathBuf) {
     let listener = UnixListener::bind(at).unwrap();

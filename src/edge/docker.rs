@@ -148,6 +148,13 @@ struct InspectedNetwork {
     id: Option<String>,
 }
 
+/// What dockerd says of itself, as far as it concerns us. Source: Engine API, `SystemInfo`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Info {
+    driver: Option<String>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct InspectedState {
@@ -388,10 +395,15 @@ impl Docker {
         }
     }
 
-    /// What tells it from a dockerd that has other containers: the id of its network `none`, which it has as long as them.
-    /// `None` where there is no such network. For somebody who waits for dockerd anyhow.
+    /// What tells it from a dockerd that has other containers: the id of its network `none`, which it has as long as them, and
+    /// the name of its storage driver, if it says one. `None` where there is no such network. For somebody who waits for
+    /// dockerd anyhow.
     pub(crate) async fn identity(&self) -> Result<Option<String>, Fault> {
-        Ok(self.network("none").await?.map(|(_, id)| id))
+        let Some((_, id)) = self.network("none").await? else { return Ok(None) };
+        let doing = format!("ask dockerd {} for its storage driver", self.host);
+        let (status, body) = self.ask("/info", &doing).await?;
+        let info = serde_json::from_slice::<Info>(&body).ok().filter(|_| status == 200);
+        Ok(Some(info.and_then(|info| info.driver).map_or_else(|| id.clone(), |driver| format!("{id} {driver}"))))
     }
 
     /// What dockerd answers to a question, with its status, however long it takes.

@@ -7,7 +7,9 @@
 //!
 //! It is known by the id of its network `none`, which it makes when it begins with nothing and keeps where it keeps its
 //! containers (moby `daemon/daemon_unix.go`, `initNetworkController`); unlike the id that it tells of itself, which 20.10
-//! keeps in `/etc/docker`. One that knows any of the containers is not doubted, whatever its network is called.
+//! keeps in `/etc/docker`. One that knows any of the containers is not doubted, whatever its network is called. Of those in
+//! another storage driver than it has now a dockerd says nothing until it has that one again (moby `daemon/daemon.go`,
+//! `restore`), so the driver is kept too, and with another one it has to know all of them.
 
 use std::collections::HashSet;
 use std::sync::{MutexGuard, PoisonError};
@@ -89,7 +91,8 @@ impl Network {
     /// `Away`: dockerd does not know the container, and is not believed. Else as those of inspect.
     pub(super) async fn inspect_or_bury(&self, id: &ContainerId) -> Result<Option<Container>, Fault> {
         let times_away = self.engine().times_away;
-        let found = self.docker.inspect(id.as_str()).await?;
+        // One that is called as this one's id is another one.
+        let found = self.docker.inspect(id.as_str()).await?.filter(|found| found.id == *id);
         if found.is_none() {
             let doing = format!("free the addresses of container {}", id.short());
             self.check_engine().await.map_err(|fault| fault.during(&doing))?;
@@ -108,24 +111,41 @@ impl Network {
     async fn doubt_engine(&self) -> Result<Option<String>, Fault> {
         // What speaks Docker's API and has no such network cannot be told from another of that kind.
         let (found, known) = (self.docker.identity().await?, self.known_engine.read()?);
-        if known.is_none() || known == found {
+        let (network, driver) = words(found.as_deref());
+        let (network_before, driver_before) = words(known.as_deref());
+        let same_network = known.is_none() || network == network_before;
+        // A node before this one may have kept none.
+        let same_driver = driver_before.is_none() || driver == driver_before;
+        if same_network && same_driver {
             return self.keep_engine(found).await.map(|()| None);
         }
         let mut ours: HashSet<ContainerId> = self.reservations.containers()?.into_iter().collect();
         ours.extend(self.containers());
-        let listed = self.docker.list().await?;
-        if ours.is_empty() || listed.iter().any(|one| ours.contains(&one.id)) {
+        let listed: HashSet<ContainerId> = self.docker.list().await?.into_iter().map(|one| one.id).collect();
+        let unknown = ours.difference(&listed).count();
+        let knows_enough = if same_driver { unknown < ours.len() } else { unknown == 0 };
+        if ours.is_empty() || knows_enough {
             return self.keep_engine(found).await.map(|()| None);
         }
+        let none = if unknown == ours.len() { "none".to_owned() } else { format!("not {unknown}") };
         Ok(Some(format!(
-            "it knows none of the {} containers of this host, and is another one than they were made in (its network none is {}, and was {}): \
-             is its disk mounted, and is it the right one? Their addresses stay theirs; if they are gone for good, remove {}",
+            "it knows {none} of the {} containers of this host, and is another one than they were made in (its network none is {}, and was {}; \
+             its storage driver is {}, and was {}): is its disk mounted, and is it the right one? Their addresses stay theirs; if they are gone \
+             for good, remove {}",
             ours.len(),
-            called(found.as_deref()),
-            called(known.as_deref()),
+            called(network),
+            called(network_before),
+            driver.unwrap_or("unknown"),
+            driver_before.unwrap_or("unknown"),
             self.known_engine.path().display()
         )))
     }
+}
+
+/// The id of a dockerd's network `none` and the name of its storage driver.
+fn words(identity: Option<&str>) -> (Option<&str>, Option<&str>) {
+    let mut words = identity.into_iter().flat_map(str::split_whitespace);
+    (words.next(), words.next())
 }
 
 fn called(id: Option<&str>) -> &str {

@@ -86,7 +86,7 @@ impl Network {
     /// The container of an owner. One that is gone is settled, so that it holds nothing any more.
     async fn still_there(&self, owner: &Owner) -> Result<Option<Container>, Fault> {
         let Some(id) = container_of(owner) else { return Ok(None) };
-        let found = self.docker.inspect(id.as_str()).await?;
+        let found = self.docker.inspect(id.as_str()).await?.filter(|found| found.id == id);
         if found.is_none() {
             self.settle(&id, Waits::All).await?;
         }
