@@ -57,8 +57,8 @@ mod programmed;
 mod speaker;
 mod upkeep;
 
-pub(crate) use kernel::WHOLE;
 use kernel::{Ear, Kernel, Why};
+pub(crate) use kernel::{LOOK, WHOLE};
 use programmed::check_marks;
 pub(crate) use programmed::{EndpointProgrammed, Programmed};
 
@@ -407,10 +407,11 @@ impl Agent {
             self.take_in();
             let again = !clocks.apply.waits() || self.has_refused();
             let due = self.known.is_some() && (again || self.has_pending() && !self.is_lost());
-            if !due && self.is_pressing() {
+            let pressing = self.is_pressing();
+            if !due && pressing {
                 clocks.apply.hasten();
             }
-            let rests = clocks.rests(self.is_pressing());
+            let rests = clocks.rests(pressing || again && self.doubts());
             if due && !rests {
                 let (news, began) = (self.has_news(), Instant::now());
                 let well = self.apply(again).await;
@@ -564,9 +565,14 @@ impl Agent {
         });
     }
 
-    /// Whether there is more to do than members of tags that came or went.
+    /// Whether more was touched than members of tags that came or went.
     fn is_pressing(&self) -> bool {
-        self.planes.iter().any(|plane| plane.kernel.doubts() || plane.pending.is_pressing())
+        self.planes.iter().any(|plane| plane.pending.is_pressing())
+    }
+
+    /// Whether the kernel is to be looked at.
+    fn doubts(&self) -> bool {
+        self.planes.iter().any(|plane| plane.kernel.doubts())
     }
 
     /// Whether anything was touched since the last apply.

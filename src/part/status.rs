@@ -10,7 +10,7 @@ use crate::model::control::{BirdStatus, EndpointCount, ReportedFault, Status};
 use crate::model::host::Host;
 use crate::model::key::Key;
 use crate::model::snapshot::Snapshot;
-use crate::part::agent::{Programmed, WHOLE};
+use crate::part::agent::{LOOK, Programmed, WHOLE};
 use crate::part::metrics::Now;
 use crate::part::network::Network;
 use crate::part::store::Store;
@@ -54,6 +54,9 @@ impl Gauge {
         if !programmed.in_sync {
             let why = programmed.faults.get(WHOLE).map(|why| format!(": {why}")).unwrap_or_default();
             missing.push(format!("the agent: the kernel does not hold what the datastore says yet{why}"));
+        }
+        if let Some(why) = programmed.faults.get(LOOK) {
+            missing.push(format!("the agent: whether the kernel holds what was left there cannot be seen: {why}"));
         }
         if programmed.faults.contains_key("guard") {
             missing.push("the guard".to_owned());

@@ -38,7 +38,7 @@ use flows::Flows;
 pub(crate) const WHOLE: &str = "kernel state";
 
 /// The object under which it is told that the kernel could not be looked at; what was left there is believed meanwhile.
-const LOOK: &str = "kernel state, which cannot be looked at";
+pub(crate) const LOOK: &str = "kernel state, which cannot be looked at";
 
 /// Why the kernel is looked at in whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,9 +136,9 @@ impl Kernel {
         }
     }
 
-    /// The next apply looks at the kernel first.
+    /// The next apply looks at the kernel first. The gravest reason counts.
     pub(super) fn doubt(&mut self, why: Why) {
-        if !self.doubts() {
+        if !self.doubts() || why == Why::Failed && !self.is_lost() {
             self.doubt = Some(why);
         }
     }

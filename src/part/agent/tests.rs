@@ -379,6 +379,10 @@ fn where_the_kernel_cannot_be_looked_at_any_more_what_was_left_there_is_believed
         assert!(sh("nft list table ip filter").await.contains("\"califive\""));
         assert!(sh_succeeds("ipset test calico4-t-web 192.168.0.5").await);
         assert!(kernel.kernel.is_known() && !kernel.kernel.is_lost() && kernel.kernel.doubts());
+        // But not once it is not known what was done.
+        kernel.kernel.doubt(Why::Failed);
+        assert!(kernel.kernel.is_lost() && !kernel.apply(&wanted, &Changes::default()).await);
+        assert!(kernel.kernel.is_lost() && !kernel.kernel.is_known());
         sh("nft delete chain ip filter theirs").await;
         assert!(kernel.apply(&wanted, &Changes::default()).await);
         assert_eq!((left(&wanted).await.as_str(), kernel.kernel.faults().count()), ("", 0));
