@@ -89,10 +89,16 @@ pub(crate) struct Found {
 /// The first path of a range, and the first one behind it.
 type Range = (Vec<u8>, Vec<u8>);
 
-/// A stream of changes.
+/// Changes as they happen, by a stream for each range: in each in the order of their revisions, between the two in whatever
+/// order they come.
 pub(crate) struct Watch {
-    stream: WatchStream,
+    streams: [WatchStream; 2],
     address: String,
+}
+
+/// All that nodes read: what stands before reports, which is what is about BGP, and what stands behind them.
+fn all_but_reports() -> [Range; 2] {
+    [(ROOT.into(), REPORTS.into()), (AFTER_REPORTS.into(), end_of(ROOT))]
 }
 
 /// The JSON of a value that always has one.
@@ -139,9 +145,10 @@ impl Etcd {
     /// The whole datastore at one revision, taken into an empty snapshot, which may be one that keeps less; with what the
     /// datastore said of itself meanwhile.
     pub(crate) async fn load_into(&self, mut snapshot: Snapshot) -> Result<(Standing, Snapshot), Fault> {
-        let all = [(ROOT.into(), REPORTS.into()), (AFTER_REPORTS.into(), end_of(ROOT))];
-        let (cluster, revision) = self.each("load the datastore", &all, |change| drop(snapshot.apply(&change))).await?;
-        snapshot.revision = revision;
+        let ranges = all_but_reports();
+        let (cluster, revision) =
+            self.each("load the datastore", &ranges, |change| drop(snapshot.apply(&change))).await?;
+        snapshot.came_to(revision);
         let standing = Standing { cluster, ready: snapshot.is_ready() };
         Ok((standing, snapshot.packed()))
     }
@@ -151,7 +158,7 @@ impl Etcd {
         let mut snapshot = Snapshot::default();
         let ranges: Vec<Range> = paths.iter().map(AsRef::as_ref).map(|path| (path.into(), end_of(path))).collect();
         let (_, revision) = self.each("load the datastore", &ranges, |change| drop(snapshot.apply(&change))).await?;
-        snapshot.revision = revision;
+        snapshot.came_to(revision);
         Ok(snapshot)
     }
 
@@ -224,15 +231,20 @@ impl Etcd {
         self.members.ask(doing, read).await
     }
 
-    /// All changes after a revision.
+    /// All changes after a revision, but of reports: each host makes some all the time, and none reads another's.
     pub(crate) async fn watch_after(&self, revision: i64) -> Result<Watch, Fault> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
+        let [before, behind] = all_but_reports().map(|range| self.watch_range(range, revision));
+        let (before, behind) = tokio::try_join!(before, behind)?;
+        Ok(Watch { streams: [before, behind], address: self.address() })
+    }
+
+    async fn watch_range(&self, (from, end): Range, revision: i64) -> Result<WatchStream, Fault> {
+        let options = WatchOptions::new().with_range(end).with_start_revision(revision + 1);
         let watch = |client: Client| {
-            let options = options.clone();
-            async move { client.watch_client().max_decoding_message_size(MESSAGE_BYTES).watch(ROOT, Some(options)).await }
+            let (from, options) = (from.clone(), options.clone());
+            async move { client.watch_client().max_decoding_message_size(MESSAGE_BYTES).watch(from, Some(options)).await }
         };
-        let stream = self.members.ask("watch the datastore", watch).await?;
-        Ok(Watch { stream, address: self.address() })
+        self.members.ask("watch the datastore", watch).await
     }
 
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Found>, Fault> {
@@ -334,7 +346,7 @@ impl Etcd {
 }
 
 impl Watch {
-    /// The next changes, of one or more revisions, in order.
+    /// The next changes of one of the ranges, of one or more revisions, in order.
     ///
     /// # Errors
     /// The watch is over and the reason: the connection broke, or the revisions asked for are compacted away. Load again.
@@ -343,7 +355,12 @@ impl Watch {
     /// No change is lost when the future is dropped before it is ready.
     pub(crate) async fn next(&mut self) -> Result<Vec<Change>, Fault> {
         let away = |cause: String| Fault::Away(format!("watch the datastore in etcd at {}: {cause}", self.address));
-        let answer = match self.stream.message().await {
+        let [before, behind] = &mut self.streams;
+        let told = tokio::select! {
+            told = before.message() => told,
+            told = behind.message() => told,
+        };
+        let answer = match told {
             Ok(Some(answer)) => answer,
             Ok(None) => return Err(away("the stream ended".to_owned())),
             Err(error) => return Err(away(error.to_string())),
@@ -352,7 +369,7 @@ impl Watch {
             return Err(away(format!("cancelled: {} {}", answer.cancel_reason(), answer.compact_revision())));
         }
         let changes = answer.events().iter().filter_map(|event| {
-            let pair = event.kv().filter(|pair| !pair.key().starts_with(REPORTS.as_bytes()))?;
+            let pair = event.kv()?;
             Some(Change {
                 revision: pair.mod_revision(),
                 path: String::from_utf8(pair.key().to_vec()).ok()?,

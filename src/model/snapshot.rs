@@ -19,7 +19,7 @@ use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
 use super::claim::Claim;
 use super::endpoint::{Endpoint, Remote};
 use super::gone_back::GoneBack;
-use super::key::{AssignmentKey, BgpScope, EndpointKey, Key};
+use super::key::{AssignmentKey, BGP, BgpScope, EndpointKey, Key};
 use super::name::{EndpointId, HostName, IfName, Orchestrator, ProfileName, TagName, WorkloadId};
 use super::pool::{Family, Pool};
 use super::profile::Rules;
@@ -86,8 +86,10 @@ pub(crate) type Remotes = BTreeMap<Arc<str>, Arc<Record<Remote>>>;
 pub(crate) struct Snapshot {
     /// Whose endpoints are kept in whole; `None`: those of all hosts are.
     host: Option<HostName>,
-    /// The newest revision that it includes.
+    /// The newest revision that it includes, of all but what is about BGP.
     pub(crate) revision: i64,
+    /// The newest one of that, of which a watch tells by itself.
+    bgp_revision: i64,
     pub(crate) ready: Option<Record<bool>>,
     pub(crate) config: Records<String, String>,
     pub(crate) host_config: Records<(HostName, String), String>,
@@ -202,7 +204,8 @@ impl Snapshot {
 
     /// Takes one change in. Answers the key that changed; `None` where the path is not one of ours.
     pub(crate) fn apply(&mut self, change: &Change) -> Option<Key> {
-        self.revision = self.revision.max(change.revision);
+        let newest = self.newest_mut(&change.path);
+        *newest = change.revision.max(*newest);
         let key = Key::parse(&change.path)?;
         match key.clone() {
             Key::Ready => store_one(&mut self.ready, change, plain),
@@ -229,10 +232,25 @@ impl Snapshot {
         Some(key)
     }
 
+    /// The newest revision of what a path is among.
+    fn newest_mut(&mut self, path: &str) -> &mut i64 {
+        if path.starts_with(BGP) { &mut self.bgp_revision } else { &mut self.revision }
+    }
+
+    /// Notes that it is whole, and of this revision.
+    pub(crate) fn came_to(&mut self, revision: i64) {
+        (self.revision, self.bgp_revision) = (revision, revision);
+    }
+
+    /// Whether another view is ahead of it in anything.
+    pub(crate) fn is_behind(&self, other: &Snapshot) -> bool {
+        self.revision < other.revision || self.bgp_revision < other.bgp_revision
+    }
+
     /// Takes in what a watch tells, and says which keys those are; answers how many of the changes were stale.
     ///
-    /// A watch tells every change after the revision that it began at, in the order of their revisions. So whatever is
-    /// older than the newest revision here has been taken in already, or has been overtaken by what was: it comes from a
+    /// A watch tells every change after the revision that it began at, in the order of their revisions; what is about BGP by
+    /// itself. So whatever is older than the newest revision of its kind here has been taken in already, or has been overtaken by what was: it comes from a
     /// server or a proxy that tells a part again. It is left out, whether it is a record or a deletion; otherwise a record
     /// that has been deleted since would stand again until its deletion is told again too. Changes of one revision are one
     /// transaction, which speaks of a key once, so taking one of them in again changes nothing.
@@ -241,7 +259,7 @@ impl Snapshot {
     pub(crate) fn follow(&mut self, changes: &[Change], news: &mut News) -> usize {
         let mut stale = 0;
         for change in changes {
-            if change.revision < self.revision {
+            if change.revision < *self.newest_mut(&change.path) {
                 stale += 1;
             } else if let Some(key) = self.apply(change) {
                 news.add(key);
@@ -535,6 +553,36 @@ pub(crate) mod tests {
             }
         }
         told
+    }
+
+    /// What is about BGP comes by a watch of its own, which may be behind.
+    #[test]
+    fn news_of_bgp_are_not_stale_for_newer_ones_of_the_rest_and_the_other_way_round() {
+        let change = |revision, path: &str, value: &str| Change {
+            revision,
+            path: path.to_owned(),
+            value: Some(value.as_bytes().to_vec()),
+        };
+        let bgp = change(5, "/calico/bgp/v1/global/as_num", "64512");
+        let rest = [change(4, "/calico/v1/Ready", "true"), change(9, "/calico/v1/config/A", "b")];
+        let of = |order: [&[Change]; 2]| {
+            let mut snapshot = Snapshot::default();
+            snapshot.came_to(3);
+            for changes in order {
+                assert_eq!(snapshot.follow(changes, &mut News::All), 0);
+            }
+            assert_eq!(snapshot.follow(std::slice::from_ref(&rest[0]), &mut News::All), 1, "it was told before");
+            snapshot
+        };
+        let bgp = std::slice::from_ref(&bgp);
+        let both = [of([&rest, bgp]), of([bgp, &rest])];
+        assert_eq!(both[0], both[1]);
+        assert!(both[0].is_ready() && both[0].bgp_as.len() == 1 && both[0].revision == 9);
+        let mut loaded = Snapshot::default();
+        loaded.came_to(4);
+        assert!(loaded.is_behind(&both[0]) && !both[0].is_behind(&loaded));
+        loaded.revision = 9;
+        assert!(loaded.is_behind(&both[0]), "of BGP it is");
     }
 
     proptest! {

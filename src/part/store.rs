@@ -411,7 +411,7 @@ impl Store {
     /// Brings a load to where the view has come, which was followed meanwhile: nobody sees the datastore go back.
     async fn catch_up(&self, loaded: &mut Snapshot, watch: &mut Watch) -> Result<(), Fault> {
         let catch_up = async {
-            while loaded.revision < self.synced.borrow().revision {
+            while self.read(|view| loaded.is_behind(view)) {
                 let changes = watch.next().await?;
                 if loaded.is_ready() && readiness(&changes) == Some(false) {
                     return Err(wiped());
