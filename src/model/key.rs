@@ -22,6 +22,11 @@ pub(crate) const AWAITED: &str = "/calico/v1/awaited/";
 /// What nodes say of themselves. No node reads it, and there is much of it: it is left out of loads and of what is watched.
 pub(crate) const REPORTS: &str = "/calico/felix/v1/";
 
+/// Whether a path stands before all of these: what does is about BGP, as far as it is ours.
+pub(crate) fn is_before_reports(path: &str) -> bool {
+    path < REPORTS
+}
+
 /// The first path after all of these.
 pub(crate) const AFTER_REPORTS: &str = "/calico/felix/v10";
 

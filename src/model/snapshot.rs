@@ -19,7 +19,7 @@ use super::bgp::{AsNumber, DEFAULT_AS, Mesh, Peer};
 use super::claim::Claim;
 use super::endpoint::{Endpoint, Remote};
 use super::gone_back::GoneBack;
-use super::key::{AssignmentKey, BGP, BgpScope, EndpointKey, Key};
+use super::key::{AssignmentKey, BgpScope, EndpointKey, Key, is_before_reports};
 use super::name::{EndpointId, HostName, IfName, Orchestrator, ProfileName, TagName, WorkloadId};
 use super::pool::{Family, Pool};
 use super::profile::Rules;
@@ -234,7 +234,8 @@ impl Snapshot {
 
     /// The newest revision of what a path is among.
     fn newest_mut(&mut self, path: &str) -> &mut i64 {
-        if path.starts_with(BGP) { &mut self.bgp_revision } else { &mut self.revision }
+        // As the watch has it, foreign keys among them.
+        if is_before_reports(path) { &mut self.bgp_revision } else { &mut self.revision }
     }
 
     /// Notes that it is whole, and of this revision.

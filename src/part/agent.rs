@@ -647,7 +647,7 @@ impl Agent {
             return false;
         }
         let Ok(sizes) = ipsets::sizes().await else {
-            self.doubt(Why::Failed);
+            self.doubt(Why::Sizes);
             return false;
         };
         let compare = |plane: &mut Plane| plane.kernel.compare_sizes(&plane.desired.sets, &sizes);

@@ -102,13 +102,21 @@ impl Reporter {
         loop {
             synced.borrow_and_update();
             programmed.borrow_and_update();
+            let mut failed = false;
             for (call, answer) in self.due_answers(&mut answered) {
-                if let Err(fault) = self.answer(call, &answer).await {
-                    tracing::debug!(%fault, "a roll call is not answered yet");
-                    sleep(RETRY).await;
-                    break;
+                match self.answer(call, &answer).await {
+                    Ok(()) => {
+                        answered.insert(call);
+                    }
+                    Err(fault) => {
+                        tracing::debug!(%fault, "a roll call is not answered yet");
+                        failed = true;
+                    }
                 }
-                answered.insert(call);
+            }
+            if failed {
+                sleep(RETRY).await;
+                continue;
             }
             let ended = tokio::select! {
                 changed = synced.changed() => changed.is_err(),

@@ -219,17 +219,21 @@ pub(crate) fn apart(steps: Vec<SetStep>) -> BTreeMap<SetName, Vec<SetStep>> {
 ///
 /// Chains and members that change at once may be of several changes of the datastore, of which each state was closed. Members
 /// that come before the chains could open what the chains still say, and the other way round. So what cannot open goes
-/// before, with all sets that no chain speaks of yet, and what can goes behind: an address that comes to a set that `stands`,
-/// unless chains deny by it (`shuts`), and one that goes from a set by which they did or do deny (`shut_or_shuts`).
+/// before, and what can goes behind: an address that comes to a set, unless chains deny by it (`shuts`), and one that goes from
+/// a set by which they did or do deny (`shut_or_shuts`). All steps of a set that is made, exchanged or taken away go before, in
+/// their order, and those of one of which the kernel has `refused` some: what chains say of it is closed then.
 pub(crate) fn around_chains(
     steps: Vec<SetStep>,
-    stands: impl Fn(&SetName) -> bool,
+    refused: &BTreeSet<SetName>,
     shuts: impl Fn(&SetName) -> bool,
     shut_or_shuts: impl Fn(&SetName) -> bool,
 ) -> (Vec<SetStep>, Vec<SetStep>) {
+    let is_made = |step: &&SetStep| !matches!(step, SetStep::Add(..) | SetStep::Remove(..));
+    let made: BTreeSet<SetName> = steps.iter().filter(is_made).map(|step| step.set().clone()).collect();
+    let goes_whole = |name: &SetName| made.contains(name) || refused.contains(name) || name.temporary() == *name;
     steps.into_iter().partition(|step| match step {
-        SetStep::Add(name, _) => !stands(name) || shuts(name),
-        SetStep::Remove(name, _) => !shut_or_shuts(name),
+        SetStep::Add(name, _) => goes_whole(name) || shuts(name),
+        SetStep::Remove(name, _) => goes_whole(name) || !shut_or_shuts(name),
         SetStep::Create(..) | SetStep::Swap(..) | SetStep::Destroy(_) => true,
     })
 }
@@ -452,9 +456,25 @@ mod tests {
         .concat();
         let shuts = |set: &SetName| *set == name("denies");
         let shut_or_shuts = |set: &SetName| shuts(set) || *set == name("denied");
-        let (before, behind) = around_chains(steps, |set| *set != name("new"), shuts, shut_or_shuts);
+        let (before, behind) = around_chains(steps, &BTreeSet::new(), shuts, shut_or_shuts);
         assert_eq!(before, [create, add("new"), add("denies"), remove("allows")]);
         assert_eq!(behind, [add("allows"), add("denied"), remove("denies"), remove("denied")]);
+        let refused = BTreeSet::from([name("allows")]);
+        assert_eq!(
+            around_chains(vec![add("allows"), add("denied")], &refused, shuts, shut_or_shuts).1,
+            [add("denied")]
+        );
+
+        // One that is exchanged with another, which was left by a try before, stays in one piece: it was made empty.
+        let (wanted, mut seen) = (set(&["10.0.0.1"]), Sets::new());
+        let other = IpSet { kind: SetType::new(Kind::Addresses, Family::V4, 8), members: BTreeSet::new() };
+        for name in [name("a"), name("a").temporary()] {
+            seen.insert(name, other.clone());
+        }
+        let exchange = super::steps(&Sets::from([(name("a"), wanted)]), &seen);
+        assert!(exchange.iter().any(|step| matches!(step, SetStep::Swap(..))), "{exchange:?}");
+        let parts = around_chains(exchange.clone(), &BTreeSet::new(), |_| false, |_| true);
+        assert_eq!(parts, (exchange, Vec::new()));
     }
 
     #[test]

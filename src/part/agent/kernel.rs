@@ -260,17 +260,20 @@ impl Kernel {
         } else if self.looked {
             self.faults.clear();
             self.failed.clear();
-            self.spoiled.clear();
         }
+        let refused = if self.looked { std::mem::take(&mut self.spoiled) } else { self.spoiled.clone() };
         let scope = Scope { changes, look, metrics: Arc::clone(&self.metrics) };
-        let (before, behind) = self.set_steps(desired, &scope);
+        let (before, behind) = self.set_steps(desired, &scope, &refused);
         let filled = self.carry_out_sets(before).await;
         let mut well = match &filled {
             Ok(well) => well & self.apply_chains(desired, &scope, ear).await,
             Err(fault) => self.keep_chains(desired, &scope, fault),
         };
-        if self.is_known() {
-            well &= self.open_sets(behind, &scope).await;
+        self.flows.heed_written(well);
+        if self.is_known() && !self.open_sets(behind, &scope).await {
+            // What chains say of one that was refused is closed.
+            well = false;
+            self.apply_chains(desired, &scope, ear).await;
         }
         let routed = self.apply_routes(desired, &scope).await;
         if self.is_known() {

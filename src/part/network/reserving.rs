@@ -146,15 +146,20 @@ impl Network {
     pub(super) async fn keep_changed(self: &Arc<Self>) -> Result<(), Fault> {
         let mut ids = self.containers();
         ids.retain(|id| self.kept_at().get(id) != Some(&self.newest(id)));
+        let mut first = Ok(());
         for id in ids {
-            let (network, serial) = (Arc::clone(self), self.lock(&id).lock_owned().await);
+            // One that is being started or stopped just now has its turn the next time.
+            let Ok(serial) = self.lock(&id).try_lock_owned() else { continue };
+            let network = Arc::clone(self);
             let kept = tokio::task::spawn_blocking(move || {
                 let _serial = serial;
                 network.reserve(&id)
             });
-            kept.await.map_err(|error| Fault::World(format!("keep what has changed of a container: {error}")))??;
+            let kept =
+                kept.await.map_err(|error| Fault::World(format!("keep what has changed of a container: {error}")));
+            first = first.and(kept.and_then(|kept| kept));
         }
-        Ok(())
+        first
     }
 
     /// Forgets what was kept when of a container that is ours no more.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Ear, Kernel, Scope, UNSEEN, WHOLE};
+use super::{Ear, Kernel, LOOK, Scope, UNSEEN, WHOLE};
 use crate::edge::iptables::{self, Steps};
 use crate::model::fault::Fault;
 use crate::plan::chain::{ChainName, ChainText, Line};
@@ -66,7 +66,19 @@ impl Kernel {
             Err(fault @ Fault::Away(_)) => Err(fault),
             Err(fault) => {
                 tracing::warn!(%fault, "chains could not be written together: writing them apart");
-                self.apply_apart(desired, ear).await
+                match iptables::observe(self.family).await {
+                    Ok(tables) => {
+                        self.tables = tables;
+                        self.apply_apart(desired, ear).await
+                    }
+                    // They are as they were.
+                    Err(unseen) => {
+                        self.blame(LOOK, unseen.to_string());
+                        self.failed
+                            .extend(steps.get(FILTER).into_iter().flatten().filter_map(ChainStep::chain).cloned());
+                        return false;
+                    }
+                }
             }
         };
         if let Err(fault) = done {
@@ -112,7 +124,6 @@ impl Kernel {
 
     /// Carries out what can be carried out, and closes the chains that cannot be written.
     async fn apply_apart(&mut self, desired: &Desired, ear: &mut Ear) -> Result<(), Fault> {
-        self.tables = iptables::observe(self.family).await?;
         // Every chain is made first, so that no step fails for another's fault. An empty chain accepts nothing; that of a
         // profile would let the endpoint's next profile decide.
         let fresh = |step: ChainStep| match step {

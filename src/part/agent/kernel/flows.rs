@@ -38,8 +38,10 @@ pub(super) struct Flows {
     has_looked: bool,
     /// The sets whose growing can forbid what was allowed.
     shutting: BTreeSet<SetName>,
-    /// Those that were, by the chains that stand until an apply has written others.
+    /// Those that were, by chains that may stand as long as an apply has not written others.
     shut: BTreeSet<SetName>,
+    /// Whether it is not known yet which were.
+    may_be_any: bool,
 }
 
 impl Flows {
@@ -48,7 +50,8 @@ impl Flows {
         self.left.extend(&changes.left);
         self.forbidden |= look == Some(Why::Start);
         self.has_looked = look.is_some();
-        self.shut.clone_from(&self.shutting);
+        self.shut.extend(self.shutting.iter().cloned());
+        self.may_be_any |= look == Some(Why::Start);
         if look.is_some() || changes.filter.iter().any(filter::is_profile) {
             self.shutting = desired.shutting_sets();
         }
@@ -59,9 +62,17 @@ impl Flows {
         self.shutting.contains(set)
     }
 
-    /// Whether chains did before this apply.
+    /// Whether chains may have done so before this apply.
     pub(super) fn shut(&self, set: &SetName) -> bool {
-        self.shut.contains(set)
+        self.may_be_any || self.shut.contains(set)
+    }
+
+    /// Notes whether all chains that were to be written are.
+    pub(super) fn heed_written(&mut self, well: bool) {
+        if well {
+            self.shut.clear();
+            self.may_be_any = false;
+        }
     }
 
     /// Notes members that come and go.

@@ -1,6 +1,8 @@
 //! Sets: members first, before any chain speaks of them, but for those that could open what chains still say; sets that no
 //! chain speaks of any more last.
 
+use std::collections::BTreeSet;
+
 use super::{Kernel, Scope, WHOLE};
 use crate::edge::ipsets;
 use crate::model::fault::Fault;
@@ -8,8 +10,14 @@ use crate::plan::desired::Desired;
 use crate::plan::sets::{self, SetName, SetStep};
 
 impl Kernel {
-    /// The steps of all sets that are wanted: those before the chains that are written with them, and those behind.
-    pub(super) fn set_steps(&mut self, desired: &Desired, scope: &Scope<'_>) -> (Vec<SetStep>, Vec<SetStep>) {
+    /// The steps of all sets that are wanted: those before the chains that are written with them, and those behind. `refused`: the
+    /// sets of which the kernel has refused some the last time.
+    pub(super) fn set_steps(
+        &mut self,
+        desired: &Desired,
+        scope: &Scope<'_>,
+        refused: &BTreeSet<SetName>,
+    ) -> (Vec<SetStep>, Vec<SetStep>) {
         let mut steps = Vec::new();
         if scope.look.is_some() {
             steps = sets::steps(&desired.sets, &self.sets);
@@ -25,8 +33,8 @@ impl Kernel {
         if scope.look.is_none() && scope.changes.filter.is_empty() {
             return (steps, Vec::new());
         }
-        let (stands, flows) = (|name: &SetName| self.sets.contains_key(name), &self.flows);
-        sets::around_chains(steps, stands, |name| flows.shuts(name), |name| flows.shut(name) || flows.shuts(name))
+        let flows = &self.flows;
+        sets::around_chains(steps, refused, |name| flows.shuts(name), |name| flows.shut(name) || flows.shuts(name))
     }
 
     /// Carries out what had to wait for the chains. Where it is not known how much of that was done, none of them counts as
