@@ -1,12 +1,13 @@
 //! What the agent believes the kernel holds of one family, and the one apply that brings it to what is wanted.
 //!
-//! The order inside an apply is fixed here: members of sets, chains, routes; then the sets go that no chain speaks of any
-//! more; then the flows are cut that policy would not let begin any more. Protection comes before reachability. BIRD's
-//! configuration follows from the same snapshot beside it.
+//! The order inside an apply is fixed here: members of sets, chains, those members that could open what the former chains
+//! said, routes; then the sets go that no chain speaks of any more; then the flows are cut that policy would not let begin
+//! any more. Protection comes before reachability. BIRD's configuration follows from the same snapshot beside it.
 //!
-//! When a tool refuses, what cannot be carried out is found ([`chains`], [`ip_sets`]), and everything else is programmed.
-//! When a tool does not work at all, all of it waits: to try the steps one by one would take the time for which the tool is
-//! waited, for each.
+//! When a tool refuses, what cannot be carried out is found ([`chains`], [`ip_sets`]), and everything else is programmed; it is
+//! tried again by the agent's back-off. When a tool does not work at all, all of it waits: to try the steps one by one would
+//! take the time for which the tool is waited, for each. A look at the kernel that fails is no such thing: what was left
+//! there is believed until it can be seen again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
