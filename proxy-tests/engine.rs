@@ -7,9 +7,18 @@ use std::thread;
 
 use crate::lab::Lab;
 use crate::lab::container::SOON;
+use crate::lab::host::Host;
 use crate::lab::wait::wait_until;
 
 const CLAIMS: &str = "/calico/v1/ipam/v4/assignment/";
+
+/// Ends the dockerd that runs, and has the one come back that the containers were made in.
+fn comes_back(host: &Host) {
+    host.stop_dockerd();
+    host.spawn_dockerd();
+    host.await_dockerd();
+    host.await_ready();
+}
 
 /// Its disk was not mounted when it began: every address was free, and the containers that were there again had none.
 #[test]
@@ -41,10 +50,7 @@ fn a_dockerd_that_has_lost_all_containers_frees_none_of_their_addresses_until_an
     assert_eq!(lab.etcd().keys(CLAIMS), claims);
 
     // Mounted.
-    h1.stop_dockerd();
-    h1.spawn_dockerd();
-    h1.await_dockerd();
-    h1.await_ready();
+    comes_back(h1);
     h1.docker("start ann bob").ok();
     assert_eq!(ann.ip().to_string(), "192.168.1.1");
     assert_eq!(lab.etcd().keys(CLAIMS), claims);
@@ -56,10 +62,7 @@ fn a_dockerd_that_has_lost_all_containers_frees_none_of_their_addresses_until_an
     wait_until("their addresses are free", SOON * 2, || lab.etcd().keys(CLAIMS).is_empty());
     h1.await_ready();
     // Another one may come, where this host has nothing to lose.
-    h1.stop_dockerd();
-    h1.spawn_dockerd();
-    h1.await_dockerd();
-    h1.await_ready();
+    comes_back(h1);
     h1.docker("rm -f ann bob").ok();
     h1.run("cid", "-e CALICO_IP=192.168.1.1 -e CALICO_PROFILE=web");
     lab.assert_consistent();
@@ -83,10 +86,7 @@ fn a_dockerd_with_another_storage_driver_frees_nothing_of_the_containers_that_it
     wait_until("the node doubts it", SOON * 2, || readyz().contains(&why));
     assert_eq!(h1.create("thief", &["CALICO_IP=192.168.1.1"]).status, 503);
     assert_eq!(lab.etcd().keys(CLAIMS), claims);
-    h1.stop_dockerd();
-    h1.spawn_dockerd();
-    h1.await_dockerd();
-    h1.await_ready();
+    comes_back(h1);
     h1.docker("start ann").ok();
     assert_eq!(ann.ip().to_string(), "192.168.1.1");
     lab.assert_consistent();

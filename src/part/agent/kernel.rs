@@ -272,9 +272,11 @@ impl Kernel {
         };
         self.flows.heed_written(well);
         if self.is_known() && !self.open_sets(behind, &scope).await {
-            // What chains say of one that was refused is closed.
             well = false;
-            self.apply_chains(desired, &scope, ear).await;
+            // What chains say of one that was refused is closed. Where it is not known what was done they stay.
+            if self.is_known() {
+                self.apply_chains(desired, &scope, ear).await;
+            }
         }
         let routed = self.apply_routes(desired, &scope).await;
         if self.is_known() {

@@ -114,7 +114,7 @@ impl Network {
             let kept_again = kept.map_or(Ok(()), |kept| self.reservations.write(&kept));
             return Err(with_undo(fault, kept_again.and(self.released.clear(id.as_str()))));
         }
-        self.forget_process(&id);
+        self.forget_container(&id);
         self.give_way_out_back(&id)
             .await
             .map_err(|fault| fault.during(&format!("remove container {name}: it is out")))?;
@@ -150,12 +150,12 @@ impl Network {
             }
             self.free(&key).await?;
         }
-        self.forget_process(id);
+        self.forget_container(id);
         tracing::warn!(
             container = id.short(),
             "it was recorded, though it has been taken out of Calico: its record is gone"
         );
-        Ok(())
+        self.give_way_out_back(id).await
     }
 
     async fn take_out(&self, recorded: &[Recorded]) -> Result<(), Fault> {

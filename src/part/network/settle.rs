@@ -66,7 +66,7 @@ impl Network {
             let tidied = self.reservations.tidy(id);
             let keys = self.keys(id);
             if keys.is_empty() && !self.is_reserved(id) {
-                self.forget_process(id);
+                self.forget_container(id);
                 self.store.gone(id);
                 return tidied;
             }
@@ -199,14 +199,14 @@ impl Network {
         self.reservations.remove(id)?;
         self.store.gone(id);
         fail_point("destroy: the reservation is gone");
-        self.forget_process(id);
+        self.forget_container(id);
         self.refused.clear(id.as_str())?;
         tracing::info!(container = id.short(), "freed: the container is gone");
         Ok(())
     }
 
     /// Forgets what this process knew of a container that is ours no more.
-    pub(super) fn forget_process(&self, id: &ContainerId) {
+    pub(super) fn forget_container(&self, id: &ContainerId) {
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.lit.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.set_beside(id, None);
